@@ -1,0 +1,66 @@
+// Package amdhip uses AMD GPUs through HIP without cgo: libamdhip64.so is opened at run time, so that neither a C compiler
+// nor ROCm is needed to build a program, and one binary serves HIP 5, 6 and 7.
+//
+// Open gives a Runtime, and that its devices:
+//
+//	rt, err := amdhip.Open(amdhip.Options{})
+//	if errors.Is(err, amdhip.ErrNoLibrary) {
+//		rt, err = amdhip.OpenSoftware(amdhip.SoftwareOptions{})
+//	}
+//	if err != nil {
+//		return err
+//	}
+//	defer rt.Close()
+//	dev, err := rt.Device(0)
+//
+// A Device makes the rest: device memory (Memory), page-locked host memory (HostMemory), queues of work (Stream) and marks
+// in them (Event). Whoever makes one of these closes it.
+//
+// # Which library
+//
+// Options.Library, or else the environment variable GGUF2GPU_HIP_LIBRARY, names a file; if that cannot be used, Open fails.
+// Without them the first that works is taken of: lib in $ROCM_PATH and in $HIP_PATH; what the system's dynamic loader finds;
+// /opt/rocm*/lib and /opt/rocm*/core*/lib, newest version first. In each place the names libamdhip64.so.7, .6, .5 and the
+// plain one are tried in this order. A *LibraryError lists every attempt and why it failed.
+//
+// A library that works finds no GPU on a machine without one: Open succeeds there, and Runtime.DeviceCount and
+// Runtime.Device return an error that matches ErrNoDevice.
+//
+// # Asynchronous work
+//
+// Copies and memsets are put on a stream and return at once; the stream does them in order. Until a copy is done its host
+// memory belongs to the GPU: do not write what it reads, do not read what it writes, do not close it. An Event recorded
+// behind the copy tells when it is done. Only page-locked memory is copied at the speed of the link; Device.UnpinnedCopies
+// counts the other copies. An operation that fails while it executes is reported by later calls on its stream or events.
+//
+// Files that are mapped into memory should not be page-locked or copied from directly: on AMD that is slow at best. Copy
+// their bytes to memory of HostMalloc first.
+//
+// # Goroutines and threads
+//
+// Runtime, Device and all handles are safe for concurrent use. HIP keeps a current device per OS thread and goroutines move
+// between threads; the package sets it around each call that depends on it and restores it, so callers need not care, and
+// need not lock goroutines to threads. Close waits for calls on the same handle that are in progress. A handle is refused
+// after its Close with ErrClosed, without calling HIP. Synchronize blocks an OS thread for as long as it waits.
+//
+// A handle that is garbage-collected unclosed is counted by Runtime.Leaked and logged at debug level. It is never freed
+// behind the caller's back, because the GPU may still be using it.
+//
+// # Errors
+//
+// A call that HIP refuses gives an *Error with the function, the code and what it was about. The codes are errors of their
+// own: errors.Is(err, amdhip.ErrOutOfMemory) works. Functions that a library does not have give ErrUnsupported.
+//
+// # The software device
+//
+// OpenSoftware gives a Runtime whose devices are imitated in Go, behind the same symbol table: all code above is the code
+// that runs on a GPU. It does work later, in order and on other goroutines, as a GPU does, checks addresses, can model a link
+// and fail on demand. It is what programs fall back to where there is no GPU, and what their tests run on.
+//
+// # Limits
+//
+// The library is bound on Linux only; elsewhere Open fails with ErrNoLibrary and ErrUnsupported, and the software device
+// works. Programs are linked dynamically against libc, even when built with CGO_ENABLED=0. The library stays loaded until
+// the process ends. A process should not use HIP libraries of two major versions. Kernels, graphs, textures and managed
+// memory are out of scope.
+package amdhip

@@ -1,0 +1,192 @@
+package amdhip
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"unsafe"
+)
+
+// prototypes are the parameters of the entry points in C. They stand between AMD's headers and the symbol table and are
+// compared with both. Every function but the last two returns hipError_t.
+var prototypes = map[string]string{
+	"hipRuntimeGetVersion":       "int*",
+	"hipDriverGetVersion":        "int*",
+	"hipGetDeviceCount":          "int*",
+	"hipSetDevice":               "int",
+	"hipGetDevice":               "int*",
+	"hipDeviceGetName":           "char*, int, hipDevice_t",
+	"hipDeviceGetPCIBusId":       "char*, int, int",
+	"hipDeviceGetAttribute":      "int*, hipDeviceAttribute_t, int",
+	"hipDeviceTotalMem":          "size_t*, hipDevice_t",
+	"hipMemGetInfo":              "size_t*, size_t*",
+	"hipMalloc":                  "void**, size_t",
+	"hipFree":                    "void*",
+	"hipHostMalloc":              "void**, size_t, unsigned",
+	"hipHostFree":                "void*",
+	"hipHostRegister":            "void*, size_t, unsigned",
+	"hipHostUnregister":          "void*",
+	"hipHostGetDevicePointer":    "void**, void*, unsigned",
+	"hipDeviceSynchronize":       "void",
+	"hipMemcpyAsync":             "void*, const void*, size_t, hipMemcpyKind, hipStream_t",
+	"hipMemsetAsync":             "void*, int, size_t, hipStream_t",
+	"hipStreamCreateWithFlags":   "hipStream_t*, unsigned",
+	"hipStreamDestroy":           "hipStream_t",
+	"hipStreamSynchronize":       "hipStream_t",
+	"hipStreamQuery":             "hipStream_t",
+	"hipStreamWaitEvent":         "hipStream_t, hipEvent_t, unsigned",
+	"hipEventCreateWithFlags":    "hipEvent_t*, unsigned",
+	"hipEventDestroy":            "hipEvent_t",
+	"hipEventRecord":             "hipEvent_t, hipStream_t",
+	"hipEventQuery":              "hipEvent_t",
+	"hipEventSynchronize":        "hipEvent_t",
+	"hipEventElapsedTime":        "float*, hipEvent_t, hipEvent_t",
+	"hipGetDeviceProperties":     "hipDeviceProp_t*, int",
+	"hipDeviceGetUuid":           "hipUUID*, hipDevice_t",
+	"hipMallocAsync":             "void**, size_t, hipStream_t",
+	"hipFreeAsync":               "void*, hipStream_t",
+	"hipDeviceCanAccessPeer":     "int*, int, int",
+	"hipDeviceEnablePeerAccess":  "int, unsigned",
+	"hipDeviceDisablePeerAccess": "int",
+	"hipMemcpyPeerAsync":         "void*, int, const void*, int, size_t, hipStream_t",
+	"hipIpcGetMemHandle":         "hipIpcMemHandle_t*, void*",
+	"hipIpcOpenMemHandle":        "void**, hipIpcMemHandle_t, unsigned",
+	"hipIpcCloseMemHandle":       "void*",
+	"hipGetErrorName":            "hipError_t",
+	"hipGetErrorString":          "hipError_t",
+}
+
+// goTypes says how the table writes the C types.
+var goTypes = map[string]reflect.Type{
+	"int": reflect.TypeFor[int32](), "hipDevice_t": reflect.TypeFor[int32](), "unsigned": reflect.TypeFor[uint32](),
+	"size_t": reflect.TypeFor[uintptr](), "void*": reflect.TypeFor[uintptr](), "const void*": reflect.TypeFor[uintptr](),
+	"hipStream_t": reflect.TypeFor[uintptr](), "hipEvent_t": reflect.TypeFor[uintptr](),
+	"hipMemcpyKind": reflect.TypeFor[memcpyKind](), "hipDeviceAttribute_t": reflect.TypeFor[deviceAttribute](),
+	"hipError_t": reflect.TypeFor[Status](), "hipIpcMemHandle_t": reflect.TypeFor[IPCHandle](),
+	"int*": reflect.TypeFor[*int32](), "char*": reflect.TypeFor[*byte](), "float*": reflect.TypeFor[*float32](),
+	"size_t*": reflect.TypeFor[*uintptr](), "void**": reflect.TypeFor[*uintptr](), "hipStream_t*": reflect.TypeFor[*uintptr](),
+	"hipEvent_t*": reflect.TypeFor[*uintptr](), "hipIpcMemHandle_t*": reflect.TypeFor[*IPCHandle](),
+	"hipDeviceProp_t*": reflect.TypeFor[*byte](), "hipUUID*": reflect.TypeFor[*[16]byte](),
+}
+
+// headerConstants are C expressions and what this package takes them for.
+var headerConstants = map[string]any{
+	"hipMemcpyHostToHost": memcpyHostToHost, "hipMemcpyHostToDevice": memcpyHostToDevice,
+	"hipMemcpyDeviceToHost": memcpyDeviceToHost, "hipMemcpyDeviceToDevice": memcpyDeviceToDevice,
+	"hipMemcpyDefault":                       memcpyDefault,
+	"hipDeviceAttributeAsyncEngineCount":     attrAsyncEngineCount,
+	"hipDeviceAttributeCanMapHostMemory":     attrCanMapHostMemory,
+	"hipDeviceAttributeIntegrated":           attrIntegrated,
+	"hipDeviceAttributeMultiprocessorCount":  attrMultiprocessorCount,
+	"hipDeviceAttributePciBusId":             attrPCIBusID,
+	"hipDeviceAttributePciDeviceId":          attrPCIDeviceID,
+	"hipDeviceAttributeWarpSize":             attrWarpSize,
+	"hipDeviceAttributeMemoryPoolsSupported": attrMemoryPoolsSupported,
+	"hipHostMallocPortable":                  hostMallocPortable,
+	"hipHostMallocMapped":                    hostMallocMapped,
+	"hipHostRegisterPortable":                hostRegisterPortable,
+	"hipHostRegisterMapped":                  hostRegisterMapped,
+	"hipStreamNonBlocking":                   streamNonBlocking,
+	"hipEventDefault":                        eventDefault,
+	"hipEventBlockingSync":                   eventBlockingSync,
+	"hipEventDisableTiming":                  eventDisableTiming,
+
+	"sizeof(hipIpcMemHandle_t)":                  unsafe.Sizeof(IPCHandle{}),
+	"sizeof(hipUUID)":                            16,
+	"sizeof(hipError_t)":                         unsafe.Sizeof(Status(0)),
+	"sizeof(hipMemcpyKind)":                      unsafe.Sizeof(memcpyKind(0)),
+	"sizeof(hipDeviceAttribute_t)":               unsafe.Sizeof(deviceAttribute(0)),
+	"sizeof(hipDeviceProp_t) <= 4096":            1,
+	"offsetof(hipDeviceProp_t, name)":            0,
+	"(HIP_VERSION_MAJOR >= 6 ? 1160 : 396)":      "(int)offsetof(hipDeviceProp_t, gcnArchName)",
+	"sizeof(((hipDeviceProp_t*)0)->gcnArchName)": archSize,
+	"hipIpcMemLazyEnablePeerAccess":              "(HIP_VERSION_MAJOR >= 6 ? 1 : 0)",
+}
+
+// TestHeaders compares numbers, layouts and prototypes with those of the installed HIP headers, through a C program that
+// includes them: a constant that differs prints a line, a prototype that differs does not compile.
+func TestHeaders(t *testing.T) {
+	cc := compiler(t, "headers")
+	dir := t.TempDir()
+	source, program := filepath.Join(dir, "headers.c"), filepath.Join(dir, "headers")
+	compile := func(text string) ([]byte, error) {
+		check(t, os.WriteFile(source, []byte(text), 0o644))
+		return exec.Command(cc, "-Werror=incompatible-pointer-types", "-D__HIP_PLATFORM_AMD__", "-I/opt/rocm/include",
+			"-o", program, source).CombinedOutput()
+	}
+	const head = "#include <stdio.h>\n#include <stddef.h>\n#include <hip/hip_version.h>\n#include <hip/hip_runtime_api.h>\n"
+	if out, err := compile(head + "int main(void) { return 0; }\n"); err != nil {
+		require(t, "headers", fmt.Sprintf("the HIP headers cannot be compiled (Debian: libamdhip64-dev): %s", out))
+	}
+	var b strings.Builder
+	b.WriteString(head)
+	for name, params := range prototypes {
+		result := "hipError_t"
+		if strings.HasPrefix(name, "hipGetError") {
+			result = "const char*"
+		}
+		fmt.Fprintf(&b, "%s (*check_%s)(%s);\n", result, name, params)
+	}
+	b.WriteString("#define SAME(c, ours) if ((long long)(c) != (long long)(ours)) \\\n" +
+		"\tprintf(\"%s is %lld, we have %lld\\n\", #c, (long long)(c), (long long)(ours));\n" +
+		"int main(int argc, char **argv) {\n(void)argv;\n")
+	for c, ours := range headerConstants {
+		if _, text := ours.(string); !text {
+			ours = fmt.Sprintf("%d", ours)
+		}
+		fmt.Fprintf(&b, "SAME(%s, %s)\n", c, ours)
+	}
+	for code, name := range statusNames {
+		fmt.Fprintf(&b, "SAME(%s, %d)\n", name, code)
+	}
+	// sizeof keeps the functions from being linked: the headers are there without the library, too.
+	for name := range prototypes {
+		fmt.Fprintf(&b, "(void)sizeof(check_%s = %s);\n", name, name)
+	}
+	b.WriteString("return argc < 1;\n}\n")
+	if out, err := compile(b.String()); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if out, err := exec.Command(program).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestPrototypes compares the symbol table with the C prototypes.
+func TestPrototypes(t *testing.T) {
+	for field := range reflect.TypeFor[api]().Fields() {
+		name := field.Name
+		if name == "_" {
+			continue
+		}
+		c, ok := prototypes[strings.TrimSuffix(name, "R0600")]
+		if !ok {
+			t.Errorf("%s: no prototype", name)
+			continue
+		}
+		var want []reflect.Type
+		if c != "void" {
+			for _, param := range strings.Split(c, ", ") {
+				want = append(want, goTypes[param])
+			}
+		}
+		var got []reflect.Type
+		for param := range field.Type.Ins() {
+			got = append(got, param)
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: got %v, want %v", name, got, want)
+		}
+		result := reflect.TypeFor[Status]()
+		if strings.HasPrefix(name, "hipGetError") {
+			result = reflect.TypeFor[string]()
+		}
+		if field.Type.NumOut() != 1 || field.Type.Out(0) != result {
+			t.Errorf("%s: wrong result", name)
+		}
+	}
+}

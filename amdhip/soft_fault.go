@@ -1,0 +1,124 @@
+package amdhip
+
+import (
+	"fmt"
+	"slices"
+	"sync/atomic"
+)
+
+// Fault makes calls of one HIP function fail.
+type Fault struct {
+	Func string // HIP's name of the function, "hipMemcpyAsync"
+	N    int    // the Nth call from now, the first is 1; 0 means every call
+	Code Status // what the call answers or, with Async, what the operation fails with
+
+	// Async lets the call succeed and the operation fail when its stream executes it. The stream is broken from then on:
+	// later queries and waits of it, and of events recorded on it afterwards, report Code.
+	Async bool
+	// Stall lets the call succeed and the operation never end, until ClearFaults or the Close of the Runtime. After
+	// ClearFaults it ends as if nothing had been, or with Code.
+	Stall bool
+}
+
+// streamFuncs are the functions that put an operation on a stream, those that Async and Stall make sense for.
+var streamFuncs = []string{"hipMemcpyAsync", "hipMemcpyPeerAsync", "hipMemsetAsync", "hipStreamWaitEvent",
+	"hipEventRecord", "hipFreeAsync"}
+
+// softCall counts the calls of one function and holds the faults that wait for one.
+type softCall struct {
+	count  atomic.Int64
+	armed  atomic.Int32 // len(faults), readable without the lock
+	faults []*armedFault
+}
+
+type armedFault struct {
+	Fault
+	left    int           // calls until it strikes
+	release chan struct{} // of Stall: closed by ClearFaults
+}
+
+// delayed is what a Fault does to an operation when it executes.
+type delayed struct {
+	code  Status
+	stall <-chan struct{} // nil: no stall
+}
+
+// Inject adds a fault. Several may be waiting, also for one function. It panics when f cannot work: Func is not a function
+// of the table that answers a code, Async or Stall is asked of a function that puts nothing on a stream, Code is Success
+// without Stall, or N is negative.
+func (sw *Software) Inject(f Fault) {
+	c := sw.names[f.Func]
+	switch {
+	case c == nil || f.Func == "hipGetErrorName" || f.Func == "hipGetErrorString":
+		panic(fmt.Sprintf("amdhip: Inject: no function %q in the table that could fail", f.Func))
+	case (f.Async || f.Stall) && !slices.Contains(streamFuncs, f.Func):
+		panic(fmt.Sprintf("amdhip: Inject: %s puts nothing on a stream, so it cannot fail there", f.Func))
+	case f.Code == Success && !f.Stall:
+		panic("amdhip: Inject: a fault needs a Code, or Stall")
+	case f.N < 0:
+		panic(fmt.Sprintf("amdhip: Inject: call number %d", f.N))
+	}
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	armed := &armedFault{Fault: f, left: f.N}
+	if f.Stall {
+		armed.release = make(chan struct{})
+		sw.stalls = append(sw.stalls, armed.release)
+	}
+	c.faults = append(c.faults, armed)
+	c.armed.Store(int32(len(c.faults)))
+}
+
+// ClearFaults disarms all faults and lets stalled operations go on. Streams that failed stay so.
+func (sw *Software) ClearFaults() {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	for _, c := range sw.names {
+		c.faults = nil
+		c.armed.Store(0)
+	}
+	for _, release := range sw.stalls {
+		close(release)
+	}
+	sw.stalls = nil
+}
+
+// enter counts a call of the named function and says what becomes of it: st other than Success is its answer.
+func (sw *Software) enter(name string) (late delayed, st Status) {
+	c := sw.names[name]
+	c.count.Add(1)
+	if c.armed.Load() == 0 {
+		return delayed{}, Success
+	}
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	for i := 0; i < len(c.faults); {
+		f := c.faults[i]
+		if f.left > 1 {
+			f.left--
+			i++
+			continue
+		}
+		if f.left == 1 {
+			c.faults = slices.Delete(c.faults, i, i+1)
+			c.armed.Store(int32(len(c.faults)))
+		} else {
+			i++
+		}
+		switch {
+		case f.Stall:
+			late = delayed{code: f.Code, stall: f.release}
+		case f.Async:
+			late = delayed{code: f.Code}
+		case st == Success:
+			st = f.Code
+		}
+	}
+	return late, st
+}
+
+// call is enter for functions that put nothing on a stream.
+func (sw *Software) call(name string) Status {
+	_, st := sw.enter(name)
+	return st
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"fmt"
+	"html"
+	"io"
+	"slices"
+)
+
+// Measures of the chart, in pixels.
+const (
+	chartWidth  = 860
+	chartLabel  = 250
+	chartRow    = 24
+	chartMargin = 16
+)
+
+// drawBench draws the runs as bars of GB/s beside the link's ceiling, as an SVG document that needs nothing else.
+func drawBench(w io.Writer, r *benchReport) error {
+	runs := slices.Concat(r.Runs, r.Scaling)
+	top := r.Ceilings.H2D
+	for _, run := range runs {
+		top = max(top, run.GBps)
+	}
+	if top == 0 {
+		top = 1
+	}
+	full := float64(chartWidth - chartLabel - 2*chartMargin - 90) // room for the figures on the right
+	height := chartMargin*2 + chartRow*(len(runs)+3)
+	d := &drawing{w: w}
+	d.printf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="13">`+"\n", chartWidth, height)
+	d.printf(`<rect width="100%%" height="100%%" fill="white"/>` + "\n")
+	d.printf(`<text x="%d" y="%d" font-weight="bold">%s on %s</text>`+"\n", chartMargin, chartMargin+12,
+		html.EscapeString(r.Model), html.EscapeString(r.Device.Name))
+	y := chartMargin + 2*chartRow
+	ceiling := float64(chartLabel) + full*r.Ceilings.H2D/top
+	for _, run := range runs {
+		label := run.Mode + " " + run.DType
+		if run.Setting != "" {
+			label += " " + run.Setting
+		}
+		color := map[string]string{"sync": "#9aa5b1", "async": "#2f6fb5", "cold": "#4fa37a"}[run.Mode]
+		d.printf(`<text x="%d" y="%d" text-anchor="end">%s</text>`+"\n", chartLabel-8, y+15, html.EscapeString(label))
+		d.printf(`<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", chartLabel, y+3, full*run.GBps/top, chartRow-6, color)
+		d.printf(`<text x="%.1f" y="%d">%.2f GB/s</text>`+"\n", float64(chartLabel)+full*run.GBps/top+6, y+15, run.GBps)
+		y += chartRow
+	}
+	d.printf(`<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="#c0392b" stroke-dasharray="4 3"/>`+"\n", ceiling,
+		chartMargin+2*chartRow-6, ceiling, y)
+	d.printf(`<text x="%.1f" y="%d" fill="#c0392b" text-anchor="middle">link: %.2f GB/s</text>`+"\n", ceiling, y+15, r.Ceilings.H2D)
+	d.printf("</svg>\n")
+	return d.err
+}
+
+// drawing writes until the first error and keeps it.
+type drawing struct {
+	w   io.Writer
+	err error
+}
+
+func (d *drawing) printf(format string, args ...any) {
+	if d.err == nil {
+		_, d.err = fmt.Fprintf(d.w, format, args...)
+	}
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"testing"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/loader"
+)
+
+func TestCodeOf(t *testing.T) {
+	running := t.Context()
+	interrupted, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("interrupt signal received"))
+
+	_, noFile := os.Open("no such file")
+	badModel := &gguf.FormatError{Path: "m.gguf", Err: errors.New("bad")}
+	tests := []struct {
+		name string
+		ctx  context.Context
+		err  error
+		want exitCode
+	}{
+		{"no error", running, nil, exitOK},
+		{"no error although interrupted", interrupted, nil, exitOK},
+		{"any other error", running, errors.New("disk on fire"), exitFailed},
+		{"usage", running, fmt.Errorf("wrapped: %w", usageErrorf("no")), exitUsage},
+		{"missing file", running, noFile, exitFailed},
+		{"forbidden file", running, &fs.PathError{Op: "open", Path: "m", Err: fs.ErrPermission}, exitFailed},
+		{"bad model", running, fmt.Errorf("wrapped: %w", badModel), exitBadModel},
+		{"no library", running, &amdhip.LibraryError{}, exitNoDevice},
+		{"no device", running, &amdhip.Error{Func: "hipGetDeviceCount", Code: amdhip.ErrNoDevice}, exitNoDevice},
+		{"device memory", running, &amdhip.Error{Func: "hipMalloc", Code: amdhip.ErrOutOfMemory}, exitNoMemory},
+		{"does not fit", running, fmt.Errorf("wrapped: %w", &loader.InsufficientMemoryError{}), exitNoMemory},
+		{"mismatch", running, fmt.Errorf("wrapped: %w", &loader.MismatchError{}), exitMismatch},
+		{"canceled by a signal", interrupted, context.Canceled, exitInterrupted},
+		{"canceled with the cause", interrupted, fmt.Errorf("load: %w", context.Cause(interrupted)), exitInterrupted},
+		{"canceled without a signal", running, context.Canceled, exitFailed},
+		{"another error while interrupted", interrupted, badModel, exitBadModel},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := codeOf(tt.ctx, tt.err); got != tt.want {
+				t.Errorf("codeOf(%v) = %d, want %d", tt.err, got, tt.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"testing"
+)
+
+func TestParseBytes(t *testing.T) {
+	tests := []struct {
+		in   string
+		want uint64 // 0: refused
+	}{
+		{"4096", 4096},
+		{"256KiB", 256 << 10},
+		{"64MiB", 64 << 20},
+		{"16GiB", 16 << 30},
+		{"1.5GiB", 3 << 29},
+		{"16GB", 16_000_000_000},
+		{"64 mib", 64 << 20},
+		{"0", 0},
+		{"", 0},
+		{"-1", 0},
+		{"MiB", 0},
+		{"64parsecs", 0},
+		{"99999999EiB", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.in, func(t *testing.T) {
+			got, err := parseBytes(tt.in)
+			if got != tt.want || (err == nil) != (tt.want != 0) {
+				t.Errorf("parseBytes(%q) = %d, %v; want %d", tt.in, got, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestParseRate(t *testing.T) {
+	tests := []struct {
+		in   string
+		want float64 // 0: refused
+	}{
+		{"25GB/s", 25e9},
+		{"800MB/s", 800e6},
+		{"1GiB/s", 1 << 30},
+		{"25GB", 25e9},
+		{"0GB/s", 0},
+		{"25GB/h", 0},
+		{"/s", 0},
+		{"fast", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.in, func(t *testing.T) {
+			got, err := parseRate(tt.in)
+			if got != tt.want || (err == nil) != (tt.want != 0) {
+				t.Errorf("parseRate(%q) = %g, %v; want %g", tt.in, got, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestParseDevice(t *testing.T) {
+	tests := []struct {
+		in   string
+		want deviceSpec // zero: refused
+	}{
+		{"auto", deviceSpec{kind: "auto"}},
+		{"soft", deviceSpec{kind: "soft"}},
+		{"hip", deviceSpec{kind: "hip"}},
+		{"hip:0", deviceSpec{kind: "hip"}},
+		{"hip:3", deviceSpec{kind: "hip", index: 3}},
+		{"hip:", deviceSpec{}},
+		{"hip:-1", deviceSpec{}},
+		{"hip:1e9", deviceSpec{}},
+		{"hip:99999999999999999999", deviceSpec{}},
+		{"soft:1", deviceSpec{}},
+		{"toaster", deviceSpec{}},
+		{"", deviceSpec{}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.in, func(t *testing.T) {
+			got, err := parseDevice(tt.in)
+			if got != tt.want || (err == nil) != (tt.want != deviceSpec{}) {
+				t.Errorf("parseDevice(%q) = %+v, %v; want %+v", tt.in, got, err, tt.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// visibleVariables are the environment variables that hide GPUs from HIP, in the order in which the layers apply them.
+var visibleVariables = []string{"ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"}
+
+// locateVariables are the environment variables that say where the HIP library is.
+var locateVariables = []string{"GGUF2GPU_HIP_LIBRARY", "ROCM_PATH", "HIP_PATH", "LD_LIBRARY_PATH"}
+
+// deviceGroups are the groups that own GPU device files on the usual distributions.
+var deviceGroups = []string{"render", "video"}
+
+// hostProbe is where checkHost looks. The fields are a seam for tests, which bring a file tree of their own.
+type hostProbe struct {
+	root   string                  // "/" but in tests
+	open   func(path string) error // opens for reading and writing, and closes again
+	getenv func(string) string
+	groups func() ([]int, error) // the process's group ids
+}
+
+// thisHost is the probe of the machine that the process runs on.
+func thisHost() hostProbe {
+	return hostProbe{
+		root: "/",
+		open: func(path string) error {
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err == nil {
+				err = f.Close()
+			}
+			return err
+		},
+		getenv: os.Getenv,
+		groups: os.Getgroups,
+	}
+}
+
+// hostReport is what a machine offers to HIP below its library: the kernel driver's files and the right to use them.
+type hostReport struct {
+	KFD         deviceFile        `json:"kfd"` // the compute driver's file; without it there is no GPU for HIP
+	RenderNodes []deviceFile      `json:"render_nodes"`
+	Driver      bool              `json:"amdgpu_loaded"` // the amdgpu kernel module
+	GPUNodes    int               `json:"kfd_gpus"`      // GPUs that the compute driver lists
+	Groups      map[string]bool   `json:"groups"`        // which of the device groups that exist the process is in
+	Environment map[string]string `json:"environment"`   // variables that are set and that HIP or the search heeds
+	Memlock     string            `json:"memlock"`       // the limit on locked memory; "" where the system has none
+	Container   bool              `json:"container"`     // signs of a container
+}
+
+// deviceFile is a device file and whether the process may use it.
+type deviceFile struct {
+	Path   string `json:"path"`
+	Exists bool   `json:"exists"`
+	Usable bool   `json:"usable"`          // may be opened for reading and writing
+	Error  string `json:"error,omitempty"` // why not
+}
+
+// checkHost looks at the machine. It changes nothing, and whatever it cannot find out counts as absent.
+func checkHost(p hostProbe) hostReport {
+	r := hostReport{
+		KFD:         p.deviceFile("/dev/kfd"),
+		Driver:      p.exists("/sys/module/amdgpu"),
+		GPUNodes:    p.kfdGPUs(),
+		Groups:      p.memberships(),
+		Environment: map[string]string{},
+		Memlock:     memlockLimit(),
+		Container:   p.exists("/.dockerenv") || p.exists("/run/.containerenv") || p.getenv("KUBERNETES_SERVICE_HOST") != "",
+		RenderNodes: []deviceFile{},
+	}
+	for _, path := range p.glob("/dev/dri/renderD*") {
+		r.RenderNodes = append(r.RenderNodes, p.deviceFile(path))
+	}
+	for _, name := range slices.Concat(locateVariables, visibleVariables) {
+		if v := p.getenv(name); v != "" {
+			r.Environment[name] = v
+		}
+	}
+	return r
+}
+
+func (p hostProbe) path(path string) string { return filepath.Join(p.root, path) }
+
+func (p hostProbe) exists(path string) bool {
+	_, err := os.Stat(p.path(path))
+	return err == nil
+}
+
+// glob returns the matching paths as they are without the root.
+func (p hostProbe) glob(pattern string) []string {
+	found, _ := filepath.Glob(p.path(pattern)) // fails on bad patterns only
+	for i := range found {
+		found[i] = "/" + strings.TrimPrefix(strings.TrimPrefix(found[i], p.root), "/")
+	}
+	return found
+}
+
+func (p hostProbe) deviceFile(path string) deviceFile {
+	d := deviceFile{Path: path, Exists: p.exists(path)}
+	if err := p.open(p.path(path)); err != nil {
+		if e, ok := errors.AsType[*fs.PathError](err); ok {
+			err = e.Err // the path is told beside it
+		}
+		d.Error = err.Error()
+	} else {
+		d.Usable = true
+	}
+	return d
+}
+
+// kfdGPUs counts the nodes of the compute driver's topology that have SIMD units; the others are CPUs.
+func (p hostProbe) kfdGPUs() int {
+	n := 0
+	for _, path := range p.glob("/sys/class/kfd/kfd/topology/nodes/*/properties") {
+		text, err := os.ReadFile(p.path(path))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) == 2 && f[0] == "simd_count" && f[1] != "0" {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// memberships tells for each device group of /etc/group whether the process is in it.
+func (p hostProbe) memberships() map[string]bool {
+	in := map[string]bool{}
+	text, err := os.ReadFile(p.path("/etc/group"))
+	if err != nil {
+		return in
+	}
+	ours, err := p.groups()
+	if err != nil {
+		return in
+	}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Split(line, ":") // name:password:gid:members
+		if len(f) >= 3 && slices.Contains(deviceGroups, f[0]) {
+			in[f[0]] = slices.ContainsFunc(ours, func(gid int) bool { return fmt.Sprint(gid) == f[2] })
+		}
+	}
+	return in
+}
+
+// advise says what the machine lacks for HIP to use a GPU, most basic first.
+func (r hostReport) advise() []string {
+	var advice []string
+	add := func(format string, args ...any) { advice = append(advice, fmt.Sprintf(format, args...)) }
+	switch {
+	case !r.KFD.Exists && r.Container:
+		add("/dev/kfd is not in this container: if the host has an AMD GPU, start it with --device=/dev/kfd --device=/dev/dri")
+	case !r.KFD.Exists && !r.Driver:
+		add("/dev/kfd does not exist and the amdgpu kernel driver is not loaded: install an AMD GPU, or its driver (modprobe amdgpu)")
+	case !r.KFD.Exists:
+		add("amdgpu is loaded but /dev/kfd does not exist: the kernel lacks CONFIG_HSA_AMD, or the GPU is not supported by it")
+	case !r.KFD.Usable:
+		add("/dev/kfd may not be opened (%s): %s", r.KFD.Error, r.groupAdvice())
+	case r.GPUNodes == 0:
+		add("/dev/kfd is there but the compute driver lists no GPU: look for amdgpu errors in dmesg")
+	}
+	if r.KFD.Exists {
+		unusable := slices.DeleteFunc(slices.Clone(r.RenderNodes), func(d deviceFile) bool { return d.Usable })
+		switch {
+		case len(r.RenderNodes) == 0:
+			add("there is no /dev/dri/renderD*: a container needs --device=/dev/dri")
+		case len(unusable) > 0:
+			add("%s may not be opened (%s): %s", unusable[0].Path, unusable[0].Error, r.groupAdvice())
+		}
+	}
+	for _, name := range visibleVariables {
+		if v, ok := r.Environment[name]; ok {
+			add("%s=%s limits which GPUs are seen: unset it to see all", name, v)
+		}
+	}
+	return advice
+}
+
+// groupAdvice names the groups that the process should be in and is not.
+func (r hostReport) groupAdvice() string {
+	var missing []string
+	for _, g := range deviceGroups {
+		if in, exists := r.Groups[g]; exists && !in {
+			missing = append(missing, g)
+		}
+	}
+	switch {
+	case len(missing) > 0:
+		return fmt.Sprintf("add the user to group %s (usermod -aG %s USER) and log in again",
+			strings.Join(missing, " and "), strings.Join(missing, ","))
+	case r.Container:
+		return "start the container with --group-add of the groups that own the device files"
+	default:
+		return "compare the owner and group of the file with those of this process"
+	}
+}

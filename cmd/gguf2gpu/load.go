@@ -1,0 +1,300 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/loader"
+)
+
+// loadFlags are the flags of load that verify has, too: what goes where, and how.
+type loadFlags struct {
+	device   *deviceFlags
+	dtype    *loader.DType
+	rules    []loader.Rule
+	tensors  **regexp.Regexp
+	streams  *int
+	threads  *int
+	staging  *uint64
+	chunk    *uint64
+	sync     *bool
+	io       *loader.IO
+	progress *string
+	json     *bool
+}
+
+func addLoadFlags(cmd *cobra.Command) *loadFlags {
+	fs := cmd.Flags()
+	f := &loadFlags{
+		device:   addDeviceFlags(fs),
+		dtype:    dtypeFlag(fs),
+		tensors:  parsedFlag(fs, "tensors", nil, "REGEXP", "only the tensors whose names match", parseNames),
+		streams:  fs.Int("streams", 0, "streams that copies are spread over (default chosen for the machine)"),
+		threads:  fs.Int("threads", 0, "workers that read and dequantize (default chosen for the machine)"),
+		staging:  byteSizeFlag(fs, "staging", "pinned staging memory, such as 64MiB (default chosen for the machine)"),
+		chunk:    byteSizeFlag(fs, "chunk", "bytes of one copy, such as 4MiB (default chosen for the machine)"),
+		sync:     fs.Bool("sync", false, "the synchronous reference loader: one thread, one copy at a time"),
+		io:       parsedFlag(fs, "io", loader.IOAuto, "WAY", "how bytes come off the disk: auto, mmap, direct", loader.ParseIO),
+		progress: progressFlag(fs),
+		json:     jsonFlag(cmd),
+	}
+	fs.Var(ruleFlag{&f.rules}, "dtype-for", "exception by tensor name, as in 'norm=f32'; repeatable, the first match wins")
+	return f
+}
+
+func parseNames(s string) (*regexp.Regexp, error) { return regexp.Compile(s) }
+
+// ruleFlag collects the values of --dtype-for.
+type ruleFlag struct{ rules *[]loader.Rule }
+
+var _ pflag.Value = ruleFlag{}
+
+func (ruleFlag) Type() string { return "REGEXP=DTYPE" }
+
+func (r ruleFlag) String() string {
+	if r.rules == nil || len(*r.rules) == 0 {
+		return ""
+	}
+	texts := make([]string, len(*r.rules))
+	for i, rule := range *r.rules {
+		texts[i] = fmt.Sprintf("%v=%v", rule.Name, rule.DType)
+	}
+	return strings.Join(texts, " ")
+}
+
+func (r ruleFlag) Set(s string) error {
+	rule, err := loader.ParseRule(s)
+	if err == nil {
+		*r.rules = append(*r.rules, rule)
+	}
+	return err
+}
+
+// options are the loader's, as the flags say.
+func (f *loadFlags) options(progress func(done, total int64), log *slog.Logger) loader.Options {
+	return loader.Options{
+		DType: *f.dtype, Rules: f.rules, Tensors: *f.tensors,
+		Streams: *f.streams, Threads: *f.threads, Staging: int64(*f.staging), Chunk: int(*f.chunk), IO: *f.io,
+		Progress: progress, Logger: log,
+	}
+}
+
+// session is a model that a command has loaded.
+type session struct {
+	path    string
+	file    *gguf.Model
+	rt      *amdhip.Runtime
+	dev     *amdhip.Device
+	weights *loader.Model
+	open    time.Duration // opening the file and the device
+	openRSS uint64        // resident bytes then
+	total   time.Duration // from the start to the end of the load
+}
+
+// load opens the model and the device and loads one into the other. The caller must close the session.
+func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, trace *loader.Trace) (_ *session, err error) {
+	s := &session{path: path}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	start := time.Now()
+	if s.file, err = gguf.Open(path); err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	if s.rt, s.dev, err = f.device.open(stderr, log); err != nil {
+		return nil, err
+	}
+	s.open, s.openRSS = time.Since(start), currentRSS()
+	bar := newProgress(*f.progress, stderr, "loading")
+	run := loader.Load
+	if *f.sync {
+		run = loader.LoadSync
+	}
+	o := f.options(bar.Update, log)
+	o.Trace = trace
+	s.weights, err = run(ctx, s.dev, s.file, o)
+	s.total = time.Since(start)
+	if err != nil {
+		bar.Abort()
+		return nil, err
+	}
+	bar.Finish()
+	return s, nil
+}
+
+// close gives everything back, in reverse order.
+func (s *session) close() error {
+	var errs []error
+	if s.weights != nil {
+		errs = append(errs, s.weights.Close())
+	}
+	if s.rt != nil {
+		errs = append(errs, s.rt.Close())
+	}
+	if s.file != nil {
+		errs = append(errs, s.file.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// loadReport is the JSON of load. Sizes are in bytes; fields are part of the command's contract.
+type loadReport struct {
+	Model          string       `json:"model"`
+	Architecture   string       `json:"architecture"`
+	Device         deviceReport `json:"device"`
+	DType          string       `json:"dtype"`
+	Tensors        int          `json:"tensors"`
+	FileBytes      uint64       `json:"file_bytes"`
+	ReadBytes      uint64       `json:"read_bytes"`
+	MappedBytes    uint64       `json:"mapped_bytes"` // of read_bytes, through the mapping
+	DirectBytes    uint64       `json:"direct_bytes"` // of read_bytes, by direct reads
+	UploadBytes    uint64       `json:"upload_bytes"`
+	DeviceBytes    uint64       `json:"device_bytes"`
+	Seconds        loadSeconds  `json:"seconds"`
+	UploadGBps     float64      `json:"upload_gbps"` // 10^9 bytes per second of transfer
+	Streams        int          `json:"streams"`
+	Threads        int          `json:"threads"`
+	ChunkBytes     int          `json:"chunk_bytes"`
+	PinnedBytes    int64        `json:"pinned_bytes"`
+	PeakRSSBytes   uint64       `json:"peak_rss_bytes"`
+	OpenRSSBytes   uint64       `json:"open_rss_bytes"` // resident once the device was open
+	UnpinnedCopies int64        `json:"unpinned_copies"`
+	Verified       bool         `json:"verified"`
+}
+
+// deviceReport says which device a command used.
+type deviceReport struct {
+	Kind  string `json:"kind"` // "hip" or "soft"
+	Index int    `json:"index"`
+	Name  string `json:"name"`
+}
+
+// loadSeconds is where the time went. The parts but pin_total follow each other; total has small gaps besides.
+type loadSeconds struct {
+	Open     float64 `json:"open"`
+	Plan     float64 `json:"plan"`
+	Alloc    float64 `json:"alloc"`
+	Pin      float64 `json:"pin"`
+	PinTotal float64 `json:"pin_total"` // pinning in all; what is beyond pin overlapped the transfer
+	Transfer float64 `json:"transfer"`
+	Total    float64 `json:"total"`
+}
+
+func (s *session) report(dtype loader.DType) loadReport {
+	r := s.weights.Report()
+	out := loadReport{
+		Model: s.path, Architecture: s.file.Architecture(),
+		Device: deviceReport{Kind: s.rt.Kind(), Index: s.dev.Index(), Name: s.dev.Name()},
+		DType:  dtype.String(), Tensors: r.Tensors,
+		FileBytes: r.FileBytes, ReadBytes: r.ReadBytes, MappedBytes: r.MappedBytes, DirectBytes: r.DirectBytes,
+		UploadBytes: r.UploadBytes, DeviceBytes: r.DeviceBytes,
+		Seconds: loadSeconds{
+			Open: s.open.Seconds(), Plan: r.Plan.Seconds(), Alloc: r.Alloc.Seconds(), Pin: r.Pin.Seconds(),
+			PinTotal: r.PinTotal.Seconds(), Transfer: r.Transfer.Seconds(), Total: s.total.Seconds(),
+		},
+		Streams: r.Streams, Threads: r.Threads, ChunkBytes: r.ChunkBytes, PinnedBytes: r.PinnedBytes,
+		PeakRSSBytes: peakRSS(), OpenRSSBytes: s.openRSS, UnpinnedCopies: r.UnpinnedCopies,
+	}
+	if r.Transfer > 0 {
+		out.UploadGBps = float64(r.UploadBytes) / r.Transfer.Seconds() / 1e9
+	}
+	return out
+}
+
+// print is the report for people.
+func (r *loadReport) print(w io.Writer) {
+	fmt.Fprintf(w, "%d tensors of %s as %s on %s\n", r.Tensors, r.Model, r.DType, r.Device.Name)
+	fmt.Fprintf(w, "  %s read, %s uploaded in %.3f s: %.2f GB/s\n", humanize.Bytes(r.ReadBytes), humanize.Bytes(r.UploadBytes),
+		r.Seconds.Transfer, r.UploadGBps)
+	fmt.Fprintf(w, "  %.3f s in all: open %.3f, plan %.3f, alloc %.3f, pin %.3f, transfer %.3f\n", r.Seconds.Total,
+		r.Seconds.Open, r.Seconds.Plan, r.Seconds.Alloc, r.Seconds.Pin, r.Seconds.Transfer)
+	fmt.Fprintf(w, "  %d threads, %d streams, chunks of %s, %s pinned, %s resident at most\n", r.Threads, r.Streams,
+		humanize.IBytes(uint64(r.ChunkBytes)), humanize.IBytes(uint64(r.PinnedBytes)), humanize.IBytes(r.PeakRSSBytes))
+	if r.Verified {
+		fmt.Fprintln(w, "  verified: device memory equals the file")
+	}
+}
+
+func newLoadCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "load MODEL [flags]",
+		Short: "Put a model on the device",
+		Long: `Put a model on the device: read, dequantize and upload its tensors, all at the same time.
+
+MODEL is a GGUF file, or any part of a split model.`,
+		Args: cobra.ExactArgs(1),
+	}
+	f := addLoadFlags(cmd)
+	verify := cmd.Flags().Bool("verify", false, "read device memory back afterwards and compare it with the file")
+	readback := cmd.Flags().String("readback", "", "write what is in device memory to this safetensors file")
+	traceTo := cmd.Flags().String("trace", "", "write the pipeline's timeline to this file (Chrome trace events; opens in Perfetto)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		var trace *loader.Trace
+		if *traceTo != "" {
+			trace = new(loader.Trace)
+		}
+		s, err := f.load(cmd.Context(), args[0], cmd.ErrOrStderr(), trace)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.close()) }()
+		r := s.report(*f.dtype)
+		if *verify {
+			if err := s.weights.Verify(cmd.Context()); err != nil {
+				return err
+			}
+			r.Verified = true
+		}
+		if *readback != "" {
+			err := writeFile(*readback, func(o *outputFile) error { return s.weights.WriteSafetensors(cmd.Context(), o) })
+			if err != nil {
+				return err
+			}
+		}
+		if trace != nil {
+			err := writeFile(*traceTo, func(o *outputFile) error { _, err := trace.WriteTo(o); return err })
+			if err != nil {
+				return err
+			}
+		}
+		return printReport(cmd, *f.json, &r)
+	}
+	return cmd
+}
+
+// writeFile lets write make the file at path, which appears only when it is complete.
+func writeFile(path string, write func(*outputFile) error) error {
+	o, err := createOutput(path, true)
+	if err != nil {
+		return err
+	}
+	defer o.Discard()
+	if err := write(o); err != nil {
+		return err
+	}
+	return o.Commit()
+}
+
+// printReport prints r on stdout, as JSON or for people.
+func printReport(cmd *cobra.Command, asJSON bool, r *loadReport) error {
+	if asJSON {
+		return writeJSON(cmd.OutOrStdout(), r)
+	}
+	r.print(cmd.OutOrStdout())
+	return nil
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/pflag"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+)
+
+const (
+	barInterval   = 100 * time.Millisecond // often enough to look smooth
+	plainInterval = time.Second            // seldom enough for a log file
+)
+
+// progressFlag registers --progress.
+func progressFlag(fs *pflag.FlagSet) *string {
+	return choiceFlag(fs, "progress", "auto", "how progress is shown on stderr; auto is a bar on a terminal, else plain lines",
+		"auto", "bar", "plain", "none")
+}
+
+// progress shows how far a job of a known number of bytes has come. Update may be called often and from several
+// goroutines: it only stores numbers, and a goroutine of the progress's own prints them now and then. That goroutine ends
+// in Finish or Abort, one of which must be called.
+type progress struct {
+	done, total atomic.Int64
+	show        display
+	started     time.Time
+	stop        chan struct{} // closed by end
+	stopped     chan struct{} // closed when the printing goroutine has returned
+	once        sync.Once
+}
+
+// display is one way of showing progress. Its methods are called by one goroutine at a time.
+type display interface {
+	interval() time.Duration
+	update(done, total int64, elapsed time.Duration)
+	end(done, total int64, elapsed time.Duration, aborted bool)
+}
+
+// newProgress starts to show progress on stderr in one of the modes of --progress. The label says what goes on
+// ("loading model.gguf").
+func newProgress(mode string, stderr io.Writer, label string) *progress {
+	p := &progress{started: time.Now(), stop: make(chan struct{}), stopped: make(chan struct{})}
+	if mode == "auto" {
+		mode = "plain"
+		if isTerminal(stderr) {
+			mode = "bar"
+		}
+	}
+	switch mode {
+	case "bar":
+		p.show = newBar(stderr, label)
+	case "plain":
+		p.show = &plainLines{w: stderr, label: label}
+	default:
+		close(p.stopped)
+		return p
+	}
+	go p.print()
+	return p
+}
+
+// isTerminal reports whether w is a terminal that can move its cursor.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
+}
+
+// Update says that done of total bytes are through. Calls may overtake each other: the largest done counts.
+func (p *progress) Update(done, total int64) {
+	p.total.Store(total)
+	for {
+		old := p.done.Load()
+		if done <= old || p.done.CompareAndSwap(old, done) {
+			return
+		}
+	}
+}
+
+// Finish shows the end of a job that was done. Only the first of Finish and Abort has an effect.
+func (p *progress) Finish() { p.end(false) }
+
+// Abort ends the display of a job that was not done.
+func (p *progress) Abort() { p.end(true) }
+
+func (p *progress) end(aborted bool) {
+	p.once.Do(func() {
+		close(p.stop)
+		<-p.stopped
+		if p.show != nil {
+			p.show.end(p.done.Load(), p.total.Load(), time.Since(p.started), aborted)
+		}
+	})
+}
+
+// print shows the numbers at intervals, until end.
+func (p *progress) print() {
+	defer close(p.stopped)
+	ticks := time.NewTicker(p.show.interval())
+	defer ticks.Stop()
+	for {
+		select {
+		case <-p.stop:
+			return
+		case <-ticks.C:
+			p.show.update(p.done.Load(), p.total.Load(), time.Since(p.started))
+		}
+	}
+}
+
+// plainLines writes a line now and then.
+type plainLines struct {
+	w     io.Writer
+	label string
+}
+
+func (*plainLines) interval() time.Duration { return plainInterval }
+
+func (l *plainLines) update(done, total int64, elapsed time.Duration) {
+	if total <= 0 {
+		return // the job has not said yet how much there is to do
+	}
+	left := "?"
+	if done > 0 {
+		left = time.Duration(float64(elapsed) * float64(total-done) / float64(done)).Round(time.Second).String()
+	}
+	fmt.Fprintf(l.w, "%s: %s of %s (%d%%), %s/s, %s left\n", l.label, gigabytes(done), gigabytes(total),
+		done*100/total, gigabytes(perSecond(done, elapsed)), left)
+}
+
+func (l *plainLines) end(done, total int64, elapsed time.Duration, aborted bool) {
+	how := "done"
+	if aborted {
+		how = "stopped"
+	}
+	fmt.Fprintf(l.w, "%s: %s, %s of %s in %s, %s/s\n", l.label, how, gigabytes(done), gigabytes(total),
+		elapsed.Round(time.Millisecond), gigabytes(perSecond(done, elapsed)))
+}
+
+func perSecond(n int64, elapsed time.Duration) int64 {
+	if elapsed <= 0 {
+		return 0
+	}
+	return int64(float64(n) / elapsed.Seconds())
+}
+
+// gigabytes prints a number of bytes in decimal units, with enough digits to see it move.
+func gigabytes(n int64) string { return humanize.BytesN(uint64(max(n, 0)), 3) }
+
+// bar draws a progress bar with bytes, rate and time left.
+type bar struct {
+	pool *mpb.Progress
+	bar  *mpb.Bar
+}
+
+func newBar(w io.Writer, label string) *bar {
+	// The caller has decided that a bar is wanted, whatever w is.
+	pool := mpb.New(mpb.WithOutput(w), mpb.ForceTTY(), mpb.WithAutoRefresh(), mpb.WithRefreshRate(barInterval))
+	return &bar{pool: pool, bar: pool.AddBar(0,
+		mpb.PrependDecorators(decor.Name(label+" "), decor.CountersKiloByte("% .2f / % .2f")),
+		mpb.AppendDecorators(
+			decor.AverageSpeed(decor.SizeB1000(0), "% .2f "),
+			decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO), "done"),
+		),
+	)}
+}
+
+func (*bar) interval() time.Duration { return barInterval }
+
+func (b *bar) update(done, total int64, _ time.Duration) {
+	b.bar.SetTotal(total, false)
+	b.bar.SetCurrent(done)
+}
+
+func (b *bar) end(done, total int64, elapsed time.Duration, aborted bool) {
+	b.update(done, total, elapsed)
+	if aborted {
+		b.bar.Abort(false)
+	} else {
+		b.bar.SetTotal(total, true)
+	}
+	b.pool.Wait() // draws the last state
+}

@@ -1,0 +1,32 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+)
+
+func newVerifyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verify MODEL [flags]",
+		Short: "Load a model, read everything back and compare it with the file",
+		Long: `Load a model, read everything back from device memory and compare it, byte for byte, with what the reference kernels
+make of the file. Any NaN equals any other.`,
+		Args: cobra.ExactArgs(1),
+	}
+	f := addLoadFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		s, err := f.load(cmd.Context(), args[0], cmd.ErrOrStderr(), nil)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.close()) }()
+		r := s.report(*f.dtype)
+		if err := s.weights.Verify(cmd.Context()); err != nil {
+			return err
+		}
+		r.Verified = true
+		return printReport(cmd, *f.json, &r)
+	}
+	return cmd
+}

@@ -1,0 +1,80 @@
+package gguf
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// cursor reads little-endian values and remembers the first error; after it every read gives zero and stands still, so
+// that a record is read to its end and checked once.
+type cursor struct {
+	data []byte
+	pos  int
+	err  *FormatError
+
+	path          string
+	tensor, field []byte // what is being read, for the error; slices of data or constants
+}
+
+// failf records an error at offset at, unless there is one already.
+func (c *cursor) failf(at int, format string, args ...any) {
+	if c.err != nil {
+		return
+	}
+	c.err = &FormatError{
+		Path: c.path, Offset: int64(at), Tensor: string(c.tensor), Field: string(c.field), Err: fmt.Errorf(format, args...),
+	}
+}
+
+func (c *cursor) left() uint64 { return uint64(len(c.data) - c.pos) }
+
+// bytes takes the next n bytes; nil when the data ends before them.
+func (c *cursor) bytes(n uint64) []byte {
+	if c.err != nil {
+		return nil
+	}
+	if n > c.left() {
+		c.failf(c.pos, "%w: %d bytes wanted, %d left", ErrTruncated, n, c.left())
+		return nil
+	}
+	b := c.data[c.pos : c.pos+int(n)]
+	c.pos += int(n)
+	return b
+}
+
+func (c *cursor) u32() uint32 {
+	if b := c.bytes(4); b != nil {
+		return binary.LittleEndian.Uint32(b)
+	}
+	return 0
+}
+
+func (c *cursor) u64() uint64 {
+	if b := c.bytes(8); b != nil {
+		return binary.LittleEndian.Uint64(b)
+	}
+	return 0
+}
+
+// count reads the number of records that follow, each of at least size bytes. A number that the rest of the data cannot
+// hold, or that exceeds limit, is an error and gives 0: nothing is ever sized by an unchecked count.
+func (c *cursor) count(what string, size, limit uint64) uint64 {
+	at := c.pos
+	n := c.u64()
+	switch {
+	case c.err != nil:
+		return 0
+	case n > limit:
+		c.failf(at, "%d %s, limit %d", n, what, limit)
+	case n > c.left()/size:
+		c.failf(at, "%w: %d %s of at least %d bytes in the %d bytes left", ErrTruncated, n, what, size, c.left())
+	default:
+		return n
+	}
+	return 0
+}
+
+// str takes a string: its length, then its bytes.
+func (c *cursor) str(limit uint64) []byte {
+	return c.bytes(c.count("bytes of text", 1, limit))
+}

@@ -1,0 +1,66 @@
+package gguf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+)
+
+// foreign are files that end up under a .gguf name, by how they begin.
+var foreign = []struct{ magic, what string }{
+	{"version https://git-lfs", "a Git LFS pointer, not the model itself; fetch that with git lfs pull"},
+	{"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint"},
+	{"\x1f\x8b", "a gzip archive; decompress it first"},
+	{"\x28\xb5\x2f\xfd", "a zstd archive; decompress it first"},
+	{"gguf", "its magic is the lower-case gguf"},
+	// The formats before GGUF wrote their magic as a little-endian number, which swaps the letters.
+	{"GGML", legacy}, {"GGMF", legacy}, {"GGJT", legacy}, {"GGLA", legacy},
+	{"ggml", legacy}, {"ggmf", legacy}, {"ggjt", legacy}, {"ggla", legacy},
+	{"lmgg", legacy}, {"fmgg", legacy}, {"tjgg", legacy}, {"algg", legacy},
+	{"\x00\x00\x00\x00", "it begins with zeros, as an unfinished download does"},
+}
+
+const legacy = "a ggml file from before GGUF; convert the original model anew"
+
+// identify tells a GGUF file from everything else by its first bytes, and names what it is instead.
+func identify(data []byte) error {
+	begins := func(s string) bool { return bytes.HasPrefix(data, []byte(s)) }
+	switch {
+	case len(data) == 0:
+		return fmt.Errorf("%w: it is empty", ErrTruncated)
+	case begins("GGUF"):
+		if len(data) < headerSize {
+			return fmt.Errorf("%w: %d bytes, less than the %d of a header", ErrTruncated, len(data), headerSize)
+		}
+		return nil
+	case begins("FUGG"):
+		return ErrBigEndian
+	case safetensors(data):
+		return fmt.Errorf("%w: a safetensors file", ErrNotGGUF)
+	}
+	for _, f := range foreign {
+		if begins(f.magic) {
+			return fmt.Errorf("%w: %s", ErrNotGGUF, f.what)
+		}
+	}
+	text := bytes.ToLower(bytes.TrimSpace(data[:min(len(data), 512)]))
+	text = bytes.TrimPrefix(text, []byte("\xef\xbb\xbf")) // a byte order mark
+	for _, tag := range []string{"<!doctype", "<html", "<?xml", "<head"} {
+		if bytes.HasPrefix(text, []byte(tag)) {
+			return fmt.Errorf("%w: an HTML or XML page, perhaps a server's error message", ErrNotGGUF)
+		}
+	}
+	if len(data) < headerSize {
+		return fmt.Errorf("%w: %d bytes, less than the %d of a header", ErrNotGGUF, len(data), headerSize)
+	}
+	return fmt.Errorf("%w: it begins with %q, not with GGUF", ErrNotGGUF, data[:4])
+}
+
+// safetensors: the length of a JSON object, then that object.
+func safetensors(data []byte) bool {
+	if len(data) < 10 || data[8] != '{' {
+		return false
+	}
+	n := binary.LittleEndian.Uint64(data)
+	return n >= 2 && n <= uint64(len(data)-8)
+}

@@ -1,0 +1,116 @@
+package gguf
+
+import (
+	"errors"
+	"slices"
+	"sync"
+)
+
+// Model is an opened model: one file, or all parts of a split one. Everything but Close is safe for concurrent use.
+type Model struct {
+	parts   []*Part
+	tensors []Tensor
+	index   map[string]int
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// Open opens a model for reading. Of a split model, path may be any part; the others are expected beside it. The caller must
+// Close the model. What is wrong with a file is reported as a *[FormatError]; a file that cannot be opened or mapped, as a
+// *[os.PathError].
+func Open(path string) (*Model, error) {
+	first, err := openPart(path)
+	if err != nil {
+		return nil, err
+	}
+	parts, err := openSplit(first)
+	if err == nil {
+		var m *Model
+		if m, err = newModel(parts); err == nil {
+			return m, nil
+		}
+	}
+	return nil, errors.Join(err, closeParts(parts))
+}
+
+// newModel joins parts, which are in order.
+func newModel(parts []*Part) (*Model, error) {
+	n := 0
+	for _, p := range parts {
+		n += len(p.tensors)
+	}
+	m := &Model{parts: parts, tensors: make([]Tensor, 0, n), index: make(map[string]int, n)}
+	for i, p := range parts {
+		for _, t := range p.tensors {
+			if _, twice := m.index[t.Name]; twice {
+				return nil, &FormatError{Path: p.Path, Offset: -1, Tensor: t.Name, Field: "name", Err: errDuplicateTensor}
+			}
+			t.Part = i
+			m.index[t.Name] = len(m.tensors)
+			m.tensors = append(m.tensors, t)
+		}
+		p.tensors = nil
+	}
+	return m, nil
+}
+
+// Close unmaps and closes all files. Slices from [Model.Data] and [Part.Bytes] must not be used any more, so no other
+// method may be running; metadata, names and tensors stay valid. Further calls do nothing and return the same.
+func (m *Model) Close() error {
+	m.closeOnce.Do(func() { m.closeErr = closeParts(m.parts) })
+	return m.closeErr
+}
+
+// closeParts closes in reverse order of opening.
+func closeParts(parts []*Part) error {
+	var errs []error
+	for _, p := range slices.Backward(parts) {
+		errs = append(errs, p.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Architecture returns general.architecture, such as "llama", or "" where it is missing.
+func (m *Model) Architecture() string {
+	arch, _ := m.Metadata().String("general.architecture")
+	return arch
+}
+
+// Metadata returns the metadata of the first part, which holds all of a model's but for the split.* keys of later parts.
+func (m *Model) Metadata() *Metadata { return m.parts[0].metadata }
+
+// Parts returns the model's files in split order. The slice must not be modified.
+func (m *Model) Parts() []*Part { return m.parts }
+
+// Tensors returns all tensors in file order: by part, then by offset. The slice must not be modified.
+func (m *Model) Tensors() []Tensor { return m.tensors }
+
+// Tensor returns the tensor of that name.
+func (m *Model) Tensor(name string) (*Tensor, bool) {
+	i, ok := m.index[name]
+	if !ok {
+		return nil, false
+	}
+	return &m.tensors[i], true
+}
+
+// Data returns the bytes of a tensor of this model: a slice of the mapping, not a copy. It must not be written to, is to be
+// read inside [Model.Guard], and dies with [Model.Close], after which Data returns nil.
+func (m *Model) Data(t *Tensor) []byte {
+	b := m.parts[t.Part].data
+	if b == nil {
+		return nil
+	}
+	end := t.Offset + t.Size
+	return b[t.Offset:end:end]
+}
+
+// Size returns the sum of the files' sizes in bytes.
+func (m *Model) Size() uint64 {
+	var n uint64
+	for _, p := range m.parts {
+		n += uint64(p.Size)
+	}
+	return n
+}

@@ -1,0 +1,6 @@
+//go:build !unix
+
+package gguf
+
+// openNonblock is nothing where opening a file does not wait.
+const openNonblock = 0

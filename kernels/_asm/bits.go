@@ -1,0 +1,73 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/operand" //nolint:revive // The operands read as assembly does.
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// The helpers here make codes: 32 bytes in a YMM register, in the order of the outputs.
+
+// bytes32 loads 32 bytes of the block.
+func (k *kernel) bytes32(offset int) reg.VecVirtual {
+	y := k.YMM()
+	k.VMOVDQU(k.at(offset), y)
+	return y
+}
+
+// field moves bit from of every byte of x to bit to, with the bits above it, and keeps those in mask. x stays as it is.
+// Shifting words mixes neighbouring bytes, but only in bits that a mask of the field's own width drops.
+func (k *kernel) field(x reg.VecVirtual, from, to int, mask byte) reg.VecVirtual {
+	y := k.YMM()
+	switch {
+	case from > to:
+		k.VPSRLW(U8(from-to), x, y)
+		x = y
+	case from < to:
+		k.VPSLLW(U8(to-from), x, y)
+		x = y
+	}
+	k.VPAND(k.data(mask), x, y)
+	return y
+}
+
+// nibbles16 spreads 16 bytes of the block over 32: their low nibbles, then their high nibbles.
+func (k *kernel) nibbles16(offset int) reg.VecVirtual {
+	low, high := k.XMM(), k.XMM()
+	k.VMOVDQU(k.at(offset), low)
+	k.VPSRLW(U8(4), low, high)
+	y := k.YMM()
+	k.VINSERTI128(U8(1), high, low.AsY(), y)
+	k.VPAND(k.data(0x0f), y, y)
+	return y
+}
+
+// bitMask spreads 32 bits in memory over 32 bytes: 0xff where the bit is set, else 0.
+func (k *kernel) bitMask(m Mem) reg.VecVirtual {
+	y := k.YMM()
+	k.VPBROADCASTD(m, y)
+	k.VPSHUFB(k.data(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3), y, y)
+	bits := k.load(k.data(1, 2, 4, 8, 16, 32, 64, 128))
+	k.VPAND(bits, y, y)
+	k.VPCMPEQB(bits, y, y)
+	return y
+}
+
+// lookup replaces each code, 0 to 15, by a value.
+func (k *kernel) lookup(codes reg.VecVirtual, values [16]int8) {
+	var b [16]byte
+	for i, v := range values {
+		b[i] = byte(v)
+	}
+	k.VPSHUFB(codes, k.load(k.data(b[:]...)), codes)
+}
+
+// spillScales stores eight integers in the lanes of y, as floats multiplied by those in d, as the i-th eight floats of the
+// scratch memory.
+func (k *kernel) spillScales(y, d reg.Register, i int) {
+	k.VCVTDQ2PS(y, y)
+	k.VMULPS(d, y, y)
+	k.spill(y, 32*i)
+}
+
+// spilledScale returns the i-th float of the scratch memory in all lanes.
+func (k *kernel) spilledScale(i int) reg.VecVirtual { return k.single(k.spilled(4 * i)) }

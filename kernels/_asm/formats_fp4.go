@@ -1,0 +1,41 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/operand" //nolint:revive // The operands read as assembly does.
+	"github.com/mmcloughlin/avo/reg"
+)
+
+var fp4Formats = []tensorFormat{
+	{"MXFP4", 17, 32, 1, 0, func(k *kernel) {
+		codes := k.nibbles16(1)
+		k.lookup(codes, kvaluesFP4)
+		k.write32Scaled(codes, scale{mul: k.tableScale("scalesE8M0", 0)})
+	}},
+	{"NVFP4", 36, 64, 1, 0, func(k *kernel) {
+		for i := range 2 {
+			k.Comment("Two runs of 16 outputs: 8 bytes of low and high nibbles each.")
+			low, high := k.XMM(), k.XMM()
+			k.VMOVDQU(k.at(4+16*i), low)
+			k.VPSRLW(U8(4), low, high)
+			first, second, codes := k.XMM(), k.XMM(), k.YMM()
+			k.VPUNPCKLQDQ(high, low, first)
+			k.VPUNPCKHQDQ(high, low, second)
+			k.VINSERTI128(U8(1), second, first.AsY(), codes)
+			k.VPAND(k.data(0x0f), codes, codes)
+			k.lookup(codes, kvaluesFP4)
+			k.write32(32*i, codes,
+				scale{mul: k.tableScale("scalesUE4M3", 2*i)}, scale{mul: k.tableScale("scalesUE4M3", 2*i+1)})
+		}
+	}},
+}
+
+// kvaluesFP4 are the values of E2M1, doubled so that they are integers.
+var kvaluesFP4 = [16]int8{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
+
+// tableScale looks the byte at an offset in the block up in a Go array of 256 floats.
+func (k *kernel) tableScale(table string, offset int) reg.VecVirtual {
+	base, index := k.GP64(), k.GP64()
+	k.LEAQ(goVar(table), base)
+	k.MOVBQZX(k.at(offset), index)
+	return k.single(Mem{Base: base, Index: index, Scale: 4})
+}

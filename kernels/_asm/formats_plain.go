@@ -1,0 +1,47 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/operand" //nolint:revive // The operands read as assembly does.
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// plainStep is the number of elements in one turn of the loops over plain types.
+const plainStep = 64
+
+var plainFormats = []tensorFormat{
+	{"F32", 4 * plainStep, plainStep, plainStep, 0, func(k *kernel) {
+		k.convert(f32, 4, func(m Mem, x reg.VecVirtual) { k.VMOVUPS(m, x) })
+	}},
+	{"F16", 2 * plainStep, plainStep, plainStep, 0, func(k *kernel) {
+		k.convert(f16, 2, func(m Mem, x reg.VecVirtual) { k.VCVTPH2PS(m, x) })
+	}},
+	{"BF16", 2 * plainStep, plainStep, plainStep, 0, func(k *kernel) {
+		k.convert(bf16, 2, func(m Mem, x reg.VecVirtual) {
+			k.VPMOVZXWD(m, x)
+			k.VPSLLD(U8(16), x, x)
+		})
+	}},
+}
+
+// convert writes plainStep elements of size bytes each, which widen turns into floats; they are copied if they are of the
+// output's type.
+func (k *kernel) convert(from output, size int, widen func(m Mem, x reg.VecVirtual)) {
+	n := k.isa.lanes()
+	if from == k.out {
+		for offset := 0; offset < plainStep*size; offset += 4 * n {
+			x := k.wide()
+			k.VMOVUPS(k.at(offset), x)
+			k.store(x, Mem{Base: k.dst, Disp: offset})
+		}
+		return
+	}
+	for first := 0; first < plainStep; first += 2 * n {
+		var pair [2]reg.VecVirtual
+		for i := range pair {
+			pair[i] = k.wide()
+			widen(k.at((first+i*n)*size), pair[i])
+			k.quiet(pair[i])
+		}
+		k.storePair(first, pair)
+	}
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/operand" //nolint:revive // The operands read as assembly does.
+	"github.com/mmcloughlin/avo/reg"
+)
+
+var ternaryFormats = []tensorFormat{
+	{"TQ1_0", 54, 256, 1, 0, func(k *kernel) {
+		d := scale{mul: k.half(52)}
+		write := func(out int, fractions reg.VecVirtual) { k.write32(out, k.trits(fractions), d, d) }
+		q := k.bytes32(0)
+		for n := range 5 {
+			if n > 0 {
+				next := k.YMM()
+				k.triple(q, next)
+				q = next
+			}
+			write(32*n, q)
+		}
+		k.Comment("Runs of 16 outputs, two at a time.")
+		x := k.XMM()
+		k.VMOVDQU(k.at(32), x)
+		for n := range 2 {
+			even, odd, pair := x, k.XMM(), k.YMM()
+			k.triple(even, odd)
+			k.VINSERTI128(U8(1), odd, even.AsY(), pair)
+			write(160+32*n, pair)
+			x = k.XMM()
+			k.triple(odd, x)
+		}
+		k.Comment("The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.")
+		words, last, pair := k.YMM(), k.XMM(), k.YMM()
+		k.VPBROADCASTD(k.at(48), last)
+		k.VPMOVZXBW(last, words)
+		k.VPMULLW(k.data(1, 0, 1, 0, 1, 0, 1, 0, 3, 0, 3, 0, 3, 0, 3, 0, 9, 0, 9, 0, 9, 0, 9, 0, 27, 0, 27, 0, 27, 0, 27, 0),
+			words, words)
+		k.VPAND(k.data(0xff, 0), words, words)
+		k.VEXTRACTI128(U8(1), words, last)
+		k.VPACKUSWB(last, words.AsX(), last)
+		k.VINSERTI128(U8(1), last, x.AsY(), pair)
+		write(224, pair)
+	}},
+	{"TQ2_0", 66, 256, 1, 0, func(k *kernel) {
+		d := scale{mul: k.half(64)}
+		for h := range 2 {
+			q := k.bytes32(32 * h)
+			for j := range 4 {
+				codes := k.field(q, 2*j, 0, 3)
+				k.VPSUBB(k.data(1), codes, codes)
+				k.write32(128*h+32*j, codes, d, d)
+			}
+		}
+	}},
+}
+
+// triple multiplies bytes by three: the trit behind the leading one takes its place.
+func (k *kernel) triple(x, y reg.VecVirtual) {
+	k.VPADDB(x, x, y)
+	k.VPADDB(x, y, y)
+}
+
+// trits returns the leading trits of fractions of 256, less one: 0 from 86 on and 1 from 171 on.
+func (k *kernel) trits(fractions reg.VecVirtual) reg.VecVirtual {
+	one, two := k.YMM(), k.YMM()
+	k.VPMAXUB(k.data(86), fractions, one)
+	k.VPCMPEQB(fractions, one, one)
+	k.VPMAXUB(k.data(171), fractions, two)
+	k.VPCMPEQB(fractions, two, two)
+	k.Comment("The masks are minus one each, and inverting a sum takes it from -1.")
+	k.VPADDB(one, two, one)
+	k.VPXOR(k.data(0xff), one, one)
+	return one
+}

@@ -1,0 +1,127 @@
+package kernels
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+)
+
+const (
+	// benchElems is the number of different elements that the benchmarks decode. Repeating fewer would let the branch
+	// predictor learn them by heart.
+	benchElems = 1 << 20
+	// benchCall is the number of elements in one call: their output stays in the L2 cache.
+	benchCall = 1 << 15
+)
+
+// benchModel are bytes of a realistic block: random, but for the few that would make scales infinite or subnormal.
+func benchBlocks(from gguf.Type, elems int) []byte {
+	src := randomBlocks(1, from, elems/from.BlockElems())
+	for i := 1; i < len(src); i += 2 {
+		src[i] &= 0xbf // clears the top bit of the exponent of every binary16 at an even offset
+	}
+	return src
+}
+
+// BenchmarkDequant decodes into an output that stays in the L2 cache from an input that does not repeat. MB/s is of the
+// source; out-GB/s is of the output.
+func BenchmarkDequant(b *testing.B) {
+	for _, from := range gguf.Types() {
+		src := benchBlocks(from, benchElems)
+		for _, to := range outputs {
+			for _, isa := range Supported() {
+				k, err := For(isa)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Run(fmt.Sprintf("type=%v/out=%v/isa=%v", from, to, isa), func(b *testing.B) {
+					benchmark(b, k.Dequantize, to, src, from, benchCall)
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkMemory decodes into an output of 512 MiB, more than a last-level cache holds, with ordinary and with
+// non-temporal stores.
+func BenchmarkMemory(b *testing.B) {
+	const size = 512 << 20
+	dst := aligned(size, 0)
+	for _, from := range gguf.Types() {
+		for _, to := range outputs {
+			elems := size / to.BlockBytes()
+			src := make([]byte, elems/from.BlockElems()*from.BlockBytes())
+			blocks := benchBlocks(from, benchElems)
+			for n := 0; n < len(src); {
+				n += copy(src[n:], blocks)
+			}
+			k, err := For(Auto)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for name, run := range map[string]func([]byte, gguf.Type, []byte, gguf.Type) error{
+				"cached": k.Dequantize, "nt": k.DequantizeNT,
+			} {
+				b.Run(fmt.Sprintf("type=%v/out=%v/stores=%s", from, to, name), func(b *testing.B) {
+					b.SetBytes(int64(len(src)))
+					for b.Loop() {
+						if err := run(dst, to, src, from); err != nil {
+							b.Fatal(err)
+						}
+					}
+					report(b, elems, to)
+				})
+			}
+		}
+	}
+}
+
+// benchmark decodes src over and over, call elements at a time to the same memory.
+func benchmark(b *testing.B, run func([]byte, gguf.Type, []byte, gguf.Type) error, to gguf.Type, src []byte, from gguf.Type,
+	call int,
+) {
+	dst := aligned(call*to.BlockBytes(), 0)
+	step := call / from.BlockElems() * from.BlockBytes()
+	b.SetBytes(int64(step))
+	at := 0
+	for b.Loop() {
+		if err := run(dst, to, src[at:at+step], from); err != nil {
+			b.Fatal(err)
+		}
+		if at += step; at == len(src) {
+			at = 0
+		}
+	}
+	report(b, call, to)
+}
+
+// report adds the rates of the output.
+func report(b *testing.B, elems int, to gguf.Type) {
+	perSecond := float64(elems) * float64(b.N) / b.Elapsed().Seconds()
+	b.ReportMetric(perSecond/1e9, "Gelem/s")
+	b.ReportMetric(perSecond*float64(to.BlockBytes())/1e9, "out-GB/s")
+}
+
+// BenchmarkMemcpy is the ceiling that the kernels are compared with: it copies 128 KiB to the same memory again and again,
+// from 4 MiB that do not repeat (l2) and from the same 128 KiB (resident).
+func BenchmarkMemcpy(b *testing.B) {
+	const size = 4 * benchCall
+	for _, c := range []struct {
+		name string
+		src  int
+	}{{"l2", 4 * benchElems}, {"resident", size}} {
+		b.Run("set="+c.name, func(b *testing.B) {
+			dst, src := aligned(size, 0), aligned(c.src, 0)
+			b.SetBytes(size)
+			at := 0
+			for b.Loop() {
+				copy(dst, src[at:at+size])
+				if at += size; at == len(src) {
+					at = 0
+				}
+			}
+			report(b, benchCall, gguf.F32)
+		})
+	}
+}

@@ -1,0 +1,9 @@
+//go:build !amd64 || purego
+
+package kernels
+
+// missing says why a tier above Generic cannot run.
+func missing(ISA) string { return "this program was built without assembly kernels" }
+
+// assembly returns the kernels that a tier adds: none here.
+func assembly(ISA) *kernelTable { return &kernelTable{} }

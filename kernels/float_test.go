@@ -1,0 +1,122 @@
+package kernels
+
+import (
+	"math"
+	"testing"
+)
+
+// smallFloat describes a binary format of 16 bits by its fraction and its exponent, for a rounding that shares nothing
+// with the bit tricks under test.
+type smallFloat struct {
+	fraction int // bits
+	bias     int
+}
+
+var (
+	binary16 = smallFloat{fraction: 10, bias: 15}
+	bfloat16 = smallFloat{fraction: 7, bias: 127}
+)
+
+// value returns the number that h stands for.
+func (s smallFloat) value(h uint16) float64 {
+	magnitude := h &^ 0x8000
+	exp, frac := int(magnitude>>s.fraction), float64(magnitude&(1<<s.fraction-1))
+	var v float64
+	switch {
+	case exp == 2*s.bias+1 && frac != 0:
+		return math.NaN()
+	case exp == 2*s.bias+1:
+		v = math.Inf(1)
+	case exp == 0:
+		v = math.Ldexp(frac, 1-s.bias-s.fraction)
+	default:
+		v = math.Ldexp(1+frac/float64(int(1)<<s.fraction), exp-s.bias)
+	}
+	if h&0x8000 != 0 {
+		v = math.Copysign(v, -1)
+	}
+	return v
+}
+
+// round returns f rounded to nearest, ties to even, computed with float64 arithmetic, which holds every step exactly.
+// NaNs come out as 0x7fff.
+func (s smallFloat) round(f float32) uint16 {
+	if f != f {
+		return 0x7fff
+	}
+	var sign uint16
+	if math.Signbit(float64(f)) {
+		sign = 0x8000
+	}
+	infinity := uint16(2*s.bias+1) << s.fraction
+	v := math.Abs(float64(f))
+	if math.IsInf(v, 0) {
+		return sign | infinity
+	}
+	// In units of the last place of v's binade (or of the subnormals), the nearest integer is the answer.
+	exp := 1 - s.bias
+	if v > 0 {
+		exp = max(exp, math.Ilogb(v))
+	}
+	ulps := math.RoundToEven(math.Ldexp(v, s.fraction-exp))
+	// Counting from the start of the subnormals, each binade is 1<<fraction patterns; a carry lands in the next one.
+	magnitude := int(ulps) + (exp-(1-s.bias))<<s.fraction
+	return sign | uint16(min(magnitude, int(infinity)))
+}
+
+func TestRoundToSmallFloat(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		format smallFloat
+		round  func(float32) uint16
+		widen  func(uint16) float32
+	}{
+		{"f16", binary16, toF16, fromF16},
+		{"bf16", bfloat16, toBF16, fromBF16},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			failures := 0
+			check := func(f float32) {
+				got, want := c.round(f), c.format.round(f)
+				if f != f {
+					// Which NaN it is does not matter; that it is one, quiet and of the same sign, does.
+					quiet := uint16(1) << (c.format.fraction - 1)
+					infinity := uint16(2*c.format.bias+1) << c.format.fraction
+					want = got | quiet | infinity
+					if neg := math.Float32bits(f)>>31 != 0; neg != (got&0x8000 != 0) {
+						want ^= 0x8000
+					}
+				}
+				if got != want && failures < 10 {
+					failures++
+					t.Errorf("%g (%#08x): got %#04x, want %#04x", f, math.Float32bits(f), got, want)
+				}
+			}
+			// Every value of the small format, every midpoint between neighbours, and the float32 on either side of both.
+			for h := range 1 << 16 {
+				v := c.widen(uint16(h))
+				if want := c.format.value(uint16(h)); float64(v) != want && want == want || (v != v) != (want != want) ||
+					math.Signbit(float64(v)) != (h >= 1<<15) {
+					t.Fatalf("widen %#04x: got %g, want %g", h, v, want)
+				}
+				b := math.Float32bits(v)
+				for _, mid := range []uint32{b, b + 1<<(22-c.format.fraction), b + (1<<(23-c.format.fraction) - 1)} {
+					for d := range uint32(3) {
+						check(math.Float32frombits(mid + d - 1))
+					}
+				}
+				if v != 0 && float64(v) == c.format.value(uint16(h)) && h&0x7fff+1 < 1<<15 {
+					next := c.widen(uint16(h) + 1)
+					mid := float32((float64(v) + float64(next)) / 2)
+					check(mid)
+					check(math.Nextafter32(mid, 0))
+					check(math.Nextafter32(mid, next))
+				}
+			}
+			// And a sweep over all of float32 in steps of a prime.
+			for b := uint64(0); b < 1<<32; b += 1021 {
+				check(math.Float32frombits(uint32(b)))
+			}
+		})
+	}
+}

@@ -1,0 +1,400 @@
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/pinned"
+)
+
+// Load puts the tensors of m on dev and returns when all of them have arrived. On an error, or when ctx ends before that,
+// nothing is left on the device. Errors: what withDefaults refuses, *InsufficientMemoryError, *TensorError, *amdhip.Error,
+// *gguf.FormatError for a file that changes while it is read, ErrStalled, and the cause of ctx's end.
+func Load(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
+	w, err := Start(ctx, dev, m, o)
+	if err != nil {
+		return nil, err
+	}
+	<-w.finished // not ctx: what is in flight must be over first
+	if w.err != nil {
+		return nil, errors.Join(w.err, w.Close())
+	}
+	return w, nil
+}
+
+// Start begins to put the tensors of m on dev and returns once device memory is allocated; tensors then arrive in the order
+// of the file. See [Model.Wait] and [Model.WaitStream]. The load ends early when ctx does. m must stay open until the load
+// has ended.
+func Start(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
+	began := time.Now()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	ker, err := kernels.For(o.ISA)
+	if err != nil {
+		return nil, err
+	}
+	w, err := prepare(dev, m, o)
+	if err != nil {
+		return nil, err
+	}
+	p := &pipeline{model: w, opts: w.plan.opts, ker: ker, began: began, last: make(chan struct{})}
+	if err := p.open(); err != nil {
+		return nil, errors.Join(err, p.close(), w.free())
+	}
+	p.ctx, p.cancel = context.WithCancelCause(ctx)
+	w.cancel = p.cancel
+	go p.run()
+	return w, nil
+}
+
+// pipeline is a load that is running.
+//
+// Each worker takes a free staging buffer, then the next chunk in file order, fills the one with the other, and enqueues the
+// copy on one of the streams. The pool's reaper sees the copy's end, frees the buffer and calls Done.
+type pipeline struct {
+	model   *Model
+	opts    Options
+	ker     *kernels.Kernels
+	began   time.Time
+	pool    *pinned.Pool
+	src     *source
+	streams []*amdhip.Stream
+	workers []*worker
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc // the first call's error is the load's
+
+	next     atomic.Int64  // chunk to be taken
+	arrived  atomic.Int64  // chunks
+	bytes    atomic.Int64  // uploaded
+	flying   atomic.Int64  // copies enqueued and not yet ended
+	unpinned atomic.Int64  // copies from memory that is not pinned
+	last     chan struct{} // closed when the last chunk has arrived
+
+	enqueued []time.Time // per chunk, when tracing
+}
+
+// open makes what the pipeline works with.
+func (p *pipeline) open() error {
+	w := p.model
+	pool, err := newPool(w, p.opts.Staging)
+	if err != nil {
+		return err
+	}
+	p.pool = pool
+	w.chunks = w.plan.cut(pool.BufferBytes())
+	w.ready, w.issued = newLatch(len(w.plan.Tensors), w.chunks), newLatch(len(w.plan.Tensors), w.chunks)
+	if p.src, err = newSource(w.plan, w.chunks); err != nil {
+		return err
+	}
+	for range min(p.opts.Streams, max(1, len(w.chunks))) {
+		s, err := w.dev.NewStream()
+		if err != nil {
+			return err
+		}
+		p.streams = append(p.streams, s)
+	}
+	w.streams = p.streams
+	for i := range min(p.opts.Threads, max(1, len(w.chunks))) {
+		p.workers = append(p.workers, newWorker(p, i))
+	}
+	if p.opts.Trace != nil {
+		p.enqueued = make([]time.Time, len(w.chunks))
+	}
+	w.report.Streams, w.report.ChunkBytes = len(p.streams), pool.BufferBytes()
+	w.report.Threads = len(p.workers)
+	return nil
+}
+
+// newPool returns a staging pool for w's bytes, no larger than they are.
+func newPool(w *Model, budget int64) (*pinned.Pool, error) {
+	bytes := min(alignUp(w.plan.DeviceBytes, pinned.MinBufferBytes), 1<<40)
+	chunk := min(w.plan.opts.Chunk, max(pinned.MinBufferBytes, int(bytes)))
+	return pinned.New(w.dev, pinned.Options{
+		Budget: min(budget, int64(bytes)+int64(chunk)-1), BufferBytes: chunk, Logger: w.plan.opts.Logger,
+	})
+}
+
+// close gives back what open made. The streams must be idle.
+func (p *pipeline) close() error {
+	var errs []error
+	if p.pool != nil {
+		errs = append(errs, p.pool.Close())
+	}
+	if p.src != nil {
+		p.src.close()
+	}
+	for _, s := range p.streams {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// run drives the load to its end, good or bad. It is the one goroutine that ends it.
+func (p *pipeline) run() {
+	start := time.Now()
+	var workers sync.WaitGroup
+	for _, wk := range p.workers {
+		workers.Go(wk.run)
+	}
+	idle := make(chan struct{}) // all workers have returned
+	go func() { workers.Wait(); close(idle) }()
+	watch := make(chan struct{})
+	go p.watch(watch)
+
+	if len(p.model.chunks) == 0 {
+		close(p.last)
+	}
+	select {
+	case <-p.last:
+	case <-p.ctx.Done():
+	}
+	transfer := time.Since(start)
+	close(watch)
+	err := context.Cause(p.ctx) // before the regular end is marked by cancelling, too
+	select {
+	case <-p.last:
+		err = nil // a cancellation that came after the last chunk changes nothing
+	default:
+	}
+	p.cancel(nil)
+
+	stuck := !p.settle(idle)
+	stats := p.pool.Stats()
+	w := p.model
+	w.mu.Lock()
+	if stuck {
+		p.pool.Abandon()
+		w.stuck = true
+	} else {
+		err = errors.Join(err, p.close())
+	}
+	w.streams = nil
+	w.err = err
+	r := &w.report
+	r.UploadBytes, r.UnpinnedCopies = uint64(p.bytes.Load()), p.unpinned.Load()
+	r.MappedBytes, r.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.direct.Load())
+	r.PinnedBytes, r.Pin, r.PinTotal = stats.PinnedBytes, stats.FirstPin, stats.TotalPin
+	r.Transfer, r.Total = transfer, time.Since(p.began)
+	if err != nil && !stuck {
+		w.err = errors.Join(err, w.free())
+	}
+	w.mu.Unlock()
+	close(w.finished)
+}
+
+// settle waits until no worker and no copy is under way. It is false when that does not come about within Options.Stall:
+// then the device may still use the staging buffers and the model's memory.
+func (p *pipeline) settle(idle <-chan struct{}) bool {
+	deadline := time.Now().Add(p.opts.Stall)
+	select {
+	case <-idle:
+	case <-time.After(p.opts.Stall):
+		return false
+	}
+	for _, s := range p.streams {
+		for wait := 20 * time.Microsecond; ; wait = min(2*wait, time.Millisecond) {
+			if done, err := s.Query(); done || err != nil {
+				break // a stream that has failed executes nothing any more
+			}
+			if time.Now().After(deadline) {
+				return false
+			}
+			time.Sleep(wait)
+		}
+	}
+	return true
+}
+
+// Done is called by the pool when the copy of chunk i has ended.
+func (p *pipeline) Done(i int, err error) {
+	c := &p.model.chunks[i]
+	p.flying.Add(-1)
+	if p.enqueued != nil {
+		s := i % len(p.streams)
+		p.opts.Trace.add(fmt.Sprintf("stream %d", s), "copy", p.enqueued[i], time.Now(), p.name(c), c.bytes)
+	}
+	if err != nil {
+		p.cancel(p.chunkError(c, err))
+		return
+	}
+	p.model.ready.pass(c)
+	sum := p.bytes.Add(int64(c.bytes))
+	if p.opts.Progress != nil {
+		p.opts.Progress(sum, int64(p.model.plan.DeviceBytes))
+	}
+	if p.arrived.Add(1) == int64(len(p.model.chunks)) {
+		close(p.last)
+	}
+}
+
+// name is that of the first tensor in c.
+func (p *pipeline) name(c *chunk) string { return p.model.plan.Tensors[c.segs[0].tensor].Name }
+
+// chunkError says that the copy of c failed.
+func (p *pipeline) chunkError(c *chunk, err error) error {
+	s := &c.segs[0]
+	return &TensorError{Tensor: p.name(c), Op: "copy", Offset: int64(p.model.plan.tensorOffset(c, s)), Bytes: c.bytes, Err: err}
+}
+
+// watch gives up on a load that makes no progress, and warns before that. It ends when stop is closed.
+func (p *pipeline) watch(stop <-chan struct{}) {
+	tick := time.NewTicker(max(p.opts.Stall/12, time.Millisecond))
+	defer tick.Stop()
+	var seen int64
+	since, warned := time.Now(), false
+	for {
+		select {
+		case <-stop:
+			return
+		case now := <-tick.C:
+			if n := p.arrived.Load() + p.next.Load(); n != seen {
+				seen, since, warned = n, now, false
+				continue
+			}
+			still := now.Sub(since)
+			if still >= p.opts.Stall {
+				p.cancel(fmt.Errorf("%w for %v: %s", ErrStalled, still.Round(time.Millisecond), p.waitsFor()))
+				return
+			}
+			if still >= p.opts.Stall/3 && !warned {
+				p.opts.Logger.Warn("the load makes no progress", "for", still.Round(time.Millisecond), "waiting", p.waitsFor())
+				warned = true
+			}
+		}
+	}
+}
+
+// waitsFor says what a load that stands still is waiting for, and why that may be.
+func (p *pipeline) waitsFor() string {
+	for _, wk := range p.workers {
+		if i := wk.filling.Load(); i >= 0 {
+			return fmt.Sprintf("file read of tensor %q: a slow or lost disk or network file system",
+				p.name(&p.model.chunks[i]))
+		}
+	}
+	if n := p.flying.Load(); n > 0 {
+		return fmt.Sprintf("%d copies in flight: the device or its driver hangs (see the kernel's log)", n)
+	}
+	return "pinning host memory: the driver hangs or the host is out of memory"
+}
+
+// worker fills staging buffers.
+type worker struct {
+	p       *pipeline
+	track   string
+	read    *reader
+	fill    filler
+	filling atomic.Int64 // chunk that is being read, -1: none
+}
+
+func newWorker(p *pipeline, i int) *worker {
+	wk := &worker{p: p, track: fmt.Sprintf("worker %d", i), fill: filler{plan: p.model.plan, ker: p.ker}}
+	wk.read = newReader(p.src, wk.fill.segment)
+	wk.filling.Store(-1)
+	return wk
+}
+
+// run works until there is no chunk left or the load's context ends.
+func (wk *worker) run() {
+	p := wk.p
+	for {
+		t0 := wk.now()
+		buf, err := p.pool.Acquire(p.ctx)
+		if err != nil {
+			p.cancel(err) // without effect when it is the context's own cause
+			return
+		}
+		i := int(p.next.Add(1)) - 1
+		if i >= len(p.model.chunks) {
+			buf.Release()
+			return
+		}
+		c := &p.model.chunks[i]
+		t1 := wk.now()
+		wk.filling.Store(int64(i))
+		wk.fill.begin(buf.Bytes()[:c.bytes])
+		err = wk.read.read(c.segs)
+		wk.filling.Store(-1)
+		if err != nil {
+			buf.Release()
+			p.cancel(err)
+			return
+		}
+		t2 := wk.now()
+		if err := p.send(i, c, buf); err != nil {
+			p.cancel(p.chunkError(c, err))
+			return
+		}
+		if p.opts.Trace != nil {
+			p.opts.Trace.add(wk.track, "wait", t0, t1, p.name(c), c.bytes)
+			p.opts.Trace.add(wk.track, "fill", t1, t2, p.name(c), c.bytes)
+			p.opts.Trace.add(wk.track, "issue", t2, time.Now(), p.name(c), c.bytes)
+		}
+	}
+}
+
+// now is the time when a trace wants it.
+func (wk *worker) now() (t time.Time) {
+	if wk.p.opts.Trace != nil {
+		t = time.Now()
+	}
+	return t
+}
+
+// send enqueues the copy of chunk i, which buf holds.
+func (p *pipeline) send(i int, c *chunk, buf *pinned.Buffer) error {
+	s := p.streams[i%len(p.streams)]
+	if err := s.CopyToDevice(p.model.ptr(c.arena, c.off), buf.Memory(), 0, c.bytes); err != nil {
+		buf.Release()
+		return err
+	}
+	if !buf.Memory().Pinned() {
+		p.unpinned.Add(1)
+	}
+	if p.enqueued != nil {
+		p.enqueued[i] = time.Now()
+	}
+	p.flying.Add(1)
+	if err := buf.ReleaseAfter(s, p, i); err != nil {
+		p.flying.Add(-1)
+		return err // the stream is drained before the buffer is freed
+	}
+	p.model.issued.pass(c)
+	return nil
+}
+
+// filler turns the file's bytes of a chunk's segments into what the device gets.
+type filler struct {
+	plan *Plan
+	ker  *kernels.Kernels
+	buf  []byte
+	end  int // of what has been filled
+}
+
+// begin starts a new chunk that buf is to hold.
+func (f *filler) begin(buf []byte) { f.buf, f.end = buf, 0 }
+
+// segment puts a segment in its place, src being its bytes in the file, and clears the padding before it.
+func (f *filler) segment(s *segment, src []byte) error {
+	t := &f.plan.Tensors[s.tensor]
+	clear(f.buf[f.end:s.dst])
+	f.end = s.dst + s.dstBytes
+	dst := f.buf[s.dst:f.end]
+	if t.Target == t.Type {
+		copy(dst, src)
+		return nil
+	}
+	if err := f.ker.Dequantize(dst, t.Target, src, t.Type); err != nil {
+		return &TensorError{Tensor: t.Name, Op: "dequantize", Offset: s.src, Bytes: s.srcBytes, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/pinned"
+)
+
+// IO says how bytes come off the disk.
+type IO uint8
+
+// The ways of reading. IOAuto takes, for every extent of the file, the mapping where its pages are in memory already and
+// direct reads where they are not.
+const (
+	IOAuto   IO = iota
+	IOMapped    // a read-only mapping, through the page cache
+	IODirect    // direct reads, past the page cache, into aligned buffers; ordinary reads where a file system has no direct ones
+)
+
+var ioNames = [...]string{IOAuto: "auto", IOMapped: "mmap", IODirect: "direct"}
+
+// String returns the name that ParseIO takes.
+func (o IO) String() string {
+	if int(o) >= len(ioNames) {
+		return fmt.Sprintf("io %d", uint8(o))
+	}
+	return ioNames[o]
+}
+
+// ParseIO returns the way of reading of that name: "auto", "mmap" or "direct".
+func ParseIO(s string) (IO, error) {
+	for o, name := range ioNames {
+		if s == name {
+			return IO(o), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown way of reading %q: use %s", s, strings.Join(ioNames[:], ", "))
+}
+
+const (
+	// maxDefaultThreads bounds the default number of workers: with this many, dequantizing and copying fill any link of
+	// today, and more only take turns.
+	maxDefaultThreads = 16
+	// defaultStreams is the seed design's number. Copies in one direction take turns on the link; more than one stream
+	// only hides the gaps between them.
+	defaultStreams = 4
+	// maxDefaultStaging bounds the default staging memory on machines with many cores.
+	maxDefaultStaging = 128 << 20
+	// defaultStall is how long a load may stand still before it is given up.
+	defaultStall = 60 * time.Second
+)
+
+// Options describes a load. The zero value loads all tensors as F16 with a pipeline that suits the machine.
+type Options struct {
+	DType   DType          // what tensors are converted to
+	Rules   []Rule         // exceptions by tensor name; the first that matches wins
+	Tensors *regexp.Regexp // only the tensors whose names match; nil: all
+
+	Streams int         // streams that copies are spread over; 0: chosen
+	Threads int         // workers that read and dequantize; 0: chosen from the number of cores
+	Staging int64       // bytes of staging memory, the bound on host memory; 0: chosen
+	Chunk   int         // bytes of one copy; 0: 4 MiB
+	IO      IO          // how bytes come off the disk
+	ISA     kernels.ISA // dequantization kernels; kernels.Auto: GGUF2GPU_ISA, else the best that the CPU has
+
+	// Stall is how long a load may make no progress at all before it is given up with ErrStalled; 0: one minute. A third
+	// of it is when the log says what the load waits for.
+	Stall time.Duration
+
+	// Progress is called whenever bytes have arrived on the device, with the sum so far and the total. Calls do not overlap
+	// and must return quickly.
+	Progress func(done, total int64)
+	Trace    *Trace       // receives the pipeline's timeline; nil: none
+	Logger   *slog.Logger // nil: silent
+}
+
+// ErrBadOption is matched by the errors that refuse an Options field.
+var ErrBadOption = errors.New("loader: bad option")
+
+// withDefaults fills what is left open and refuses what makes no sense.
+func (o Options) withDefaults() (Options, error) {
+	switch {
+	case o.Streams < 0 || o.Streams > 256:
+		return o, fmt.Errorf("%w: %d streams: use 1 to 256, or 0 for the default", ErrBadOption, o.Streams)
+	case o.Threads < 0 || o.Threads > 1024:
+		return o, fmt.Errorf("%w: %d threads: use 1 to 1024, or 0 for the default", ErrBadOption, o.Threads)
+	case o.Chunk != 0 && (o.Chunk < pinned.MinBufferBytes || o.Chunk > 1<<30):
+		return o, fmt.Errorf("%w: chunks of %d bytes: use 64 KiB to 1 GiB, or 0 for the default", ErrBadOption, o.Chunk)
+	case o.Staging < 0 || o.Staging > 0 && o.Staging < pinned.MinBufferBytes:
+		return o, fmt.Errorf("%w: %d bytes of staging memory: use at least 64 KiB, or 0 for the default", ErrBadOption, o.Staging)
+	}
+	if o.Threads == 0 {
+		o.Threads = min(runtime.GOMAXPROCS(0), maxDefaultThreads)
+	}
+	if o.Streams == 0 {
+		o.Streams = defaultStreams
+	}
+	if o.Chunk == 0 {
+		o.Chunk = pinned.DefaultBufferBytes
+		if o.Staging > 0 { // at least two chunks, so that filling and copying overlap
+			o.Chunk = max(pinned.MinBufferBytes, min(o.Chunk, int(o.Staging/2)))
+		}
+	}
+	if o.Staging == 0 {
+		// A buffer for every worker to fill and as many again for the link to drain.
+		o.Staging = max(pinned.DefaultBudget, min(maxDefaultStaging, 2*int64(o.Threads)*int64(o.Chunk)))
+		o.Staging = max(o.Staging, 2*int64(o.Chunk))
+	}
+	if o.Staging < int64(o.Chunk) {
+		return o, fmt.Errorf("%w: chunks of %d bytes do not fit %d bytes of staging memory", ErrBadOption, o.Chunk, o.Staging)
+	}
+	if o.Stall == 0 {
+		o.Stall = defaultStall
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o, nil
+}

@@ -1,0 +1,232 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+)
+
+const (
+	// deviceAlign is the alignment of every tensor in device memory, in bytes: what hipMalloc itself guarantees, and a
+	// multiple of what the widest vector loads of GPU kernels want.
+	deviceAlign = 256
+	// arenaBytes is the size from which on a new device allocation is begun: few enough allocations for the largest models,
+	// none so large that it must find half the device in one piece.
+	arenaBytes = 4 << 30
+)
+
+// ErrInsufficientMemory is matched by the error of a load that does not fit the device's free memory.
+var ErrInsufficientMemory = errors.New("not enough device memory")
+
+// InsufficientMemoryError says what a load needs and what there is. Nothing has been allocated when it is returned.
+type InsufficientMemoryError struct {
+	Device  string
+	DType   DType
+	Needed  uint64  // bytes
+	Free    uint64  // bytes
+	Fitting []DType // policies with which the same tensors would fit
+}
+
+// Error says what is needed, what is free, and which dtype would fit.
+func (e *InsufficientMemoryError) Error() string {
+	var fit string
+	if len(e.Fitting) == 0 {
+		fit = "no dtype fits; load fewer tensors or use another device"
+	} else {
+		names := make([]string, len(e.Fitting))
+		for i, d := range e.Fitting {
+			names[i] = d.String()
+		}
+		fit = "it would fit as " + strings.Join(names, " or ")
+	}
+	return fmt.Sprintf("%v on %s: %s needs %s (%d bytes), free are %s (%d bytes); %s", ErrInsufficientMemory, e.Device,
+		e.DType, humanize.IBytes(e.Needed), e.Needed, humanize.IBytes(e.Free), e.Free, fit)
+}
+
+// Unwrap makes the error match ErrInsufficientMemory.
+func (e *InsufficientMemoryError) Unwrap() error { return ErrInsufficientMemory }
+
+// Plan says which tensors go where on the device, and as what. It holds no resources.
+type Plan struct {
+	Tensors     []PlannedTensor // in file order, which is also their order in device memory
+	DeviceBytes uint64          // size of all allocations: the tensors, and the padding between them
+	ReadBytes   uint64          // size of the tensors in the file
+
+	model  *gguf.Model
+	opts   Options
+	arenas []uint64 // bytes of each device allocation
+}
+
+// PlannedTensor is one tensor's place on the device.
+type PlannedTensor struct {
+	*gguf.Tensor           // as it is in the file
+	Target       gguf.Type // element type on the device
+	Bytes        uint64    // size on the device
+
+	arena  int
+	offset uint64 // in the arena
+}
+
+// NewPlan lays out the tensors of m that o selects. It reads nothing but the header and allocates nothing on a device.
+func NewPlan(m *gguf.Model, o Options) (*Plan, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{model: m, opts: o}
+	all := m.Tensors()
+	for i := range all {
+		t := &all[i]
+		if o.Tensors != nil && !o.Tensors.MatchString(t.Name) {
+			continue
+		}
+		target := o.dtypeOf(t.Name).Target(t.Type)
+		n, ok := target.Bytes(t.Elems())
+		if !ok {
+			return nil, fmt.Errorf("loader: tensor %q: %d elements as %v overflow", t.Name, t.Elems(), target)
+		}
+		p.Tensors = append(p.Tensors, PlannedTensor{Tensor: t, Target: target, Bytes: n})
+		p.ReadBytes += uint64(t.Size)
+	}
+	if len(p.Tensors) == 0 && len(all) > 0 {
+		return nil, fmt.Errorf("loader: no tensor's name matches %q; the model has %d", o.Tensors, len(all))
+	}
+	if !p.layOut() {
+		return nil, errors.New("loader: the tensors' sizes together overflow")
+	}
+	return p, nil
+}
+
+// dtypeOf is the policy for the tensor of that name.
+func (o *Options) dtypeOf(name string) DType {
+	for _, r := range o.Rules {
+		if r.Name.MatchString(name) {
+			return r.DType
+		}
+	}
+	return o.DType
+}
+
+// layOut gives every tensor its arena and offset. It is false when the sum does not fit.
+func (p *Plan) layOut() bool {
+	var at uint64 // end of the current arena
+	for i := range p.Tensors {
+		t := &p.Tensors[i]
+		if len(p.arenas) == 0 || at > 0 && at+t.Bytes > arenaBytes {
+			p.arenas = append(p.arenas, 0)
+			at = 0
+		}
+		t.arena, t.offset = len(p.arenas)-1, at
+		if t.Bytes > math.MaxInt64-deviceAlign-at {
+			return false
+		}
+		at = alignUp(at+max(t.Bytes, 1), deviceAlign) // a tensor without elements has a place, too
+		p.arenas[t.arena] = at
+	}
+	for _, n := range p.arenas {
+		if p.DeviceBytes += n; p.DeviceBytes > math.MaxInt64 {
+			return false
+		}
+	}
+	return true
+}
+
+// Check compares the plan with what is free on dev. The error is an *InsufficientMemoryError when it does not fit.
+func (p *Plan) Check(dev *amdhip.Device) error {
+	free, _, err := dev.MemInfo()
+	if err != nil {
+		return err
+	}
+	if p.DeviceBytes <= free {
+		return nil
+	}
+	e := &InsufficientMemoryError{Device: dev.Name(), DType: p.opts.DType, Needed: p.DeviceBytes, Free: free}
+	for _, d := range DTypes() {
+		o := p.opts
+		if o.DType = d; d == p.opts.DType {
+			continue
+		}
+		if q, err := NewPlan(p.model, o); err == nil && q.DeviceBytes <= free {
+			e.Fitting = append(e.Fitting, d)
+		}
+	}
+	return e
+}
+
+func alignUp(n, align uint64) uint64 { return (n + align - 1) &^ (align - 1) }
+
+// segment is a run of whole blocks of one tensor inside a chunk.
+type segment struct {
+	tensor   int   // in Plan.Tensors
+	src      int64 // first byte, in the tensor's bytes in the file
+	srcBytes int
+	dst      int // first byte, in the chunk
+	dstBytes int
+}
+
+// chunk is a run of device memory that travels in one copy: whole blocks of one tensor, or of several neighbours with the
+// padding between them.
+type chunk struct {
+	arena int
+	off   uint64 // in the arena
+	bytes int
+	segs  []segment // in file order, at least one
+}
+
+// tensorOffset is where on its tensor's device bytes the segment of c begins.
+func (p *Plan) tensorOffset(c *chunk, s *segment) uint64 {
+	return c.off + uint64(s.dst) - p.Tensors[s.tensor].offset
+}
+
+// cut divides the plan into chunks of at most size bytes, on the device as well as in the file.
+func (p *Plan) cut(size int) []chunk {
+	segs := make([]segment, 0, len(p.Tensors)+int(p.DeviceBytes/uint64(size))+1)
+	var chunks []chunk
+	var cur chunk
+	var first, srcBytes int
+	end := func() {
+		if len(segs) > first {
+			cur.segs = segs[first:len(segs):len(segs)]
+			chunks = append(chunks, cur)
+		}
+		first, srcBytes = len(segs), 0
+	}
+	for i := range p.Tensors {
+		t := &p.Tensors[i]
+		blocks := int64(t.Elems() / uint64(t.Type.BlockElems()))
+		if blocks == 0 {
+			continue
+		}
+		src := t.Type.BlockBytes()
+		dst := int(t.Bytes / uint64(blocks)) // per block, whole: all blocks are alike
+		for b := int64(0); b < blocks; {
+			at := t.offset + uint64(b)*uint64(dst)
+			if len(segs) > first && cur.arena != t.arena {
+				end()
+			}
+			n := int64(0)
+			if len(segs) > first {
+				n = min(int64(size)-int64(at-cur.off), int64(size)) / int64(dst)
+				n = min(n, int64(size-srcBytes)/int64(src))
+			}
+			if n <= 0 {
+				end()
+				cur = chunk{arena: t.arena, off: at}
+				n = int64(size / max(dst, src))
+			}
+			n = min(n, blocks-b)
+			s := segment{tensor: i, src: b * int64(src), srcBytes: int(n) * src, dst: int(at - cur.off), dstBytes: int(n) * dst}
+			segs = append(segs, s)
+			srcBytes += s.srcBytes
+			cur.bytes = s.dst + s.dstBytes
+			b += n
+		}
+	}
+	end()
+	return chunks
+}

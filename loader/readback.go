@@ -1,0 +1,90 @@
+package loader
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/pinned"
+)
+
+// visitor is called with a segment's bytes as they are in device memory. Every worker has its own.
+type visitor func(c *chunk, s *segment, device []byte) error
+
+// readBack reads all tensors back from the device, in pipelined chunks: while one worker waits for its copy, the others
+// look at theirs. It waits for the load to end first. The first error of a visitor ends it.
+func (w *Model) readBack(ctx context.Context, newVisitor func() visitor) (err error) {
+	if err := w.WaitAll(ctx); err != nil {
+		return err
+	}
+	w.mu.RLock() // Close has to wait
+	defer w.mu.RUnlock()
+	if w.closed {
+		return ErrClosed
+	}
+	threads := w.plan.opts.Threads
+	pool, err := newPool(w, int64(threads)*int64(w.plan.opts.Chunk))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, pool.Close()) }()
+	chunks := w.plan.cut(pool.BufferBytes())
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(threads, len(chunks)) {
+		workers.Go(func() {
+			if err := w.readChunks(ctx, pool, chunks, &next, newVisitor()); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	workers.Wait()
+	return context.Cause(ctx)
+}
+
+// readChunks is one worker of readBack.
+func (w *Model) readChunks(ctx context.Context, pool *pinned.Pool, chunks []chunk, next *atomic.Int64, visit visitor) (err error) {
+	stream, err := w.dev.NewStream()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stream.Close()) }()
+	for {
+		i := int(next.Add(1)) - 1
+		if i >= len(chunks) {
+			return nil
+		}
+		c := &chunks[i]
+		buf, err := pool.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		err = w.readChunk(c, stream, buf)
+		for j := 0; err == nil && j < len(c.segs); j++ {
+			s := &c.segs[j]
+			err = visit(c, s, buf.Bytes()[s.dst:s.dst+s.dstBytes])
+		}
+		buf.Release()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readChunk copies c's bytes from the device into buf.
+func (w *Model) readChunk(c *chunk, stream *amdhip.Stream, buf *pinned.Buffer) error {
+	err := stream.CopyToHost(buf.Memory(), 0, w.ptr(c.arena, c.off), c.bytes)
+	if err == nil {
+		err = stream.Synchronize()
+	}
+	if err != nil {
+		s := &c.segs[0]
+		t := &w.plan.Tensors[s.tensor]
+		return &TensorError{Tensor: t.Name, Op: "read back", Offset: int64(w.plan.tensorOffset(c, s)), Bytes: c.bytes, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,86 @@
+package loader
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+)
+
+// safetensorsTypes are the dtypes of the safetensors format for the types that it knows.
+var safetensorsTypes = map[gguf.Type]string{
+	gguf.F32: "F32", gguf.F16: "F16", gguf.BF16: "BF16", gguf.F64: "F64",
+	gguf.I8: "I8", gguf.I16: "I16", gguf.I32: "I32", gguf.I64: "I64",
+}
+
+// safetensorsEntry describes a tensor in a safetensors header.
+type safetensorsEntry struct {
+	DType   string    `json:"dtype"`
+	Shape   []uint64  `json:"shape"` // row-major: the slowest dimension first
+	Offsets [2]uint64 `json:"data_offsets"`
+}
+
+// WriteSafetensors reads every tensor back from the device and writes a safetensors file to out, several parts of it at a
+// time and in any order. Tensors keep their GGUF names; shapes are row-major, so the reverse of ggml's; raw quantized blocks become
+// U8 with one dimension, their byte count. After an error, out holds no usable file.
+func (w *Model) WriteSafetensors(ctx context.Context, out io.WriterAt) error {
+	header, starts, err := w.safetensorsHeader()
+	if err != nil {
+		return err
+	}
+	if _, err := out.WriteAt(header, 0); err != nil {
+		return err
+	}
+	return w.readBack(ctx, func() visitor {
+		return func(c *chunk, s *segment, device []byte) error {
+			at := uint64(len(header)) + starts[s.tensor] + w.plan.tensorOffset(c, s)
+			_, err := out.WriteAt(device, int64(at))
+			return err
+		}
+	})
+}
+
+// safetensorsHeader returns everything before the data (length, JSON, padding), and where in the data each tensor begins.
+func (w *Model) safetensorsHeader() (header []byte, starts []uint64, err error) {
+	var b bytes.Buffer
+	b.Write(make([]byte, 8))
+	b.WriteString(`{"__metadata__":{"format":"gguf2gpu"}`)
+	var at uint64
+	for i := range w.plan.Tensors {
+		t := &w.plan.Tensors[i]
+		e := safetensorsEntry{DType: safetensorsTypes[t.Target], Shape: slices.Clone(t.Shape), Offsets: [2]uint64{at, at + t.Bytes}}
+		slices.Reverse(e.Shape)
+		if e.DType == "" {
+			e.DType, e.Shape = "U8", []uint64{t.Bytes}
+		}
+		if t.Name == "__metadata__" {
+			return nil, nil, fmt.Errorf("loader: tensor %q: safetensors reserves that name", t.Name)
+		}
+		name, err := json.Marshal(t.Name)
+		if err != nil {
+			return nil, nil, err
+		}
+		entry, err := json.Marshal(e)
+		if err != nil {
+			return nil, nil, err
+		}
+		b.WriteByte(',')
+		b.Write(name)
+		b.WriteByte(':')
+		b.Write(entry)
+		starts = append(starts, at)
+		at += t.Bytes
+	}
+	b.WriteByte('}')
+	for b.Len()%8 != 0 { // the format wants data aligned, and pads the JSON with spaces
+		b.WriteByte(' ')
+	}
+	header = b.Bytes()
+	binary.LittleEndian.PutUint64(header, uint64(len(header)-8))
+	return header, starts, nil
+}

@@ -1,0 +1,255 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+)
+
+const (
+	// windowBytes is the unit in which a file's pages are asked for, examined and let go: large enough that the system calls
+	// do not count, small enough that the few windows in use at a time do not either.
+	windowBytes = 16 << 20
+	// directAlign is the alignment that direct reads need of offset, length and memory: the page size of common file systems.
+	directAlign = 4096
+	// maxGap is how many bytes that nobody wants are read along to save a read.
+	maxGap = 64 << 10
+)
+
+// source gives the bytes of the model's file to the workers.
+type source struct {
+	model *gguf.Model
+	plan  *Plan
+	io    IO
+	parts []partSource
+
+	mapped, direct atomic.Int64 // bytes that came each way
+}
+
+// partSource is one part of the model.
+type partSource struct {
+	part    *gguf.Part
+	bytes   []byte   // the mapping
+	direct  *os.File // for direct reads; nil: there are none, or they are not wanted
+	windows []window
+}
+
+// window is windowBytes of a part.
+type window struct {
+	left atomic.Int32 // segments in it that are still to be read
+	how  atomic.Uint32
+}
+
+// States of window.how.
+const (
+	howUnknown = iota
+	howMapped
+	howDirect
+)
+
+// newSource prepares reading the segments of chunks. The caller must close it.
+func newSource(p *Plan, chunks []chunk) (*source, error) {
+	s := &source{model: p.model, plan: p, io: p.opts.IO}
+	for _, part := range p.model.Parts() {
+		ps := partSource{part: part, bytes: part.Bytes()}
+		ps.windows = make([]window, (len(ps.bytes)+windowBytes-1)/windowBytes)
+		if s.io != IOMapped {
+			f, err := openDirect(part.File())
+			if err != nil {
+				s.close()
+				return nil, fmt.Errorf("loader: %s for direct reads: %w", part.Path, err)
+			}
+			ps.direct = f
+		}
+		s.parts = append(s.parts, ps)
+	}
+	for i := range chunks {
+		for j := range chunks[i].segs {
+			ps, lo, hi := s.extent(&chunks[i].segs[j])
+			for w := lo / windowBytes; w <= (hi-1)/windowBytes; w++ {
+				ps.windows[w].left.Add(1)
+			}
+		}
+	}
+	return s, nil
+}
+
+func (s *source) close() {
+	for i := range s.parts {
+		if f := s.parts[i].direct; f != nil {
+			f.Close()
+		}
+	}
+}
+
+// extent is the part and the byte range in it that a segment covers.
+func (s *source) extent(seg *segment) (ps *partSource, lo, hi int64) {
+	t := s.plan.Tensors[seg.tensor]
+	lo = t.Offset + seg.src
+	return &s.parts[t.Part], lo, lo + int64(seg.srcBytes)
+}
+
+// wantDirect reports whether the extent beginning at lo is better read directly; it decides once for every window, when the first
+// worker comes to it.
+func (s *source) wantDirect(ps *partSource, lo int64) bool {
+	if ps.direct == nil {
+		return false
+	}
+	w := lo / windowBytes
+	win := &ps.windows[w]
+	how := win.how.Load()
+	if how == howUnknown {
+		b := ps.bytes[w*windowBytes : min((w+1)*windowBytes, int64(len(ps.bytes)))]
+		// A few pages that are not there are cheaper to fault in than all the others to read again.
+		how = howDirect
+		if s.io == IOAuto && residentShare(b) >= 0.9 {
+			how = howMapped
+		}
+		win.how.Store(how)
+	}
+	return how == howDirect
+}
+
+// consumed lets go of the windows that no segment needs any more, so that the mapping's share of resident memory stays
+// small.
+func (s *source) consumed(seg *segment) {
+	ps, lo, hi := s.extent(seg)
+	for w := lo / windowBytes; w <= (hi-1)/windowBytes; w++ {
+		if ps.windows[w].left.Add(-1) == 0 {
+			letGo(ps.bytes[w*windowBytes : min((w+1)*windowBytes, int64(len(ps.bytes)))])
+		}
+	}
+}
+
+// reader is one worker's way into a source. It is not safe for concurrent use.
+type reader struct {
+	src     *source
+	scratch []byte // aligned, for direct reads; made when first needed
+	use     func(seg *segment, b []byte) error
+	segs    []segment
+	mapped  func() error
+}
+
+// newReader returns a reader that hands each segment's bytes to use, which must not keep them.
+func newReader(src *source, use func(seg *segment, b []byte) error) *reader {
+	r := &reader{src: src, use: use}
+	r.mapped = r.readMapped // made once: a method value is an allocation
+	return r
+}
+
+// read passes the bytes of segs, which are in file order, to the reader's use function one by one.
+func (r *reader) read(segs []segment) error {
+	for len(segs) > 0 {
+		ps, lo, _ := r.src.extent(&segs[0])
+		r.segs = segs
+		if r.src.wantDirect(ps, lo) {
+			r.segs = r.run(segs)
+			if err := r.readDirect(ps, lo); err != nil {
+				return r.failed(err)
+			}
+		} else if err := r.src.model.Guard(r.mapped); err != nil {
+			return r.failed(err)
+		}
+		for i := range r.segs {
+			r.src.consumed(&r.segs[i])
+		}
+		segs = segs[len(r.segs):]
+	}
+	return nil
+}
+
+// failed adds the tensor to an error that does not name one.
+func (r *reader) failed(err error) error {
+	if _, ok := errors.AsType[*TensorError](err); ok {
+		return err
+	}
+	s := &r.segs[0]
+	last := &r.segs[len(r.segs)-1]
+	_, lo, _ := r.src.extent(s)
+	_, _, hi := r.src.extent(last)
+	return &TensorError{Tensor: r.src.plan.Tensors[s.tensor].Name, Op: "read", Offset: s.src, Bytes: int(hi - lo), Err: err}
+}
+
+// readMapped hands out r.segs from the mapping, under the model's Guard.
+func (r *reader) readMapped() error {
+	for i := range r.segs {
+		ps, lo, hi := r.src.extent(&r.segs[i])
+		if err := r.use(&r.segs[i], ps.bytes[lo:hi]); err != nil {
+			return err
+		}
+		r.src.mapped.Add(hi - lo)
+	}
+	return nil
+}
+
+// run is the longest beginning of segs that one direct read can fetch.
+func (r *reader) run(segs []segment) []segment {
+	first, lo, end := r.src.extent(&segs[0])
+	n := 1
+	for ; n < len(segs); n++ {
+		ps, l, h := r.src.extent(&segs[n])
+		if ps != first || l-end > maxGap || h-lo > windowBytes {
+			break
+		}
+		end = h
+	}
+	return segs[:n]
+}
+
+// readDirect reads the extent of r.segs into the scratch buffer and hands them out from there.
+func (r *reader) readDirect(ps *partSource, lo int64) error {
+	_, _, hi := r.src.extent(&r.segs[len(r.segs)-1])
+	start := lo &^ (directAlign - 1)
+	need := int(hi - start)
+	if len(r.scratch) < need+directAlign {
+		r.scratch = alignedBytes(need + 2*directAlign)
+	}
+	buf := r.scratch[:(need+directAlign-1)&^(directAlign-1)]
+	if err := readFull(ps, buf, start, need); err != nil {
+		return err
+	}
+	for i := range r.segs {
+		_, l, h := r.src.extent(&r.segs[i])
+		if err := r.use(&r.segs[i], buf[l-start:h-start]); err != nil {
+			return err
+		}
+		r.src.direct.Add(h - l)
+	}
+	return nil
+}
+
+// readFull reads at least need bytes at off into buf, both aligned for direct reads.
+func readFull(ps *partSource, buf []byte, off int64, need int) error {
+	got := 0
+	for got < need {
+		f := ps.direct
+		if got%directAlign != 0 {
+			f = ps.part.File() // behind a short read the rest is not aligned
+		}
+		n, err := f.ReadAt(buf[got:], off+int64(got))
+		got += n
+		if got >= need {
+			break
+		}
+		if errors.Is(err, io.EOF) {
+			return &gguf.FormatError{Path: ps.part.Path, Offset: off + int64(got), Field: "tensor data",
+				Err: fmt.Errorf("%w: the file has become shorter", gguf.ErrTruncated)}
+		}
+		if err != nil {
+			return fmt.Errorf("at offset %#x: %w", off+int64(got), err)
+		}
+	}
+	return nil
+}
+
+// alignedBytes returns n bytes on a page boundary, as direct reads need.
+func alignedBytes(n int) []byte {
+	b := make([]byte, n+directAlign)
+	skip := -uintptr(unsafe.Pointer(unsafe.SliceData(b))) & (directAlign - 1)
+	return b[skip : skip+uintptr(n) : skip+uintptr(n)]
+}

@@ -1,0 +1,100 @@
+package loader
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
+)
+
+// LoadSync puts the tensors of m on dev the plain way: one thread, one buffer, one copy at a time, each waited for. It is the
+// reference that Load is compared with, byte for byte, and the baseline that Load must beat. It shares the plan and the kernels
+// with Load, and nothing of its pipeline. Of the options, those on threads, streams and reading have no effect.
+func LoadSync(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
+	began := time.Now()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	ker, err := kernels.For(o.ISA)
+	if err != nil {
+		return nil, err
+	}
+	w, err := prepare(dev, m, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.loadSync(ctx, ker); err != nil {
+		return nil, errors.Join(err, w.free())
+	}
+	w.report.Total = time.Since(began)
+	close(w.finished)
+	return w, nil
+}
+
+// loadSync does the work of LoadSync.
+func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) {
+	pinning := time.Now()
+	pool, err := newPool(w, 1)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, pool.Close()) }()
+	stream, err := w.dev.NewStream()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stream.Close()) }()
+	buf, err := pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer buf.Release()
+
+	start := time.Now()
+	w.ready, w.issued = newLatch(len(w.plan.Tensors), nil), newLatch(len(w.plan.Tensors), nil)
+	r := &w.report
+	r.Pin, r.PinTotal, r.PinnedBytes = start.Sub(pinning), start.Sub(pinning), pool.Stats().PinnedBytes
+	r.Streams, r.Threads, r.ChunkBytes = 1, 1, pool.BufferBytes()
+	for i := range w.plan.Tensors {
+		t := &w.plan.Tensors[i]
+		src, dst := t.Type.BlockBytes(), int(t.Target.BlockBytes()*t.Type.BlockElems()/t.Target.BlockElems())
+		data := w.plan.model.Data(t.Tensor)
+		for done := uint64(0); len(data) > 0; {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			n := min(len(data)/src, pool.BufferBytes()/max(src, dst)) // blocks
+			out := buf.Bytes()[:n*dst]
+			err := w.plan.model.Guard(func() error {
+				if t.Target == t.Type {
+					copy(out, data)
+					return nil
+				}
+				return ker.Dequantize(out, t.Target, data[:n*src], t.Type)
+			})
+			if err != nil {
+				return &TensorError{Tensor: t.Name, Op: "read", Offset: t.Size - int64(len(data)), Bytes: n * src, Err: err}
+			}
+			err = stream.CopyToDevice(w.ptr(t.arena, t.offset+done), buf.Memory(), 0, len(out))
+			if err == nil {
+				err = stream.Synchronize()
+			}
+			if err != nil {
+				return &TensorError{Tensor: t.Name, Op: "copy", Offset: int64(done), Bytes: len(out), Err: err}
+			}
+			if !buf.Memory().Pinned() {
+				r.UnpinnedCopies++
+			}
+			data, done = data[n*src:], done+uint64(len(out))
+			r.UploadBytes += uint64(len(out))
+			if w.plan.opts.Progress != nil {
+				w.plan.opts.Progress(int64(r.UploadBytes), int64(w.plan.DeviceBytes))
+			}
+		}
+	}
+	r.MappedBytes, r.Transfer = r.ReadBytes, time.Since(start)
+	return nil
+}

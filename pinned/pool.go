@@ -1,0 +1,339 @@
+// Package pinned keeps a bounded pool of equal, page-locked staging buffers for copies between host and device.
+//
+// The pool is the only bound on host memory of whatever streams through it: [Pool.Acquire] blocks while every buffer is in
+// flight, which is the back-pressure of the whole pipeline. A buffer is given back with the stream that reads it
+// ([Buffer.ReleaseAfter]); it becomes free once the copy is done, never before.
+//
+// Pinning is slow (0.15 to 0.6 s per GiB through hipHostMalloc), so a pool starts with one buffer and pins the others in
+// the background while the first are already in use. Where memory cannot be pinned (locked-memory limits, containers) the pool
+// makes do with fewer buffers, then smaller ones, and at last with plain memory, and says so once.
+package pinned
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+)
+
+const (
+	// DefaultBudget is the size in bytes of all the buffers of a pool when Options leaves it open.
+	DefaultBudget = 64 << 20
+	// DefaultBufferBytes is the size of a buffer when Options leaves it open. Copies of 4 MiB and more reach the speed of a
+	// PCIe link; at 1 MiB the gaps between copies already cost a tenth of it.
+	DefaultBufferBytes = 4 << 20
+	// MinBufferBytes is the smallest buffer that a pool makes, also when memory cannot be pinned in larger pieces.
+	MinBufferBytes = 64 << 10
+
+	// pollInterval is how long the reaper sleeps between two looks at copies in flight. The pool holds a millisecond and more
+	// of a fast link's work, so that this delay starves nobody, and it costs a few per cent of one core at most.
+	pollInterval = 40 * time.Microsecond
+)
+
+// ErrClosed is returned by Acquire after Close.
+var ErrClosed = errors.New("pinned: pool is closed")
+
+// Options describes a pool. The zero value is useful.
+type Options struct {
+	Budget      int64        // bytes of all buffers together; 0: DefaultBudget. At least one buffer is made.
+	BufferBytes int          // bytes of a buffer; 0: DefaultBufferBytes; at least MinBufferBytes
+	Logger      *slog.Logger // receives the warning when memory cannot be pinned; nil: silent
+}
+
+// Stats says what a pool holds.
+type Stats struct {
+	Buffers     int           // buffers made so far
+	BufferBytes int           // size of each
+	PinnedBytes int64         // bytes that are page-locked
+	FirstPin    time.Duration // time until the first buffer was there: what the caller of New waited for
+	TotalPin    time.Duration // time spent on making buffers, in the background too
+}
+
+// Completion is told that the copy of a buffer has ended. Done is called by the pool's own goroutine, in the order in which
+// copies end; it must not block. The tag is the one given to ReleaseAfter. A non-nil error means that the copy failed.
+type Completion interface {
+	Done(tag int, err error)
+}
+
+// Pool is a fixed budget of staging buffers. Its methods are safe for concurrent use.
+type Pool struct {
+	dev      *amdhip.Device
+	log      *slog.Logger
+	size     int
+	want     int
+	free     chan *Buffer
+	inflight chan *Buffer  // to the reaper
+	closing  chan struct{} // closed by Close
+	grown    chan struct{} // closed when the background pinning has ended
+	reaped   chan struct{} // closed when the reaper has ended
+	closed   atomic.Bool
+	lost     atomic.Bool // by Abandon
+
+	mu    sync.Mutex
+	all   []*Buffer
+	stats Stats
+}
+
+// Buffer is one staging buffer. Between Acquire and Release it belongs to the caller.
+type Buffer struct {
+	pool   *Pool
+	mem    *amdhip.HostMemory
+	event  *amdhip.Event
+	stream *amdhip.Stream // of the copy in flight
+	to     Completion
+	tag    int
+}
+
+// New returns a pool with its first buffer ready; the others are pinned in the background. The caller must Close it. It
+// fails only when not even plain memory can be had.
+func New(dev *amdhip.Device, o Options) (*Pool, error) {
+	if o.Budget <= 0 {
+		o.Budget = DefaultBudget
+	}
+	if o.BufferBytes <= 0 {
+		o.BufferBytes = DefaultBufferBytes
+	}
+	if o.BufferBytes < MinBufferBytes {
+		return nil, fmt.Errorf("pinned: buffers of %d bytes: at least %d are needed", o.BufferBytes, MinBufferBytes)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	p := &Pool{
+		dev: dev, log: o.Logger, size: o.BufferBytes,
+		want:    int(max(1, o.Budget/int64(o.BufferBytes))),
+		closing: make(chan struct{}), grown: make(chan struct{}), reaped: make(chan struct{}),
+	}
+	p.free = make(chan *Buffer, p.want)
+	p.inflight = make(chan *Buffer, p.want)
+	if err := p.first(); err != nil {
+		return nil, err
+	}
+	p.stats.FirstPin = p.stats.TotalPin
+	go p.grow()
+	go p.reap()
+	return p, nil
+}
+
+// first makes the first buffer: pinned at the size asked for, else pinned and smaller, else plain.
+func (p *Pool) first() error {
+	ev, err := p.dev.NewEvent(amdhip.EventOptions{})
+	if err != nil {
+		return err
+	}
+	asked := p.size
+	pinErr := p.add(ev, p.dev.HostMalloc)
+	for err := pinErr; err != nil && p.size/2 >= MinBufferBytes; {
+		p.size /= 2
+		err = p.add(ev, p.dev.HostMalloc)
+	}
+	if len(p.all) == 0 {
+		p.size = asked
+		if err := p.add(ev, p.dev.HostPlain); err != nil {
+			return fmt.Errorf("pinned: no staging memory: %w", errors.Join(pinErr, err, ev.Close()))
+		}
+		p.log.Warn("host memory cannot be pinned, copies will be slow: raise the locked-memory limit (ulimit -l)", "error", pinErr)
+		return nil
+	}
+	if pinErr != nil {
+		p.log.Warn("host memory can be pinned in small pieces only, copies will be slower: raise the locked-memory limit (ulimit -l)",
+			"buffer_bytes", p.size, "error", pinErr)
+	}
+	return nil
+}
+
+// add makes one more buffer, with the event ev, from memory that alloc gives and puts it among the free ones. On an error
+// ev is still the caller's.
+func (p *Pool) add(ev *amdhip.Event, alloc func(n int) (*amdhip.HostMemory, error)) error {
+	start := time.Now()
+	mem, err := alloc(p.size)
+	if err != nil {
+		return err
+	}
+	b := &Buffer{pool: p, mem: mem, event: ev}
+	p.mu.Lock()
+	p.all = append(p.all, b)
+	p.stats.TotalPin += time.Since(start)
+	p.mu.Unlock()
+	p.free <- b
+	return nil
+}
+
+// grow pins the buffers after the first. It ends when all are made, when one cannot be made, or with Close.
+func (p *Pool) grow() {
+	defer close(p.grown)
+	alloc := p.dev.HostMalloc
+	if !p.all[0].mem.Pinned() {
+		alloc = p.dev.HostPlain
+	}
+	for n := 1; n < p.want; n++ {
+		select {
+		case <-p.closing:
+			return
+		default:
+		}
+		ev, err := p.dev.NewEvent(amdhip.EventOptions{})
+		if err == nil {
+			if err = p.add(ev, alloc); err != nil {
+				err = errors.Join(err, ev.Close())
+			}
+		}
+		if err != nil {
+			p.log.Warn("fewer staging buffers than asked for: memory cannot be pinned", "buffers", n, "wanted", p.want, "error", err)
+			return
+		}
+	}
+}
+
+// reap waits for the copies in flight and sets their buffers free. It polls: a goroutine that waits inside the runtime for
+// an event spins on a core with some versions of HIP, and could not be called back. It ends with Close, after the last copy.
+func (p *Pool) reap() {
+	defer close(p.reaped)
+	var flying []*Buffer
+	for {
+		if len(flying) == 0 {
+			select {
+			case b := <-p.inflight:
+				flying = append(flying, b)
+			case <-p.closing:
+				select { // a copy may have been handed over just before
+				case b := <-p.inflight:
+					flying = append(flying, b)
+				default:
+					return
+				}
+			}
+		}
+		for more := true; more; {
+			select {
+			case b := <-p.inflight:
+				flying = append(flying, b)
+			default:
+				more = false
+			}
+		}
+		if p.lost.Load() {
+			return
+		}
+		if left := p.look(flying); len(left) == len(flying) {
+			pause(pollInterval)
+		} else {
+			clear(flying[len(left):])
+			flying = left
+		}
+	}
+}
+
+// look frees those buffers whose copies have ended and returns the others, in order. Copies on one stream end in order, so
+// behind one that is not ready the stream is not asked again.
+func (p *Pool) look(flying []*Buffer) []*Buffer {
+	left := flying[:0]
+next:
+	for _, b := range flying {
+		for _, l := range left {
+			if l.stream == b.stream {
+				left = append(left, b)
+				continue next
+			}
+		}
+		done, err := b.event.Query()
+		if !done && err == nil {
+			left = append(left, b)
+			continue
+		}
+		to, tag := b.to, b.tag
+		b.Release()
+		to.Done(tag, err)
+	}
+	return left
+}
+
+// Acquire returns a free buffer, waiting for one while all are in use. It returns the cause of ctx's end, or ErrClosed.
+func (p *Pool) Acquire(ctx context.Context) (*Buffer, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if p.closed.Load() {
+		return nil, ErrClosed
+	}
+	select {
+	case b := <-p.free:
+		return b, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-p.closing:
+		return nil, ErrClosed
+	}
+}
+
+// BufferBytes is the size of each buffer: the one asked for, or less when only smaller pieces could be pinned.
+func (p *Pool) BufferBytes() int { return p.size }
+
+// Stats returns what the pool holds now.
+func (p *Pool) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.stats
+	s.Buffers, s.BufferBytes = len(p.all), p.size
+	for _, b := range p.all {
+		if b.mem.Pinned() {
+			s.PinnedBytes += int64(p.size)
+		}
+	}
+	return s
+}
+
+// Close waits for the copies that are in flight and frees every buffer; those that callers still hold become invalid. If
+// a copy never ends, Close never returns: call Abandon before. It is idempotent.
+func (p *Pool) Close() error {
+	if !p.closed.Swap(true) {
+		close(p.closing)
+	}
+	<-p.grown
+	<-p.reaped
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lost.Load() {
+		p.all = nil
+		return nil
+	}
+	var errs []error
+	for _, b := range p.all {
+		errs = append(errs, b.event.Close(), b.mem.Close())
+	}
+	p.all = nil
+	return errors.Join(errs...)
+}
+
+// Abandon gives up on copies that do not end: Close then returns without freeing anything, since the device may still
+// read or write any of the buffers, and freeing would wait for it. Their memory is lost until the process ends.
+func (p *Pool) Abandon() { p.lost.Store(true) }
+
+// Bytes is the whole buffer; it is valid until Release.
+func (b *Buffer) Bytes() []byte { return b.mem.Bytes() }
+
+// Memory is the buffer as the source or destination of copies.
+func (b *Buffer) Memory() *amdhip.HostMemory { return b.mem }
+
+// Release gives back a buffer that no copy uses.
+func (b *Buffer) Release() {
+	b.stream, b.to = nil, nil
+	b.pool.free <- b
+}
+
+// ReleaseAfter gives the buffer back once everything enqueued on s so far has ended, and then tells to, with tag. When it
+// returns an error, the end of the copy cannot be observed: the buffer stays out of circulation until the pool is closed, and the
+// caller must make sure that s is idle before that.
+func (b *Buffer) ReleaseAfter(s *amdhip.Stream, to Completion, tag int) error {
+	if err := s.Record(b.event); err != nil {
+		return err
+	}
+	b.stream, b.to, b.tag = s, to, tag
+	b.pool.inflight <- b
+	return nil
+}
