@@ -60,7 +60,7 @@ generated: ## fail when regenerating changes anything
 
 qemu: ## run the kernels on an emulated CPU without AVX-512 (needs qemu-user)
 	@if command -v qemu-x86_64 >/dev/null; then \
-		CGO_ENABLED=0 GOARCH=amd64 KERNELS_REQUIRE= $(GO) test -short -exec 'qemu-x86_64 -cpu Haswell' ./kernels; \
+		CGO_ENABLED=0 GOARCH=amd64 KERNELS_REQUIRE=avx2 $(GO) test -short -exec 'qemu-x86_64 -cpu Haswell' ./kernels; \
 	else \
 		echo 'qemu: skipped, there is no qemu-x86_64 (package qemu-user)'; \
 	fi

@@ -1,7 +1,6 @@
 package amdhip
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -75,6 +74,7 @@ type Software struct {
 	quit   chan struct{} // closed by close
 	ended  sync.WaitGroup
 
+	otherClock       atomic.Bool // time.Now does not tell the system's time
 	copies, unpinned atomic.Int64
 	copied           atomic.Uint64
 
@@ -90,6 +90,8 @@ type Software struct {
 	handle  uintptr // the last handle given out; none is used twice
 	stats   SoftwareStats
 	stalls  []chan struct{} // of the faults injected since the last ClearFaults
+
+	unmapping error // of unmapping memory; the bookkeeping is wrong then
 }
 
 // OpenSoftware makes a Runtime whose devices are imitated in Go: no GPU, no library, the same code above. The caller must
@@ -284,9 +286,10 @@ func (sw *Software) close() error {
 		*l = nil
 	}
 	sw.mu.Unlock()
-	var errs []error
 	for _, b := range blocks {
-		errs = append(errs, sw.release(b))
+		sw.release(b)
 	}
-	return errors.Join(errs...)
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	return sw.unmapping
 }

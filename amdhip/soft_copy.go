@@ -63,8 +63,7 @@ func (s *softStream) hold(o operand) (held, Status) {
 	return h, Success
 }
 
-// copy executes opCopy. The bytes of a piece are read at the end of the time that the link takes for it, so that memory
-// that is reused too early shows.
+// copy executes opCopy. A piece is read when its time on the link begins, so memory that is reused too early shows.
 func (s *softStream) copy(op *softOp) Status {
 	dst, st := s.hold(op.dst)
 	if st != Success {
@@ -86,24 +85,28 @@ func (s *softStream) copy(op *softOp) Status {
 			begin = l.reserve(begin, n)
 		}
 	}
-	s.sleepUntil(begin)
+	s.wakeAt(begin)
 	piece, started := way.piece(), s.sw.now()
 	for off := 0; off < n; off += piece {
-		to := min(off+piece, n)
-		if way != nil {
-			s.sleepUntil(begin + way.duration(to))
+		if way != nil && off > 0 {
+			s.sleepUntil(begin + way.duration(off))
 		}
 		if s.stopped() {
 			return ErrDeinitialized
 		}
+		to := min(off+piece, n)
 		if st := guarded(func() { copy(dst.mem[off:to], src.mem[off:to]) }); st != Success {
 			return st
 		}
 	}
 	if way != nil && way.rate > 0 {
 		s.end = begin + way.duration(n)
+		s.wakeAt(s.end)
 	} else {
 		s.end = begin + s.sw.now() - started
+	}
+	if s.stopped() {
+		return ErrDeinitialized
 	}
 	s.sw.copies.Add(1)
 	s.sw.copied.Add(uint64(n))

@@ -1,10 +1,8 @@
 package amdhip
 
 import (
-	"encoding/binary"
-	"os"
+	"errors"
 	"slices"
-	"sync/atomic"
 	"unsafe"
 )
 
@@ -99,19 +97,23 @@ func (sw *Software) hold(addr, n uintptr) (held, Status) {
 	return held{r.block.mem[addr-r.addr:][:n:n], r.block}, Success
 }
 
-// release undoes one reference to b, which may be nil.
-func (sw *Software) release(b *block) error {
+// release undoes one reference to b, which may be nil. Should the system refuse to unmap it, Close will tell.
+func (sw *Software) release(b *block) {
 	if b == nil {
-		return nil
+		return
 	}
 	sw.mu.Lock()
 	b.refs--
 	last := b.refs == 0
 	sw.mu.Unlock()
-	if last && b.mapped {
-		return unmapAnonymous(b.mem)
+	if !last || !b.mapped {
+		return
 	}
-	return nil
+	if err := unmapAnonymous(b.mem); err != nil {
+		sw.mu.Lock()
+		sw.unmapping = errors.Join(sw.unmapping, err)
+		sw.mu.Unlock()
+	}
 }
 
 // lookup returns the region of n bytes at addr; nil and Success for host memory that is not pinned, of which nothing
@@ -221,7 +223,7 @@ func (sw *Software) mallocOn(dev *softDevice, p *uintptr, n uintptr) Status {
 	if sw.opts.Poison {
 		fill(r.block.mem, poisonByte)
 	}
-	_ = sw.release(r.block) // only Close can have taken the other reference
+	sw.release(r.block)
 	*p = r.addr
 	return Success
 }
@@ -291,7 +293,7 @@ func (sw *Software) drop(p uintptr, kind regionKind, absent Status) Status {
 	if r == nil {
 		return absent
 	}
-	sw.drain(r.dev) // a failure of other work does not keep the memory
+	_ = sw.drain(r.dev) // a failure of other work does not keep the memory
 	sw.mu.Lock()
 	if sw.closed {
 		sw.mu.Unlock()
@@ -303,9 +305,7 @@ func (sw *Software) drop(p uintptr, kind regionKind, absent Status) Status {
 	}
 	sw.remove(r)
 	sw.mu.Unlock()
-	if sw.release(r.block) != nil {
-		return ErrUnknown
-	}
+	sw.release(r.block)
 	return Success
 }
 
@@ -333,155 +333,6 @@ func (sw *Software) freeAsync(p, stream uintptr) Status {
 	}
 	r.going = true
 	return s.enqueue(softOp{kind: opFree, late: late, region: r})
-}
-
-// Flags that HIP 6 knows beyond those of api.go.
-const (
-	hostMallocCoherent    = 0x40000000
-	hostMallocNonCoherent = 0x80000000
-	hostMallocKnown       = 7 | 0x20000000 | hostMallocCoherent | hostMallocNonCoherent
-	hostRegisterKnown     = 15
-)
-
-func (sw *Software) hostMalloc(p *uintptr, n uintptr, flags uint32) Status {
-	if st := sw.call("hipHostMalloc"); st != Success {
-		return st
-	}
-	const either = hostMallocCoherent | hostMallocNonCoherent
-	if p == nil || flags&^hostMallocKnown != 0 || flags&either == either {
-		return ErrInvalidValue
-	}
-	if n == 0 {
-		*p = 0
-		return Success
-	}
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	if sw.closed {
-		return ErrDeinitialized
-	}
-	if n >= deviceSpace {
-		return ErrOutOfMemory
-	}
-	mem, err := mapAnonymous(int(n))
-	if err != nil {
-		return ErrOutOfMemory
-	}
-	*p = uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
-	sw.insert(&region{addr: *p, kind: hostRegion, dev: sw.device(), block: &block{mem: mem, mapped: true}})
-	return Success
-}
-
-func (sw *Software) hostFree(p uintptr) Status {
-	if st := sw.call("hipHostFree"); st != Success || p == 0 {
-		return st
-	}
-	return sw.drop(p, hostRegion, ErrInvalidValue)
-}
-
-func (sw *Software) hostRegister(p, n uintptr, flags uint32) Status {
-	if st := sw.call("hipHostRegister"); st != Success {
-		return st
-	}
-	if p == 0 || n == 0 || p+n < p || p+n > deviceBase || flags > hostRegisterKnown {
-		return ErrInvalidValue
-	}
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	if sw.closed {
-		return ErrDeinitialized
-	}
-	if sw.host.overlaps(p, n) {
-		return ErrHostMemoryAlreadyRegistered
-	}
-	sw.insert(&region{addr: p, kind: registeredRegion, dev: sw.device(), block: &block{mem: bytesAt(p, n)}})
-	return Success
-}
-
-func (sw *Software) hostUnregister(p uintptr) Status {
-	if st := sw.call("hipHostUnregister"); st != Success {
-		return st
-	}
-	return sw.drop(p, registeredRegion, ErrHostMemoryNotRegistered)
-}
-
-// hostGetDevicePointer answers with the host address itself, as HIP does on systems where both share one address space.
-func (sw *Software) hostGetDevicePointer(d *uintptr, h uintptr, flags uint32) Status {
-	if st := sw.call("hipHostGetDevicePointer"); st != Success {
-		return st
-	}
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	r := sw.host.find(h)
-	if d == nil || flags != 0 || r == nil {
-		return ErrInvalidValue
-	}
-	r.given = true
-	*d = h
-	return Success
-}
-
-// ipcMagic begins an IPC handle of the software device; the process, the Software in it and the address follow.
-const ipcMagic = "softgpu1"
-
-// ipcSerial numbers the Softwares of this process, because their addresses are the same.
-var ipcSerial atomic.Uint64
-
-func (sw *Software) ipcHandle(p uintptr) IPCHandle {
-	var h IPCHandle
-	copy(h.b[:], ipcMagic)
-	for i, v := range []uint64{uint64(os.Getpid()), sw.serial, uint64(p)} {
-		binary.LittleEndian.PutUint64(h.b[8+8*i:], v)
-	}
-	return h
-}
-
-func (sw *Software) ipcGetMemHandle(handle *IPCHandle, p uintptr) Status {
-	if st := sw.call("hipIpcGetMemHandle"); st != Success {
-		return st
-	}
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	if handle == nil || sw.begins(p, deviceRegion) == nil {
-		return ErrInvalidValue
-	}
-	*handle = sw.ipcHandle(p)
-	return Success
-}
-
-// ipcOpenMemHandle maps an allocation of the same Software a second time. Handles of another process, or of another
-// Software, are ErrNotSupported.
-func (sw *Software) ipcOpenMemHandle(p *uintptr, handle IPCHandle, flags uint32) Status {
-	if st := sw.call("hipIpcOpenMemHandle"); st != Success {
-		return st
-	}
-	if p == nil || flags != 1 || string(handle.b[:len(ipcMagic)]) != ipcMagic { // 1: LazyEnablePeerAccess, from HIP 6
-		return ErrInvalidValue
-	}
-	addr := uintptr(binary.LittleEndian.Uint64(handle.b[24:]))
-	if handle != sw.ipcHandle(addr) {
-		return ErrNotSupported
-	}
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	r := sw.begins(addr, deviceRegion)
-	if r == nil || sw.closed {
-		return ErrInvalidValue
-	}
-	mapping, ok := r.dev.address(r.size())
-	if !ok {
-		return ErrOutOfMemory
-	}
-	sw.insert(&region{addr: mapping, kind: ipcRegion, dev: r.dev, block: r.block})
-	*p = mapping
-	return Success
-}
-
-func (sw *Software) ipcCloseMemHandle(p uintptr) Status {
-	if st := sw.call("hipIpcCloseMemHandle"); st != Success {
-		return st
-	}
-	return sw.drop(p, ipcRegion, ErrInvalidValue)
 }
 
 // bytesAt makes a slice of memory that Go did not allocate. The address comes from a C interface as a number; read through

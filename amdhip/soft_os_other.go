@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"runtime"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,3 +26,8 @@ func threadID() uint64 {
 
 // adviseHuge does nothing: these systems choose page sizes themselves.
 func adviseHuge([]byte) {}
+
+// maxNap and nap: Go's timers are precise here.
+const maxNap = 0
+
+func nap(time.Duration) {}

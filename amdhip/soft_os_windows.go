@@ -1,6 +1,7 @@
 package amdhip
 
 import (
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -30,3 +31,8 @@ func threadID() uint64 { return uint64(windows.GetCurrentThreadId()) }
 
 // adviseHuge does nothing: large pages need a privilege here.
 func adviseHuge([]byte) {}
+
+// maxNap and nap: Go's timers are precise here.
+const maxNap = 0
+
+func nap(time.Duration) {}

@@ -277,7 +277,7 @@ func (s *softStream) step(op *softOp) {
 		s.sw.mu.Lock()
 		s.sw.remove(op.region)
 		s.sw.mu.Unlock()
-		_ = s.sw.release(op.region.block) // nobody to tell
+		s.sw.release(op.region.block)
 	}
 	if op.marker != nil {
 		op.marker.time, op.marker.err = s.end, s.err
@@ -324,7 +324,7 @@ func (s *softStream) stopped() bool {
 	}
 }
 
-// sleepUntil returns at time t of the model's clock, somewhat later, or when the Software is closed.
+// sleepUntil returns at time t of the model's clock, up to a millisecond later, or when the Software is closed.
 func (s *softStream) sleepUntil(t time.Duration) {
 	d := t - s.sw.now()
 	if d <= 0 {
@@ -335,4 +335,21 @@ func (s *softStream) sleepUntil(t time.Duration) {
 	case <-s.timer.C:
 	case <-s.sw.quit:
 	}
+}
+
+// wakeAt is sleepUntil, but more precise where Go's timers are coarse for a fast link.
+func (s *softStream) wakeAt(t time.Duration) {
+	if maxNap > 0 && !s.sw.otherClock.Load() {
+		s.sleepUntil(t - maxNap)
+		for before := s.sw.now(); before < t && !s.stopped(); {
+			nap(t - before)
+			after := s.sw.now()
+			if after == before { // the clock is that of testing/synctest, which only timers move
+				s.sw.otherClock.Store(true)
+				break
+			}
+			before = after
+		}
+	}
+	s.sleepUntil(t)
 }

@@ -3,6 +3,7 @@ package amdhip
 import (
 	"bytes"
 	"errors"
+	"reflect"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -233,6 +234,37 @@ func TestSoftFaultAsync(t *testing.T) {
 	}
 }
 
+// Every function counts its calls, can be made to fail, and takes null pointers and handles without a crash.
+func TestSoftEveryFunction(t *testing.T) {
+	rt, _ := openSoft(t, SoftwareOptions{})
+	table := reflect.ValueOf(rt.api).Elem()
+	for i := range table.NumField() {
+		name, f := table.Type().Field(i).Name, table.Field(i)
+		if f.Kind() != reflect.Func {
+			continue
+		}
+		f = reflect.NewAt(f.Type(), f.Addr().UnsafePointer()).Elem() // one that reflection may call
+		t.Run(name, func(t *testing.T) {
+			var zeros []reflect.Value
+			for j := range f.Type().NumIn() {
+				zeros = append(zeros, reflect.Zero(f.Type().In(j)))
+			}
+			before := rt.Software().Calls()[name]
+			f.Call(zeros)
+			if f.Type().Out(0).Kind() != reflect.String {
+				rt.Software().Inject(Fault{Func: name, N: 1, Code: ErrLaunchFailure})
+				if got := f.Call(zeros)[0].Interface(); got != ErrLaunchFailure {
+					t.Errorf("with a fault: %v, want %v", got, ErrLaunchFailure)
+				}
+				before++
+			}
+			if got := rt.Software().Calls()[name]; got != before+1 {
+				t.Errorf("%d calls were counted, want %d", got, before+1)
+			}
+		})
+	}
+}
+
 func TestSoftInjectPanics(t *testing.T) {
 	rt, _ := openSoft(t, SoftwareOptions{})
 	for _, tt := range []struct {
@@ -277,8 +309,9 @@ func TestSoftClose(t *testing.T) {
 		}
 		results := make(map[string]chan error)
 		for name, call := range calls {
-			results[name] = make(chan error, 1)
-			go func() { results[name] <- call() }()
+			result := make(chan error, 1)
+			results[name] = result
+			go func() { result <- call() }()
 		}
 		synctest.Wait()
 		start := time.Now()

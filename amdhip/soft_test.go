@@ -263,7 +263,7 @@ func TestSoftRoundTrip(t *testing.T) {
 func TestSoftCallsAndStats(t *testing.T) {
 	rt, d := openSoft(t, SoftwareOptions{Memory: mib})
 	b := value(mapAnonymous(8192))(t)
-	defer unmapAnonymous(b)
+	t.Cleanup(func() { _ = unmapAnonymous(b) })
 	s := value(d.NewStream())(t)
 	e := value(d.NewEvent(EventOptions{}))(t)
 	m := value(d.Malloc(1000))(t)

@@ -60,7 +60,8 @@ func (r raw) bytes() []byte {
 	if r.align == 0 {
 		r.align = defaultAlignment
 	}
-	b := encode([]byte(r.magic), r.version, orDefault(r.ninfos, uint64(len(r.infos))), orDefault(r.nkeys, uint64(len(r.keys))))
+	b := encode([]byte(r.magic), r.version,
+		orDefault(r.ninfos, uint64(len(r.infos))), orDefault(r.nkeys, uint64(len(r.keys))))
 	b = append(b, slices.Concat(r.keys...)...)
 	b = append(b, slices.Concat(r.infos...)...)
 	if len(r.infos) > 0 {
@@ -88,7 +89,8 @@ func walk(p *Part) error {
 	}
 	end := p.DataOffset
 	for _, t := range p.tensors {
-		if t.Offset < end || t.Size < 0 || t.Offset > p.Size-t.Size || t.Offset%int64(p.Alignment) != p.DataOffset%int64(p.Alignment) {
+		aligned := (t.Offset-p.DataOffset)%int64(p.Alignment) == 0
+		if !aligned || t.Offset < end || t.Size < 0 || t.Offset > p.Size-t.Size {
 			return fmt.Errorf("tensor %+v does not lie in %+v", t, p)
 		}
 		if n, ok := t.Type.Bytes(t.Elems()); !ok || n != uint64(t.Size) {

@@ -12,8 +12,9 @@ type cursor struct {
 	pos  int
 	err  *FormatError
 
-	path          string
-	tensor, field []byte // what is being read, for the error; slices of data or constants
+	// What is being read, for the error. Names are slices of data, so that none is copied in vain.
+	path, field string
+	key, tensor []byte
 }
 
 // failf records an error at offset at, unless there is one already.
@@ -21,8 +22,12 @@ func (c *cursor) failf(at int, format string, args ...any) {
 	if c.err != nil {
 		return
 	}
+	field := c.field
+	if c.key != nil {
+		field = string(c.key)
+	}
 	c.err = &FormatError{
-		Path: c.path, Offset: int64(at), Tensor: string(c.tensor), Field: string(c.field), Err: fmt.Errorf(format, args...),
+		Path: c.path, Offset: int64(at), Tensor: string(c.tensor), Field: field, Err: fmt.Errorf(format, args...),
 	}
 }
 

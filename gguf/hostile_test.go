@@ -147,7 +147,8 @@ func hostileKeys() []hostile {
 	for _, elem := range []Kind{Uint8, Uint64, String, Array, Bool} {
 		for _, n := range []uint64{5, 1 << 30, 1<<30 + 1, 1 << 40, 1 << 60, 1<<61 + 1, 1 << 62, 1 << 63, huge} {
 			name := fmt.Sprintf("array of %d %v", n, elem)
-			list = append(list, hostile{name: name, data: withKey(key("k", Array, uint32(elem), n, uint32(0))), offset: at("k") + 8, field: "k"})
+			data := withKey(key("k", Array, uint32(elem), n, uint32(0)))
+			list = append(list, hostile{name: name, data: data, offset: at("k") + 8, field: "k"})
 		}
 	}
 	return list
@@ -155,7 +156,8 @@ func hostileKeys() []hostile {
 
 func hostileTensors() []hostile {
 	name63, name64 := strings.Repeat("n", 63), strings.Repeat("n", 64)
-	const dimsAt, typeAt, offsetAt = afterArch + 9, afterArch + 21, afterArch + 25 // of a first tensor with a one-letter name and one dimension
+	// Of a first tensor with a one-letter name and one dimension.
+	const dimsAt, typeAt, offsetAt = afterArch + 9, afterArch + 21, afterArch + 25
 	ok := info("a", F32, 0, 8)
 	list := []hostile{
 		{name: "tensor name empty", data: withTensors(info("", F32, 0, 8)), offset: afterArch, field: "tensor name",
@@ -235,8 +237,9 @@ func hostileTensors() []hostile {
 			offset: afterArch + 87, tensor: name63, field: "offset"},
 	}
 	for _, typ := range []Type{4, 5, 31, 32, 33, 36, 37, 38, 43, 200, 1<<32 - 1} {
-		list = append(list, hostile{name: fmt.Sprintf("tensor type %d", uint32(typ)), data: withTensors(info("a", typ, 0, 32)),
-			is: ErrUnsupported, offset: typeAt, tensor: "a", field: "type", rule: typ.String()})
+		list = append(list, hostile{name: fmt.Sprintf("tensor type %d", uint32(typ)),
+			data: withTensors(info("a", typ, 0, 32)),
+			is:   ErrUnsupported, offset: typeAt, tensor: "a", field: "type", rule: typ.String()})
 	}
 	return list
 }
@@ -274,9 +277,11 @@ func TestAccepted(t *testing.T) {
 		{name: "header ends aligned", data: withTensors(info("abcdefgh1234567890123456", F32, 0, 2, 4)),
 			dataOffset: 128, offsets: []int64{128}},
 		{name: "alignment 64", data: raw{keys: [][]byte{key(alignmentKey, Uint32, uint32(64))}, align: 64,
-			infos: [][]byte{info("a", F32, 0, 8), info("b", F32, 64, 8)}, data: 96}.bytes(), dataOffset: 128, offsets: []int64{128, 192}},
+			infos: [][]byte{info("a", F32, 0, 8), info("b", F32, 64, 8)}, data: 96}.bytes(),
+			dataOffset: 128, offsets: []int64{128, 192}},
 		{name: "alignment 1", data: raw{keys: [][]byte{key(alignmentKey, Uint32, uint32(1))}, align: 1,
-			infos: [][]byte{info("a", I8, 0, 3), info("b", I8, 3, 1)}, data: 4}.bytes(), dataOffset: 123, offsets: []int64{123, 126}},
+			infos: [][]byte{info("a", I8, 0, 3), info("b", I8, 3, 1)}, data: 4}.bytes(),
+			dataOffset: 123, offsets: []int64{123, 126}},
 		{name: "no padding after the last tensor", data: withTensors(info("a", I8, 0, 32), info("b", I8, 32, 1))[:193],
 			dataOffset: 160, offsets: []int64{160, 192}},
 		{name: "decreasing offsets", data: withTensors(info("a", F32, 32, 8), info("b", F32, 0, 8)), dataOffset: 160,
@@ -347,7 +352,8 @@ func TestErrorText(t *testing.T) {
 		err  FormatError
 		want string
 	}{
-		{FormatError{Path: "m.gguf", Offset: 0x1a40, Tensor: "blk.0", Field: "dims", Err: rule}, `m.gguf: offset 0x1a40, tensor "blk.0", dims: is wrong`},
+		{FormatError{Path: "m.gguf", Offset: 0x1a40, Tensor: "blk.0", Field: "dims", Err: rule},
+			`m.gguf: offset 0x1a40, tensor "blk.0", dims: is wrong`},
 		{FormatError{Path: "m.gguf", Offset: -1, Err: rule}, "m.gguf: is wrong"},
 		{FormatError{Path: "m.gguf", Offset: 0, Field: "a\x1b[2J", Err: rule}, `m.gguf: offset 0x0, "a\x1b[2J": is wrong`},
 		{FormatError{Path: "m.gguf", Offset: -1, Field: string(bytes.Repeat([]byte("k"), 101)), Err: rule},

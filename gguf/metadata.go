@@ -29,7 +29,8 @@ const (
 )
 
 var kindNames = [numKinds]string{
-	"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array", "uint64", "int64", "float64",
+	"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array",
+	"uint64", "int64", "float64",
 }
 
 // kindSizes are bytes per value; 0 where that varies.

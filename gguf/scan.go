@@ -2,6 +2,7 @@ package gguf
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"unicode/utf8"
 )
@@ -38,9 +39,9 @@ func scan(path string, data []byte) (header, error) {
 	c := cursor{data: data, path: path}
 	var h header
 	h.version = c.preamble()
-	c.field = []byte("tensor count")
+	c.field = "tensor count"
 	tensors := c.count("tensors", minInfo, 1<<63-1)
-	c.field = []byte("key count")
+	c.field = "key count"
 	keys := c.count("keys", minRecord, 1<<63-1)
 	h.keys = c.records(keys, c.record)
 	h.infos = c.records(tensors, c.info)
@@ -67,7 +68,7 @@ func (c *cursor) preamble() uint32 {
 		return 0
 	}
 	c.bytes(4) // the magic
-	c.field = []byte("version")
+	c.field = "version"
 	v := c.u32()
 	switch {
 	case c.err != nil:
@@ -81,7 +82,7 @@ func (c *cursor) preamble() uint32 {
 
 // record walks one key and its value.
 func (c *cursor) record() {
-	c.field = []byte("key")
+	c.key, c.field = nil, "key"
 	at := c.pos
 	key := c.str(maxKey)
 	switch {
@@ -94,7 +95,7 @@ func (c *cursor) record() {
 	case bytes.IndexByte(key, 0) >= 0:
 		c.failf(at, "key contains a NUL byte: %q", shorten(string(key)))
 	}
-	c.field = key
+	c.key = key
 	at = c.pos
 	switch k := Kind(c.u32()); {
 	case k == Array:
@@ -134,9 +135,7 @@ func (c *cursor) array(depth int) {
 	case depth > maxDepth:
 		c.failf(at, "arrays nest more than %d deep", maxDepth)
 	case k == String:
-		for n := c.count("strings", 8, maxArray); n > 0 && c.err == nil; n-- {
-			c.str(maxText)
-		}
+		c.strings(c.count("strings", 8, maxArray))
 	case k == Array:
 		for n := c.count("arrays", 12, maxArray); n > 0 && c.err == nil; n-- {
 			c.array(depth + 1)
@@ -146,9 +145,29 @@ func (c *cursor) array(depth int) {
 	}
 }
 
+// strings walks n strings. Vocabularies are nearly all of a header, so this loop is what opening a model costs; it leaves
+// whatever is wrong to str.
+func (c *cursor) strings(n uint64) {
+	data, pos := c.data, c.pos
+	for ; n > 0; n-- {
+		if len(data)-pos < 8 {
+			break
+		}
+		size := binary.LittleEndian.Uint64(data[pos:])
+		if size > maxText || size > uint64(len(data)-pos-8) {
+			break
+		}
+		pos += 8 + int(size)
+	}
+	c.pos = pos
+	if n > 0 {
+		c.str(maxText)
+	}
+}
+
 // info walks the record of one tensor.
 func (c *cursor) info() {
-	c.tensor, c.field = nil, []byte("tensor name")
+	c.key, c.tensor, c.field = nil, nil, "tensor name"
 	at := c.pos
 	name := c.str(maxName)
 	switch {
@@ -161,15 +180,15 @@ func (c *cursor) info() {
 	case bytes.IndexByte(name, 0) >= 0:
 		c.failf(at, "tensor name contains a NUL byte: %q", name)
 	}
-	c.tensor, c.field = name, []byte("dims")
+	c.tensor, c.field = name, "dims"
 	at = c.pos
 	n := c.u32()
 	if c.err == nil && (n == 0 || n > maxDims) {
 		c.failf(at, "%d dimensions; 1 to %d are allowed", n, maxDims)
 	}
 	c.bytes(8 * uint64(n))
-	c.field = []byte("type")
+	c.field = "type"
 	c.u32()
-	c.field = []byte("offset")
+	c.field = "offset"
 	c.u64()
 }

@@ -29,7 +29,7 @@ func openSplit(p *Part) ([]*Part, error) {
 	// The neighbours' names differ from this one's in a number only, so they cannot lead out of its directory.
 	dir, prefix := filepath.Dir(p.Path), splitName.FindStringSubmatch(filepath.Base(p.Path))[1]
 	opened := []*Part{p}
-	parts := make([]*Part, 0, min(count, 64))
+	var parts []*Part
 	for i := range count {
 		q := p
 		if i != no {
@@ -45,8 +45,11 @@ func openSplit(p *Part) ([]*Part, error) {
 			opened = append(opened, q)
 		}
 		parts = append(parts, q)
+		if err := q.follows(parts[0], i, count); err != nil {
+			return opened, err
+		}
 	}
-	return parts, checkSplit(parts)
+	return parts, countTensors(parts)
 }
 
 // split returns which part of how many p is; a file that is a model by itself is part 0 of 1. The file's name and its
@@ -102,41 +105,45 @@ func (p *Part) splitKey(key string) (n int, ok bool, err error) {
 	return int(i), true, nil
 }
 
-// checkSplit compares the parts of a model, of which all were opened.
-func checkSplit(parts []*Part) error {
-	tensors := 0
-	for _, p := range parts {
-		tensors += len(p.tensors)
+// follows checks that p is part i of count and fits the first part.
+func (p *Part) follows(first *Part, i, count int) error {
+	ownNo, ownCount, err := p.split()
+	switch {
+	case err != nil:
+		return err
+	case ownNo != i || ownCount != count:
+		return p.keyError(splitNoKey, "%w: part %d of %d where %d of %d is expected",
+			ErrSplit, ownNo+1, ownCount, i+1, count)
+	case p.Version != first.Version:
+		return &FormatError{Path: p.Path, Offset: 4, Field: "version", Err: fmt.Errorf(
+			"%w: version %d, but %d in %s", ErrSplit, p.Version, first.Version, first.Path)}
 	}
-	first := parts[0]
-	for i, p := range parts {
-		no, count, err := p.split()
-		switch {
-		case err != nil:
-			return err
-		case no != i || count != len(parts):
-			return p.keyError(splitNoKey, "%w: part %d of %d where %d of %d is expected",
-				ErrSplit, no+1, count, i+1, len(parts))
-		case p.Version != first.Version:
-			return &FormatError{Path: p.Path, Offset: 4, Field: "version", Err: fmt.Errorf(
-				"%w: version %d, but %d in %s", ErrSplit, p.Version, first.Version, first.Path)}
+	// Later parts need not repeat the first one's metadata, not even its alignment; what they repeat has to agree.
+	if v, ok := p.metadata.Uint(alignmentKey); ok && uint32(v) != first.Alignment {
+		return p.keyError(alignmentKey, "%w: %d, but %d in %s", ErrSplit, v, first.Alignment, first.Path)
+	}
+	for _, key := range []string{"general.uuid", "general.architecture"} {
+		a, okA := first.metadata.Get(key)
+		if b, okB := p.metadata.Get(key); okA && okB && a != b {
+			return p.keyError(key, "%w: %v, but %v in %s", ErrSplit, b, a, first.Path)
 		}
-		// Later parts need not repeat the first one's metadata, not even its alignment; what they repeat has to agree.
-		if v, ok := p.metadata.Uint(alignmentKey); ok && uint32(v) != first.Alignment {
-			return p.keyError(alignmentKey, "%w: %d, but %d in %s", ErrSplit, v, first.Alignment, first.Path)
-		}
-		for _, key := range []string{"general.uuid", "general.architecture"} {
-			a, okA := first.metadata.Get(key)
-			if b, okB := p.metadata.Get(key); okA && okB && a != b {
-				return p.keyError(key, "%w: %v, but %v in %s", ErrSplit, b, a, first.Path)
-			}
-		}
+	}
+	return nil
+}
+
+// countTensors compares the number of tensors with the one that every part gives for all.
+func countTensors(parts []*Part) error {
+	total := 0
+	for _, p := range parts {
+		total += len(p.tensors)
+	}
+	for _, p := range parts {
 		n, ok, err := p.splitKey(splitTensorsKey)
 		if err != nil {
 			return err
 		}
-		if ok && n != tensors {
-			return p.keyError(splitTensorsKey, "%w: %d, but the parts hold %d tensors", ErrSplit, n, tensors)
+		if ok && n != total {
+			return p.keyError(splitTensorsKey, "%w: %d, but the parts hold %d tensors", ErrSplit, n, total)
 		}
 	}
 	return nil

@@ -27,8 +27,7 @@ func (t *Tensor) Elems() uint64 {
 	return n
 }
 
-// shapeSize returns the bytes of a tensor. The error says which rule a shape breaks; field is the part of the tensor's record
-// that is to blame.
+// shapeSize returns the bytes of a tensor. The error says which rule is broken, field by which part of the tensor's record.
 func shapeSize(t Type, shape []uint64) (size int64, field string, err error) {
 	if len(shape) == 0 || len(shape) > maxDims {
 		return 0, "dims", fmt.Errorf("%d dimensions; 1 to %d are allowed", len(shape), maxDims)

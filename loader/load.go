@@ -181,7 +181,7 @@ func (p *pipeline) run() {
 	w.err = err
 	r := &w.report
 	r.UploadBytes, r.UnpinnedCopies = uint64(p.bytes.Load()), p.unpinned.Load()
-	r.MappedBytes, r.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.direct.Load())
+	r.MappedBytes, r.BufferedBytes, r.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.buffered.Load()), uint64(p.src.direct.Load())
 	r.PinnedBytes, r.Pin, r.PinTotal = stats.PinnedBytes, stats.FirstPin, stats.TotalPin
 	r.Transfer, r.Total = transfer, time.Since(p.began)
 	if err != nil && !stuck {
@@ -298,7 +298,7 @@ type worker struct {
 
 func newWorker(p *pipeline, i int) *worker {
 	wk := &worker{p: p, track: fmt.Sprintf("worker %d", i), fill: filler{plan: p.model.plan, ker: p.ker}}
-	wk.read = newReader(p.src, wk.fill.segment)
+	wk.read = newReader(p.src, &wk.fill)
 	wk.filling.Store(-1)
 	return wk
 }
@@ -353,11 +353,11 @@ func (wk *worker) now() (t time.Time) {
 // send enqueues the copy of chunk i, which buf holds.
 func (p *pipeline) send(i int, c *chunk, buf *pinned.Buffer) error {
 	s := p.streams[i%len(p.streams)]
-	if err := s.CopyToDevice(p.model.ptr(c.arena, c.off), buf.Memory(), 0, c.bytes); err != nil {
+	if err := buf.CopyToDevice(s, p.model.ptr(c.arena, c.off), c.bytes); err != nil {
 		buf.Release()
 		return err
 	}
-	if !buf.Memory().Pinned() {
+	if !buf.Pinned() {
 		p.unpinned.Add(1)
 	}
 	if p.enqueued != nil {
@@ -383,12 +383,23 @@ type filler struct {
 // begin starts a new chunk that buf is to hold.
 func (f *filler) begin(buf []byte) { f.buf, f.end = buf, 0 }
 
-// segment puts a segment in its place, src being its bytes in the file, and clears the padding before it.
-func (f *filler) segment(s *segment, src []byte) error {
+// converts reports whether a segment's bytes become others.
+func (f *filler) converts(s *segment) bool {
 	t := &f.plan.Tensors[s.tensor]
+	return t.Target != t.Type
+}
+
+// place returns where a segment goes, and clears the padding before it. Segments are to be placed in order.
+func (f *filler) place(s *segment) []byte {
 	clear(f.buf[f.end:s.dst])
 	f.end = s.dst + s.dstBytes
-	dst := f.buf[s.dst:f.end]
+	return f.buf[s.dst:f.end]
+}
+
+// from puts a segment in its place, src being its bytes in the file.
+func (f *filler) from(s *segment, src []byte) error {
+	t := &f.plan.Tensors[s.tensor]
+	dst := f.place(s)
 	if t.Target == t.Type {
 		copy(dst, src)
 		return nil

@@ -162,14 +162,14 @@ func TestLoad(t *testing.T) {
 					if r.UploadBytes > r.DeviceBytes || int64(r.UploadBytes) != done || uint64(total) != r.DeviceBytes {
 						t.Errorf("%d bytes uploaded, progress %d of %d, on the device %d", r.UploadBytes, done, total, r.DeviceBytes)
 					}
-					if r.MappedBytes+r.DirectBytes != r.ReadBytes {
-						t.Errorf("%d bytes mapped and %d read directly are not %d", r.MappedBytes, r.DirectBytes, r.ReadBytes)
+					if r.MappedBytes+r.BufferedBytes+r.DirectBytes != r.ReadBytes {
+						t.Errorf("%d bytes mapped, %d buffered and %d direct are not %d", r.MappedBytes, r.BufferedBytes, r.DirectBytes, r.ReadBytes)
 					}
 					if n := sw.Stats().UnpinnedCopies; n != 0 || r.UnpinnedCopies != 0 {
 						t.Errorf("%d unpinned copies, reported %d", n, r.UnpinnedCopies)
 					}
-					if o.IO == IODirect && r.MappedBytes != 0 || o.IO == IOMapped && r.DirectBytes != 0 {
-						t.Errorf("%v: %d bytes mapped, %d direct", o.IO, r.MappedBytes, r.DirectBytes)
+					if o.IO == IODirect && r.DirectBytes != r.ReadBytes || o.IO == IOMapped && r.MappedBytes != r.ReadBytes {
+						t.Errorf("%v: %d bytes mapped, %d direct of %d", o.IO, r.MappedBytes, r.DirectBytes, r.ReadBytes)
 					}
 				})
 			}
@@ -386,6 +386,7 @@ func TestUnpinnable(t *testing.T) {
 	m := openModel(t, sample)
 	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
 	sw.Inject(amdhip.Fault{Func: "hipHostMalloc", Code: amdhip.ErrOutOfMemory})
+	sw.Inject(amdhip.Fault{Func: "hipHostRegister", Code: amdhip.ErrInvalidValue})
 	for name, load := range map[string]loadFunc{"Load": Load, "LoadSync": LoadSync} {
 		w, err := load(t.Context(), dev, m, tight)
 		if err != nil {
@@ -417,7 +418,7 @@ func TestStall(t *testing.T) {
 	if !errors.Is(err, ErrStalled) || !strings.Contains(err.Error(), "copies in flight") {
 		t.Errorf("%v, want ErrStalled, and what is waited for", err)
 	}
-	if n := rt.Software().Stats().HostAllocations; n == 0 {
+	if s := rt.Software().Stats(); s.HostAllocations+s.Registrations == 0 {
 		t.Error("staging buffers were freed although the device may still read them")
 	}
 	if err := rt.Close(); err != nil {
@@ -431,7 +432,7 @@ func TestTruncated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, io := range []IO{IOMapped, IODirect} {
+	for _, io := range []IO{IOMapped, IODirect, IOAuto} {
 		t.Run(io.String(), func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "model.gguf")
 			if err := os.WriteFile(path, data, 0o600); err != nil {

@@ -50,6 +50,7 @@ type Report struct {
 	FileBytes      uint64 // of all parts
 	ReadBytes      uint64 // tensor bytes taken from the file
 	MappedBytes    uint64 // of these, through the mapping
+	BufferedBytes  uint64 // of these, by ordinary reads, from the page cache
 	DirectBytes    uint64 // of these, by direct reads
 	UploadBytes    uint64 // copied to the device, padding included
 	DeviceBytes    uint64 // allocated on the device

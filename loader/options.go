@@ -16,8 +16,8 @@ import (
 // IO says how bytes come off the disk.
 type IO uint8
 
-// The ways of reading. IOAuto takes, for every extent of the file, the mapping where its pages are in memory already and
-// direct reads where they are not.
+// The ways of reading. IOAuto takes, for every extent of the file, ordinary reads where its pages are in the page cache
+// already and direct reads where they are not.
 const (
 	IOAuto   IO = iota
 	IOMapped    // a read-only mapping, through the page cache

@@ -77,7 +77,7 @@ func (w *Model) readChunks(ctx context.Context, pool *pinned.Pool, chunks []chun
 
 // readChunk copies c's bytes from the device into buf.
 func (w *Model) readChunk(c *chunk, stream *amdhip.Stream, buf *pinned.Buffer) error {
-	err := stream.CopyToHost(buf.Memory(), 0, w.ptr(c.arena, c.off), c.bytes)
+	err := buf.CopyToHost(stream, w.ptr(c.arena, c.off), c.bytes)
 	if err == nil {
 		err = stream.Synchronize()
 	}

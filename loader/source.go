@@ -28,7 +28,7 @@ type source struct {
 	io    IO
 	parts []partSource
 
-	mapped, direct atomic.Int64 // bytes that came each way
+	mapped, buffered, direct atomic.Int64 // bytes that came each way
 }
 
 // partSource is one part of the model.
@@ -49,6 +49,7 @@ type window struct {
 const (
 	howUnknown = iota
 	howMapped
+	howBuffered
 	howDirect
 )
 
@@ -94,30 +95,38 @@ func (s *source) extent(seg *segment) (ps *partSource, lo, hi int64) {
 	return &s.parts[t.Part], lo, lo + int64(seg.srcBytes)
 }
 
-// wantDirect reports whether the extent beginning at lo is better read directly; it decides once for every window, when the first
-// worker comes to it.
-func (s *source) wantDirect(ps *partSource, lo int64) bool {
-	if ps.direct == nil {
-		return false
-	}
+// how says in which way the extent beginning at lo is to be read. It decides once for every window, when the first worker
+// comes to it. What the page cache holds is read by pread: the kernel copies it without a page fault per 64 KiB, without
+// mapping anything here, and answers a file that has become shorter with an error instead of a signal.
+func (s *source) how(ps *partSource, lo int64) uint32 {
 	w := lo / windowBytes
 	win := &ps.windows[w]
 	how := win.how.Load()
-	if how == howUnknown {
-		b := ps.bytes[w*windowBytes : min((w+1)*windowBytes, int64(len(ps.bytes)))]
-		// A few pages that are not there are cheaper to fault in than all the others to read again.
-		how = howDirect
-		if s.io == IOAuto && residentShare(b) >= 0.9 {
-			how = howMapped
-		}
-		win.how.Store(how)
+	if how != howUnknown {
+		return how
 	}
-	return how == howDirect
+	switch s.io {
+	case IOMapped:
+		how = howMapped
+	case IODirect:
+		how = howDirect
+	default:
+		// A few pages that are not there are cheaper to wait for than all the others to read again.
+		how = howDirect
+		if residentShare(ps.bytes[w*windowBytes:min((w+1)*windowBytes, int64(len(ps.bytes)))]) >= 0.9 {
+			how = howBuffered
+		}
+	}
+	win.how.Store(how)
+	return how
 }
 
-// consumed lets go of the windows that no segment needs any more, so that the mapping's share of resident memory stays
-// small.
+// consumed lets go of the windows of the mapping that no segment needs any more, so that the mapping's share of resident
+// memory stays small.
 func (s *source) consumed(seg *segment) {
+	if s.io != IOMapped {
+		return
+	}
 	ps, lo, hi := s.extent(seg)
 	for w := lo / windowBytes; w <= (hi-1)/windowBytes; w++ {
 		if ps.windows[w].left.Add(-1) == 0 {
@@ -129,30 +138,36 @@ func (s *source) consumed(seg *segment) {
 // reader is one worker's way into a source. It is not safe for concurrent use.
 type reader struct {
 	src     *source
-	scratch []byte // aligned, for direct reads; made when first needed
-	use     func(seg *segment, b []byte) error
+	fill    *filler
+	scratch []byte // aligned, for what is not read to its place at once; made when first needed
 	segs    []segment
 	mapped  func() error
 }
 
-// newReader returns a reader that hands each segment's bytes to use, which must not keep them.
-func newReader(src *source, use func(seg *segment, b []byte) error) *reader {
-	r := &reader{src: src, use: use}
+// newReader returns a reader that hands each segment's bytes to fill.
+func newReader(src *source, fill *filler) *reader {
+	r := &reader{src: src, fill: fill}
 	r.mapped = r.readMapped // made once: a method value is an allocation
 	return r
 }
 
-// read passes the bytes of segs, which are in file order, to the reader's use function one by one.
+// read fills segs, which are in file order, one by one.
 func (r *reader) read(segs []segment) error {
 	for len(segs) > 0 {
 		ps, lo, _ := r.src.extent(&segs[0])
-		r.segs = segs
-		if r.src.wantDirect(ps, lo) {
+		var err error
+		switch r.src.how(ps, lo) {
+		case howMapped:
+			r.segs = segs
+			err = r.src.model.Guard(r.mapped)
+		case howBuffered:
+			r.segs = segs[:1]
+			err = r.readBuffered(&segs[0])
+		case howDirect:
 			r.segs = r.run(segs)
-			if err := r.readDirect(ps, lo); err != nil {
-				return r.failed(err)
-			}
-		} else if err := r.src.model.Guard(r.mapped); err != nil {
+			err = r.readDirect(ps, lo)
+		}
+		if err != nil {
 			return r.failed(err)
 		}
 		for i := range r.segs {
@@ -175,16 +190,44 @@ func (r *reader) failed(err error) error {
 	return &TensorError{Tensor: r.src.plan.Tensors[s.tensor].Name, Op: "read", Offset: s.src, Bytes: int(hi - lo), Err: err}
 }
 
-// readMapped hands out r.segs from the mapping, under the model's Guard.
+// readMapped fills r.segs from the mapping, under the model's Guard.
 func (r *reader) readMapped() error {
 	for i := range r.segs {
 		ps, lo, hi := r.src.extent(&r.segs[i])
-		if err := r.use(&r.segs[i], ps.bytes[lo:hi]); err != nil {
+		if err := r.fill.from(&r.segs[i], ps.bytes[lo:hi]); err != nil {
 			return err
 		}
 		r.src.mapped.Add(hi - lo)
 	}
 	return nil
+}
+
+// readBuffered fills a segment by ordinary reads: straight to its place when its bytes are not converted.
+func (r *reader) readBuffered(s *segment) error {
+	ps, lo, _ := r.src.extent(s)
+	converts := r.fill.converts(s)
+	var b []byte
+	if converts {
+		b = r.buffer(s.srcBytes)[:s.srcBytes]
+	} else {
+		b = r.fill.place(s)
+	}
+	if err := readFull(ps, ps.part.File(), b, lo, len(b)); err != nil {
+		return err
+	}
+	r.src.buffered.Add(int64(len(b)))
+	if converts {
+		return r.fill.from(s, b)
+	}
+	return nil
+}
+
+// buffer is the scratch buffer with room for n bytes.
+func (r *reader) buffer(n int) []byte {
+	if len(r.scratch) < n {
+		r.scratch = alignedBytes(n + directAlign)
+	}
+	return r.scratch
 }
 
 // run is the longest beginning of segs that one direct read can fetch.
@@ -201,21 +244,19 @@ func (r *reader) run(segs []segment) []segment {
 	return segs[:n]
 }
 
-// readDirect reads the extent of r.segs into the scratch buffer and hands them out from there.
+// readDirect reads the extent of r.segs into the scratch buffer and fills them from there.
 func (r *reader) readDirect(ps *partSource, lo int64) error {
 	_, _, hi := r.src.extent(&r.segs[len(r.segs)-1])
 	start := lo &^ (directAlign - 1)
 	need := int(hi - start)
-	if len(r.scratch) < need+directAlign {
-		r.scratch = alignedBytes(need + 2*directAlign)
-	}
-	buf := r.scratch[:(need+directAlign-1)&^(directAlign-1)]
-	if err := readFull(ps, buf, start, need); err != nil {
+	aligned := (need + directAlign - 1) &^ (directAlign - 1)
+	buf := r.buffer(aligned)[:aligned]
+	if err := readFull(ps, ps.direct, buf, start, need); err != nil {
 		return err
 	}
 	for i := range r.segs {
 		_, l, h := r.src.extent(&r.segs[i])
-		if err := r.use(&r.segs[i], buf[l-start:h-start]); err != nil {
+		if err := r.fill.from(&r.segs[i], buf[l-start:h-start]); err != nil {
 			return err
 		}
 		r.src.direct.Add(h - l)
@@ -223,17 +264,14 @@ func (r *reader) readDirect(ps *partSource, lo int64) error {
 	return nil
 }
 
-// readFull reads at least need bytes at off into buf, both aligned for direct reads.
-func readFull(ps *partSource, buf []byte, off int64, need int) error {
-	got := 0
-	for got < need {
-		f := ps.direct
+// readFull reads at least need bytes at off from f into buf; for direct reads both are aligned.
+func readFull(ps *partSource, f *os.File, buf []byte, off int64, need int) error {
+	for got := 0; got < need; {
 		if got%directAlign != 0 {
 			f = ps.part.File() // behind a short read the rest is not aligned
 		}
 		n, err := f.ReadAt(buf[got:], off+int64(got))
-		got += n
-		if got >= need {
+		if got += n; got >= need {
 			break
 		}
 		if errors.Is(err, io.EOF) {

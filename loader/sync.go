@@ -78,14 +78,14 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 			if err != nil {
 				return &TensorError{Tensor: t.Name, Op: "read", Offset: t.Size - int64(len(data)), Bytes: n * src, Err: err}
 			}
-			err = stream.CopyToDevice(w.ptr(t.arena, t.offset+done), buf.Memory(), 0, len(out))
+			err = buf.CopyToDevice(stream, w.ptr(t.arena, t.offset+done), len(out))
 			if err == nil {
 				err = stream.Synchronize()
 			}
 			if err != nil {
 				return &TensorError{Tensor: t.Name, Op: "copy", Offset: int64(done), Bytes: len(out), Err: err}
 			}
-			if !buf.Memory().Pinned() {
+			if !buf.Pinned() {
 				r.UnpinnedCopies++
 			}
 			data, done = data[n*src:], done+uint64(len(out))

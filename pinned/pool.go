@@ -2,9 +2,10 @@
 //
 // The pool is the only bound on host memory of whatever streams through it: [Pool.Acquire] blocks while every buffer is in
 // flight, which is the back-pressure of the whole pipeline. A buffer is given back with the stream that reads it
-// ([Buffer.ReleaseAfter]); it becomes free once the copy is done, never before.
+// ([Buffer.ReleaseAfter]); it becomes free once the copy is done, never before. The buffer that became free last is taken
+// first, since its memory is the likeliest to be in a cache still.
 //
-// Pinning is slow (0.15 to 0.6 s per GiB through hipHostMalloc), so a pool starts with one buffer and pins the others in
+// Pinning is slow (0.15 to 0.6 s per GiB through hipHostMalloc), so a pool starts with a few buffers and pins the others in
 // the background while the first are already in use. Where memory cannot be pinned (locked-memory limits, containers) the pool
 // makes do with fewer buffers, then smaller ones, and at last with plain memory, and says so once.
 package pinned
@@ -29,6 +30,9 @@ const (
 	DefaultBufferBytes = 4 << 20
 	// MinBufferBytes is the smallest buffer that a pool makes, also when memory cannot be pinned in larger pieces.
 	MinBufferBytes = 64 << 10
+
+	// firstShare is the part of the buffers, one in so many, that New makes before it returns.
+	firstShare = 4
 
 	// pollInterval is how long the reaper sleeps between two looks at copies in flight. The pool holds a millisecond and more
 	// of a fast link's work, so that this delay starves nobody, and it costs a few per cent of one core at most.
@@ -64,9 +68,9 @@ type Completion interface {
 type Pool struct {
 	dev      *amdhip.Device
 	log      *slog.Logger
-	size     int
-	want     int
-	free     chan *Buffer
+	size     int           // of a buffer; fixed when New returns
+	want     int           // buffers
+	tokens   chan struct{} // one for each buffer in free
 	inflight chan *Buffer  // to the reaper
 	closing  chan struct{} // closed by Close
 	grown    chan struct{} // closed when the background pinning has ended
@@ -75,21 +79,25 @@ type Pool struct {
 	lost     atomic.Bool // by Abandon
 
 	mu    sync.Mutex
+	free  []*Buffer // a stack
 	all   []*Buffer
+	slabs []*slab
 	stats Stats
 }
 
 // Buffer is one staging buffer. Between Acquire and Release it belongs to the caller.
 type Buffer struct {
 	pool   *Pool
-	mem    *amdhip.HostMemory
+	mem    *amdhip.HostMemory // of the slab
+	off    int                // in mem
+	bytes  []byte
 	event  *amdhip.Event
 	stream *amdhip.Stream // of the copy in flight
 	to     Completion
 	tag    int
 }
 
-// New returns a pool with its first buffer ready; the others are pinned in the background. The caller must Close it. It
+// New returns a pool with its first buffers ready; the others are pinned in the background. The caller must Close it. It
 // fails only when not even plain memory can be had.
 func New(dev *amdhip.Device, o Options) (*Pool, error) {
 	if o.Budget <= 0 {
@@ -109,10 +117,10 @@ func New(dev *amdhip.Device, o Options) (*Pool, error) {
 		want:    int(max(1, o.Budget/int64(o.BufferBytes))),
 		closing: make(chan struct{}), grown: make(chan struct{}), reaped: make(chan struct{}),
 	}
-	p.free = make(chan *Buffer, p.want)
+	p.tokens = make(chan struct{}, p.want)
 	p.inflight = make(chan *Buffer, p.want)
 	if err := p.first(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, p.release())
 	}
 	p.stats.FirstPin = p.stats.TotalPin
 	go p.grow()
@@ -120,74 +128,86 @@ func New(dev *amdhip.Device, o Options) (*Pool, error) {
 	return p, nil
 }
 
-// first makes the first buffer: pinned at the size asked for, else pinned and smaller, else plain.
+// first makes the first buffers: pinned at the size asked for, else fewer, else smaller, else plain.
 func (p *Pool) first() error {
-	ev, err := p.dev.NewEvent(amdhip.EventOptions{})
-	if err != nil {
-		return err
-	}
 	asked := p.size
-	pinErr := p.add(ev, p.dev.HostMalloc)
-	for err := pinErr; err != nil && p.size/2 >= MinBufferBytes; {
-		p.size /= 2
-		err = p.add(ev, p.dev.HostMalloc)
-	}
-	if len(p.all) == 0 {
-		p.size = asked
-		if err := p.add(ev, p.dev.HostPlain); err != nil {
-			return fmt.Errorf("pinned: no staging memory: %w", errors.Join(pinErr, err, ev.Close()))
+	n := (p.want + firstShare - 1) / firstShare
+	_, pinErr := p.add(n, pinnedSlab)
+	for err := pinErr; err != nil; {
+		if !errors.Is(err, errCannotPin) {
+			return err
 		}
-		p.log.Warn("host memory cannot be pinned, copies will be slow: raise the locked-memory limit (ulimit -l)", "error", pinErr)
-		return nil
+		switch {
+		case n > 1:
+			n /= 2
+		case p.size/2 >= MinBufferBytes:
+			p.size /= 2
+		default:
+			p.size = asked
+			if _, err := p.add(p.want, plainSlab); err != nil {
+				return fmt.Errorf("pinned: no staging memory: %w", errors.Join(pinErr, err))
+			}
+			p.log.Warn("host memory cannot be pinned, copies will be slow: raise the locked-memory limit (ulimit -l)", "error", pinErr)
+			return nil
+		}
+		_, err = p.add(n, pinnedSlab)
 	}
-	if pinErr != nil {
+	if p.size != asked {
 		p.log.Warn("host memory can be pinned in small pieces only, copies will be slower: raise the locked-memory limit (ulimit -l)",
 			"buffer_bytes", p.size, "error", pinErr)
 	}
 	return nil
 }
 
-// add makes one more buffer, with the event ev, from memory that alloc gives and puts it among the free ones. On an error
-// ev is still the caller's.
-func (p *Pool) add(ev *amdhip.Event, alloc func(n int) (*amdhip.HostMemory, error)) error {
-	start := time.Now()
-	mem, err := alloc(p.size)
-	if err != nil {
-		return err
-	}
-	b := &Buffer{pool: p, mem: mem, event: ev}
-	p.mu.Lock()
-	p.all = append(p.all, b)
-	p.stats.TotalPin += time.Since(start)
-	p.mu.Unlock()
-	p.free <- b
-	return nil
-}
-
-// grow pins the buffers after the first. It ends when all are made, when one cannot be made, or with Close.
+// grow pins the buffers after the first. It ends when all are made, when no more can be made, or with Close.
 func (p *Pool) grow() {
 	defer close(p.grown)
-	alloc := p.dev.HostMalloc
-	if !p.all[0].mem.Pinned() {
-		alloc = p.dev.HostPlain
-	}
-	for n := 1; n < p.want; n++ {
+	have := len(p.all)
+	for n := have; have < p.want; {
 		select {
 		case <-p.closing:
 			return
 		default:
 		}
-		ev, err := p.dev.NewEvent(amdhip.EventOptions{})
+		made, err := p.add(min(n, p.want-have), pinnedSlab)
+		have += made
 		if err == nil {
-			if err = p.add(ev, alloc); err != nil {
-				err = errors.Join(err, ev.Close())
-			}
+			continue
 		}
-		if err != nil {
-			p.log.Warn("fewer staging buffers than asked for: memory cannot be pinned", "buffers", n, "wanted", p.want, "error", err)
+		if n /= 2; n == 0 {
+			p.log.Warn("fewer staging buffers than asked for: memory cannot be pinned", "buffers", have, "wanted", p.want, "error", err)
 			return
 		}
 	}
+}
+
+// add makes n more buffers in a slab of their own and puts them among the free ones. It returns how many it made.
+func (p *Pool) add(n int, alloc func(dev *amdhip.Device, n int) (*slab, error)) (made int, err error) {
+	start := time.Now()
+	s, err := alloc(p.dev, n*p.size)
+	if err != nil {
+		return 0, err
+	}
+	p.mu.Lock()
+	p.slabs = append(p.slabs, s)
+	p.mu.Unlock()
+	all := s.mem.Bytes()
+	for ; made < n; made++ {
+		ev, err := p.dev.NewEvent(amdhip.EventOptions{})
+		if err != nil {
+			return made, err
+		}
+		off := made * p.size
+		b := &Buffer{pool: p, mem: s.mem, off: off, bytes: all[off : off+p.size : off+p.size], event: ev}
+		p.mu.Lock()
+		p.all = append(p.all, b)
+		p.mu.Unlock()
+		b.Release()
+	}
+	p.mu.Lock()
+	p.stats.TotalPin += time.Since(start)
+	p.mu.Unlock()
+	return made, nil
 }
 
 // reap waits for the copies in flight and sets their buffers free. It polls: a goroutine that waits inside the runtime for
@@ -262,13 +282,17 @@ func (p *Pool) Acquire(ctx context.Context) (*Buffer, error) {
 		return nil, ErrClosed
 	}
 	select {
-	case b := <-p.free:
-		return b, nil
+	case <-p.tokens:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case <-p.closing:
 		return nil, ErrClosed
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.free[len(p.free)-1]
+	p.free = p.free[:len(p.free)-1]
+	return b, nil
 }
 
 // BufferBytes is the size of each buffer: the one asked for, or less when only smaller pieces could be pinned.
@@ -280,9 +304,9 @@ func (p *Pool) Stats() Stats {
 	defer p.mu.Unlock()
 	s := p.stats
 	s.Buffers, s.BufferBytes = len(p.all), p.size
-	for _, b := range p.all {
-		if b.mem.Pinned() {
-			s.PinnedBytes += int64(p.size)
+	for _, sl := range p.slabs {
+		if sl.mem.Pinned() {
+			s.PinnedBytes += int64(sl.mem.Len())
 		}
 	}
 	return s
@@ -296,17 +320,23 @@ func (p *Pool) Close() error {
 	}
 	<-p.grown
 	<-p.reaped
+	return p.release()
+}
+
+// release frees every slab and event, unless the device may still use them.
+func (p *Pool) release() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.lost.Load() {
-		p.all = nil
-		return nil
-	}
 	var errs []error
-	for _, b := range p.all {
-		errs = append(errs, b.event.Close(), b.mem.Close())
+	if !p.lost.Load() {
+		for _, b := range p.all {
+			errs = append(errs, b.event.Close())
+		}
+		for _, s := range p.slabs {
+			errs = append(errs, s.close())
+		}
 	}
-	p.all = nil
+	p.all, p.slabs = nil, nil
 	return errors.Join(errs...)
 }
 
@@ -315,15 +345,29 @@ func (p *Pool) Close() error {
 func (p *Pool) Abandon() { p.lost.Store(true) }
 
 // Bytes is the whole buffer; it is valid until Release.
-func (b *Buffer) Bytes() []byte { return b.mem.Bytes() }
+func (b *Buffer) Bytes() []byte { return b.bytes }
 
-// Memory is the buffer as the source or destination of copies.
-func (b *Buffer) Memory() *amdhip.HostMemory { return b.mem }
+// Pinned reports whether the buffer is page-locked.
+func (b *Buffer) Pinned() bool { return b.mem.Pinned() }
+
+// CopyToDevice starts a copy of the buffer's first n bytes to dst.
+func (b *Buffer) CopyToDevice(s *amdhip.Stream, dst amdhip.DevicePtr, n int) error {
+	return s.CopyToDevice(dst, b.mem, b.off, n)
+}
+
+// CopyToHost starts a copy of n bytes from src to the beginning of the buffer.
+func (b *Buffer) CopyToHost(s *amdhip.Stream, src amdhip.DevicePtr, n int) error {
+	return s.CopyToHost(b.mem, b.off, src, n)
+}
 
 // Release gives back a buffer that no copy uses.
 func (b *Buffer) Release() {
 	b.stream, b.to = nil, nil
-	b.pool.free <- b
+	p := b.pool
+	p.mu.Lock()
+	p.free = append(p.free, b)
+	p.mu.Unlock()
+	p.tokens <- struct{}{}
 }
 
 // ReleaseAfter gives the buffer back once everything enqueued on s so far has ended, and then tells to, with tag. When it

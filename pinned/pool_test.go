@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -141,7 +142,7 @@ func TestReuse(t *testing.T) {
 			b.Bytes()[j] = byte(i)
 		}
 		s := streams[i%2]
-		if err := s.CopyToDevice(mem.Ptr()+amdhip.DevicePtr(i*buf), b.Memory(), 0, buf); err != nil {
+		if err := b.CopyToDevice(s, mem.Ptr()+amdhip.DevicePtr(i*buf), buf); err != nil {
 			t.Fatal(err)
 		}
 		if err := b.ReleaseAfter(s, rec, i); err != nil {
@@ -166,7 +167,7 @@ func TestReuse(t *testing.T) {
 		if !seen[i] {
 			t.Fatalf("copy %d was not reported", i)
 		}
-		if err := streams[0].CopyToHost(b.Memory(), 0, mem.Ptr()+amdhip.DevicePtr(i*buf), buf); err != nil {
+		if err := b.CopyToHost(streams[0], mem.Ptr()+amdhip.DevicePtr(i*buf), buf); err != nil {
 			t.Fatal(err)
 		}
 		if err := streams[0].Synchronize(); err != nil {
@@ -184,6 +185,12 @@ func TestReuse(t *testing.T) {
 
 // TestFallback covers the ladder: fewer buffers, smaller ones, plain memory.
 func TestFallback(t *testing.T) {
+	fail := func(n int) []amdhip.Fault { // the nth attempt to pin, 0: every one
+		return []amdhip.Fault{
+			{Func: "hipHostRegister", N: n, Code: amdhip.ErrInvalidValue},
+			{Func: "hipHostMalloc", N: n, Code: amdhip.ErrOutOfMemory},
+		}
+	}
 	for _, test := range []struct {
 		name    string
 		fault   []amdhip.Fault
@@ -193,11 +200,9 @@ func TestFallback(t *testing.T) {
 		warns   string
 	}{
 		{"all well", nil, 4, 4 * buf, 16 * buf, ""},
-		{"fewer", []amdhip.Fault{{Func: "hipHostMalloc", N: 3, Code: amdhip.ErrOutOfMemory}}, 2, 4 * buf, 8 * buf, "fewer staging buffers"},
-		{"smaller", []amdhip.Fault{
-			{Func: "hipHostMalloc", N: 1, Code: amdhip.ErrOutOfMemory}, {Func: "hipHostMalloc", N: 2, Code: amdhip.ErrOutOfMemory},
-		}, 4, buf, 4 * buf, "small pieces"},
-		{"plain", []amdhip.Fault{{Func: "hipHostMalloc", Code: amdhip.ErrOutOfMemory}}, 4, 4 * buf, 0, "cannot be pinned"},
+		{"no registering", []amdhip.Fault{{Func: "hipHostRegister", Code: amdhip.ErrInvalidValue}}, 4, 4 * buf, 16 * buf, ""},
+		{"smaller", slices.Concat(fail(1), fail(2)), 4, buf, 4 * buf, "small pieces"},
+		{"plain", fail(0), 4, 4 * buf, 0, "cannot be pinned"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dev, sw := device(t, amdhip.SoftwareOptions{})
@@ -245,7 +250,7 @@ func TestFailedCopy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.CopyToDevice(mem.Ptr(), b.Memory(), 0, buf); err != nil {
+	if err := b.CopyToDevice(s, mem.Ptr(), buf); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.ReleaseAfter(s, rec, 7); err != nil {
@@ -261,6 +266,37 @@ func TestFailedCopy(t *testing.T) {
 	b.Release()
 	if err := p.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFewer lets pinning fail after the first buffers.
+func TestFewer(t *testing.T) {
+	dev, sw := device(t, amdhip.SoftwareOptions{})
+	for _, f := range []string{"hipHostRegister", "hipHostMalloc"} {
+		for n := range 4 {
+			at := n + 1
+			if f == "hipHostRegister" { // the first one is to succeed
+				at++
+			}
+			sw.Inject(amdhip.Fault{Func: f, N: at, Code: amdhip.ErrOutOfMemory})
+		}
+	}
+	var log bytes.Buffer
+	p, err := pinned.New(dev, pinned.Options{Budget: 16 * buf, BufferBytes: buf, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for sw.Calls()["hipHostMalloc"] < 3 { // the background tries for 4, 2 and 1 buffers
+		time.Sleep(time.Millisecond)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := sw.Stats().PeakPinnedBytes; got != 4*buf {
+		t.Errorf("%d bytes pinned, want those of the first 4 buffers", got)
+	}
+	if !strings.Contains(log.String(), "fewer staging buffers") || strings.Count(log.String(), "\n") != 1 {
+		t.Errorf("log %q, want one line", log.String())
 	}
 }
 

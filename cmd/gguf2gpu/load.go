@@ -161,8 +161,9 @@ type loadReport struct {
 	Tensors        int          `json:"tensors"`
 	FileBytes      uint64       `json:"file_bytes"`
 	ReadBytes      uint64       `json:"read_bytes"`
-	MappedBytes    uint64       `json:"mapped_bytes"` // of read_bytes, through the mapping
-	DirectBytes    uint64       `json:"direct_bytes"` // of read_bytes, by direct reads
+	MappedBytes    uint64       `json:"mapped_bytes"`   // of read_bytes, through the mapping
+	BufferedBytes  uint64       `json:"buffered_bytes"` // of read_bytes, by ordinary reads, from the page cache
+	DirectBytes    uint64       `json:"direct_bytes"`   // of read_bytes, by direct reads
 	UploadBytes    uint64       `json:"upload_bytes"`
 	DeviceBytes    uint64       `json:"device_bytes"`
 	Seconds        loadSeconds  `json:"seconds"`
@@ -201,7 +202,7 @@ func (s *session) report(dtype loader.DType) loadReport {
 		Model: s.path, Architecture: s.file.Architecture(),
 		Device: deviceReport{Kind: s.rt.Kind(), Index: s.dev.Index(), Name: s.dev.Name()},
 		DType:  dtype.String(), Tensors: r.Tensors,
-		FileBytes: r.FileBytes, ReadBytes: r.ReadBytes, MappedBytes: r.MappedBytes, DirectBytes: r.DirectBytes,
+		FileBytes: r.FileBytes, ReadBytes: r.ReadBytes, MappedBytes: r.MappedBytes, BufferedBytes: r.BufferedBytes, DirectBytes: r.DirectBytes,
 		UploadBytes: r.UploadBytes, DeviceBytes: r.DeviceBytes,
 		Seconds: loadSeconds{
 			Open: s.open.Seconds(), Plan: r.Plan.Seconds(), Alloc: r.Alloc.Seconds(), Pin: r.Pin.Seconds(),

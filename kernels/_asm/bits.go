@@ -52,15 +52,6 @@ func (k *kernel) bitMask(m Mem) reg.VecVirtual {
 	return y
 }
 
-// lookup replaces each code, 0 to 15, by a value.
-func (k *kernel) lookup(codes reg.VecVirtual, values [16]int8) {
-	var b [16]byte
-	for i, v := range values {
-		b[i] = byte(v)
-	}
-	k.VPSHUFB(codes, k.load(k.data(b[:]...)), codes)
-}
-
 // spillScales stores eight integers in the lanes of y, as floats multiplied by those in d, as the i-th eight floats of the
 // scratch memory.
 func (k *kernel) spillScales(y, d reg.Register, i int) {
@@ -69,5 +60,5 @@ func (k *kernel) spillScales(y, d reg.Register, i int) {
 	k.spill(y, 32*i)
 }
 
-// spilledScale returns the i-th float of the scratch memory in all lanes.
-func (k *kernel) spilledScale(i int) reg.VecVirtual { return k.single(k.spilled(4 * i)) }
+// spilledScale is the i-th float of the scratch memory.
+func (k *kernel) spilledScale(i int) Op { return k.spilled(4 * i) }

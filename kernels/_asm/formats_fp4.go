@@ -1,15 +1,12 @@
 package main
 
-import (
-	. "github.com/mmcloughlin/avo/operand" //nolint:revive // The operands read as assembly does.
-	"github.com/mmcloughlin/avo/reg"
+import (	. "github.com/mmcloughlin/avo/operand" //nolint:revive // The operands read as assembly does.
 )
 
 var fp4Formats = []tensorFormat{
 	{"MXFP4", 17, 32, 1, 0, func(k *kernel) {
 		codes := k.nibbles16(1)
-		k.lookup(codes, kvaluesFP4)
-		k.write32Scaled(codes, scale{mul: k.tableScale("scalesE8M0", 0)})
+		k.write32Table(0, codes, k.table(kvaluesFP4, scale{mul: k.tableScale("scalesE8M0", 0)}))
 	}},
 	{"NVFP4", 36, 64, 1, 0, func(k *kernel) {
 		for i := range 2 {
@@ -33,9 +30,9 @@ var fp4Formats = []tensorFormat{
 var kvaluesFP4 = [16]int8{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
 
 // tableScale looks the byte at an offset in the block up in a Go array of 256 floats.
-func (k *kernel) tableScale(table string, offset int) reg.VecVirtual {
+func (k *kernel) tableScale(table string, offset int) Op {
 	base, index := k.GP64(), k.GP64()
 	k.LEAQ(goVar(table), base)
 	k.MOVBQZX(k.at(offset), index)
-	return k.single(Mem{Base: base, Index: index, Scale: 4})
+	return Mem{Base: base, Index: index, Scale: 4}
 }

@@ -203,9 +203,7 @@ var iquantFormats = []tensorFormat{
 		k.spillScales(sc, k.half(0).AsY(), 0)
 		for g := range 8 {
 			codes := k.nibbles16(8 + 16*g)
-			k.lookup(codes, kvaluesIQ4NL)
-			s := scale{mul: k.spilledScale(g)}
-			k.write32(32*g, codes, s, s)
+			k.write32Table(32*g, codes, k.table(kvaluesIQ4NL, scale{mul: k.spilledScale(g)}))
 		}
 	}},
 }

@@ -71,7 +71,7 @@ var kquantFormats = []tensorFormat{
 			q := k.bytes32(16 + 32*p)
 			for i := range 2 {
 				s := k.spilledScaleQ4K(2*p + i)
-				k.write32(64*p+32*i, k.field(q, 4*i, 0, 0x0f), s, s)
+				k.write32Table(64*p+32*i, k.field(q, 4*i, 0, 0x0f), k.table(linear(0), s))
 			}
 		}
 	}},
@@ -108,7 +108,8 @@ var kquantFormats = []tensorFormat{
 		}
 	}},
 	{"Q8_K", 292, 256, 1, 0, func(k *kernel) {
-		d := k.single(k.at(0))
+		d := k.wide()
+		k.VBROADCASTSS(k.at(0), d)
 		k.quiet(d)
 		for i := range 8 {
 			k.write32(32*i, k.at(4+32*i), scale{mul: d}, scale{mul: d})

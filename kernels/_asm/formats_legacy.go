@@ -6,12 +6,10 @@ import (
 
 var legacyFormats = []tensorFormat{
 	{"Q4_0", 18, 32, 1, 0, func(k *kernel) {
-		codes := k.nibbles16(2)
-		k.VPSUBB(k.data(8), codes, codes)
-		k.write32Scaled(codes, scale{mul: k.half(0)})
+		k.write32Table(0, k.nibbles16(2), k.table(linear(-8), scale{mul: k.half(0)}))
 	}},
 	{"Q4_1", 20, 32, 1, 0, func(k *kernel) {
-		k.write32Scaled(k.nibbles16(4), scale{mul: k.half(0), add: k.half(2)})
+		k.write32Table(0, k.nibbles16(4), k.table(linear(0), scale{mul: k.half(0), add: k.half(2)}))
 	}},
 	{"Q5_0", 22, 32, 1, 0, func(k *kernel) {
 		codes, fifth := k.nibbles16(6), k.bitMask(k.at(2))
@@ -29,17 +27,15 @@ var legacyFormats = []tensorFormat{
 	{"Q8_0", 34, 32, 1, 0, func(k *kernel) { k.write32Scaled(k.at(2), scale{mul: k.half(0)}) }},
 	{"Q8_1", 36, 32, 1, 0, func(k *kernel) { k.write32Scaled(k.at(4), scale{mul: k.half(0)}) }},
 	{"Q1_0", 18, 128, 1, 0, func(k *kernel) {
-		d := scale{mul: k.half(0)}
+		t := k.table([16]int8{-1, 1}, scale{mul: k.half(0)})
 		for i := range 4 {
 			codes := k.bitMask(k.at(2 + 4*i))
-			k.Comment("1 where the bit is set, else -1.")
-			k.VPXOR(k.data(0xff), codes, codes)
-			k.VPOR(k.data(1), codes, codes)
-			k.write32(32*i, codes, d, d)
+			k.VPAND(k.data(1), codes, codes)
+			k.write32Table(32*i, codes, t)
 		}
 	}},
 	{"Q2_0", 18, 64, 1, 0, func(k *kernel) {
-		d := scale{mul: k.half(0)}
+		t := k.table(linear(-1), scale{mul: k.half(0)})
 		for i := range 2 {
 			codes, upper := k.YMM(), k.YMM()
 			k.Comment("A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.")
@@ -50,14 +46,11 @@ var legacyFormats = []tensorFormat{
 			k.VPSLLW(U8(6), codes, upper)
 			k.VPOR(upper, codes, codes)
 			k.VPAND(k.data(3), codes, codes)
-			k.VPSUBB(k.data(1), codes, codes)
-			k.write32(32*i, codes, d, d)
+			k.write32Table(32*i, codes, t)
 		}
 	}},
 	{"IQ4_NL", 18, 32, 1, 0, func(k *kernel) {
-		codes := k.nibbles16(2)
-		k.lookup(codes, kvaluesIQ4NL)
-		k.write32Scaled(codes, scale{mul: k.half(0)})
+		k.write32Table(0, k.nibbles16(2), k.table(kvaluesIQ4NL, scale{mul: k.half(0)}))
 	}},
 }
 

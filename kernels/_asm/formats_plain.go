@@ -42,6 +42,6 @@ func (k *kernel) convert(from output, size int, widen func(m Mem, x reg.VecVirtu
 			widen(k.at((first+i*n)*size), pair[i])
 			k.quiet(pair[i])
 		}
-		k.storePair(first, pair)
+		k.writePair(first, pair)
 	}
 }

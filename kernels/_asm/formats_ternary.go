@@ -7,8 +7,8 @@ import (
 
 var ternaryFormats = []tensorFormat{
 	{"TQ1_0", 54, 256, 1, 0, func(k *kernel) {
-		d := scale{mul: k.half(52)}
-		write := func(out int, fractions reg.VecVirtual) { k.write32(out, k.trits(fractions), d, d) }
+		t := k.table(linear(-1), scale{mul: k.half(52)})
+		write := func(out int, fractions reg.VecVirtual) { k.write32Table(out, k.trits(fractions), t) }
 		q := k.bytes32(0)
 		for n := range 5 {
 			if n > 0 {
@@ -42,13 +42,11 @@ var ternaryFormats = []tensorFormat{
 		write(224, pair)
 	}},
 	{"TQ2_0", 66, 256, 1, 0, func(k *kernel) {
-		d := scale{mul: k.half(64)}
+		t := k.table(linear(-1), scale{mul: k.half(64)})
 		for h := range 2 {
 			q := k.bytes32(32 * h)
 			for j := range 4 {
-				codes := k.field(q, 2*j, 0, 3)
-				k.VPSUBB(k.data(1), codes, codes)
-				k.write32(128*h+32*j, codes, d, d)
+				k.write32Table(128*h+32*j, k.field(q, 2*j, 0, 3), t)
 			}
 		}
 	}},
@@ -60,15 +58,14 @@ func (k *kernel) triple(x, y reg.VecVirtual) {
 	k.VPADDB(x, y, y)
 }
 
-// trits returns the leading trits of fractions of 256, less one: 0 from 86 on and 1 from 171 on.
+// trits returns the leading trits of fractions of 256: 1 from 86 on and 2 from 171 on.
 func (k *kernel) trits(fractions reg.VecVirtual) reg.VecVirtual {
 	one, two := k.YMM(), k.YMM()
 	k.VPMAXUB(k.data(86), fractions, one)
 	k.VPCMPEQB(fractions, one, one)
 	k.VPMAXUB(k.data(171), fractions, two)
 	k.VPCMPEQB(fractions, two, two)
-	k.Comment("The masks are minus one each, and inverting a sum takes it from -1.")
 	k.VPADDB(one, two, one)
-	k.VPXOR(k.data(0xff), one, one)
+	k.VPABSB(one, one)
 	return one
 }

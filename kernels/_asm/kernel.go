@@ -149,6 +149,15 @@ func (k *kernel) dwords(words ...uint32) Mem {
 	return k.data(b...)
 }
 
+// dwordsWide is dwords for an operand of a wide vector.
+func (k *kernel) dwordsWide(words ...uint32) Mem {
+	var b []byte
+	for i := range k.isa.lanes() {
+		b = binary.LittleEndian.AppendUint32(b, words[i%len(words)])
+	}
+	return k.global(string(b))
+}
+
 // global returns the constant with those bytes, and puts it in the file if it is new.
 func (k *kernel) global(b string) Mem {
 	if m, ok := k.constants[b]; ok {

@@ -1,53 +1,47 @@
 package main
 
 import (
+	"math"
+
 	. "github.com/mmcloughlin/avo/operand" //nolint:revive // The operands read as assembly does.
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// scale is what a code is turned into an output with: code*mul, code*mul+add or code*mul-sub. Each is a float in all lanes
-// of a wide vector.
-type scale struct{ mul, add, sub reg.Register }
+// scale is what a code is turned into an output with: code*mul, code*mul+add or code*mul-sub. Each is a register with a
+// float in all lanes, or one float in memory.
+type scale struct{ mul, add, sub Op }
 
 // write32 writes outputs out to out+31 of the block from codes, which is a register or memory with 32 signed bytes. low
 // scales the first 16, high the others.
 func (k *kernel) write32(out int, codes Op, low, high scale) {
 	k.Commentf("Outputs %d to %d.", out, out+31)
 	n := k.isa.lanes()
-	for first := 0; first < 32; first += 2 * n {
-		var pair [2]reg.VecVirtual
-		for i := range pair {
-			at := first + i*n
-			s := low
-			if at >= 16 {
-				s = high
-			}
-			x := k.wide()
-			k.VPMOVSXBD(k.part(codes, at, n), x)
-			k.VCVTDQ2PS(x, x)
-			switch {
-			case s.add != nil:
-				k.VFMADD213PS(s.add, s.mul, x)
-			case s.sub != nil:
-				k.VFMSUB213PS(s.sub, s.mul, x)
-			default:
-				k.VMULPS(s.mul, x, x)
-			}
-			pair[i] = x
+	if k.out == bf16 {
+		for first := 0; first < 32; first += 2 * n {
+			k.writeBF16(out+first, k.part(codes, first, 2*n), k.across(first, 2*n, low, high))
 		}
-		k.storePair(out+first, pair)
+		return
+	}
+	for first := 0; first < 32; first += n {
+		x := k.wide()
+		k.VPMOVSXBD(k.part(codes, first, n), x)
+		k.scaled(x, k.across(first, n, low, high))
+		k.write(out+first, x)
 	}
 }
 
-// part returns n bytes of codes from offset on, where VPMOVSXBD finds them: in memory or at the start of a register.
+// part returns n bytes of codes from offset on: in memory, or at the start of a register.
 func (k *kernel) part(codes Op, offset, n int) Op {
 	if m, ok := codes.(Mem); ok {
 		return m.Offset(offset)
 	}
+	if n == 32 {
+		return codes
+	}
 	x := codes.(reg.VecVirtual).AsX()
 	if offset >= 16 {
 		upper := k.XMM()
-		k.VEXTRACTI128(I8(1), codes, upper)
+		k.VEXTRACTI128(U8(1), codes, upper)
 		x, offset = upper, offset-16
 	}
 	if offset == 8 {
@@ -58,47 +52,64 @@ func (k *kernel) part(codes Op, offset, n int) Op {
 	return x
 }
 
-// storePair writes two vectors of floats, which it overwrites, as outputs out and following.
-func (k *kernel) storePair(out int, x [2]reg.VecVirtual) {
-	dst := Mem{Base: k.dst, Disp: out * k.out.size()}
-	switch k.out {
-	case f32:
-		k.store(x[0], dst)
-		k.store(x[1], dst.Offset(4*k.isa.lanes()))
-	case f16:
-		var h [2]reg.VecVirtual
-		for i := range x {
-			h[i] = k.halfWide()
-			k.VCVTPS2PH(U8(0), x[i], h[i]) // 0: to nearest, ties to even
-		}
-		k.store(k.join(h[0], h[1]), dst)
-	case bf16:
-		for i := range x {
-			k.roundBF16(x[i])
-		}
-		// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 (0 2 4 6 1 3 5 7).
-		k.VPACKUSDW(x[1], x[0], x[0])
-		if k.isa == avx512 {
-			k.VPERMQ(x[0], k.round.order, x[0])
-		} else {
-			k.VPERMQ(U8(0b11_01_10_00), x[0], x[0])
-		}
-		k.store(x[0], dst)
+// across returns the scale in registers for the lanes of a vector that holds outputs first to first+n-1 of 32: the lower
+// lanes may need low and the upper ones high.
+func (k *kernel) across(first, n int, low, high scale) scale {
+	if first >= 16 {
+		low = high
 	}
+	if first+n <= 16 {
+		high = low
+	}
+	return scale{k.lanes(low.mul, high.mul), k.lanes(low.add, high.add), k.lanes(low.sub, high.sub)}
 }
 
-// join returns a wide vector of two halves.
-func (k *kernel) join(low, high reg.VecVirtual) reg.VecVirtual {
+// lanes returns low in the lower and high in the upper lanes of a wide vector.
+func (k *kernel) lanes(low, high Op) Op {
+	m, ok := low.(Mem)
+	if !ok {
+		return low
+	}
 	x := k.wide()
-	if k.isa == avx512 {
-		k.VINSERTI64X4(U8(1), high, low.AsZ(), x)
-	} else {
-		k.VINSERTI128(U8(1), high, low.AsY(), x)
+	k.VBROADCASTSS(m, x)
+	if high != low {
+		k.VBROADCASTSS(high, k.round.upperLanes, x)
 	}
 	return x
 }
 
-// store writes a wide vector.
+// scaled turns integer codes into outputs, in place.
+func (k *kernel) scaled(x reg.VecVirtual, s scale) {
+	k.VCVTDQ2PS(x, x)
+	switch {
+	case s.add != nil:
+		k.VFMADD213PS(s.add, s.mul, x)
+	case s.sub != nil:
+		k.VFMSUB213PS(s.sub, s.mul, x)
+	default:
+		k.VMULPS(s.mul, x, x)
+	}
+}
+
+// write writes a vector of floats as outputs out and following, f32 or f16.
+func (k *kernel) write(out int, x reg.VecVirtual) {
+	dst := Mem{Base: k.dst, Disp: out * k.out.size()}
+	switch {
+	case k.out == f32:
+		k.store(x, dst)
+	case k.nt:
+		h := k.halfWide()
+		k.VCVTPS2PH(U8(toNearest), x, h)
+		k.store(h, dst)
+	default:
+		k.VCVTPS2PH(U8(toNearest), x, dst)
+	}
+}
+
+// toNearest is the operand of VCVTPS2PH that rounds to nearest, ties to even.
+const toNearest = 0
+
+// store writes a vector to memory.
 func (k *kernel) store(x reg.VecVirtual, m Mem) {
 	if k.nt {
 		k.VMOVNTPS(x, m)
@@ -107,41 +118,104 @@ func (k *kernel) store(x reg.VecVirtual, m Mem) {
 	}
 }
 
-// roundConstants are what rounding to bfloat16 needs in registers.
-type roundConstants struct{ one, half, order reg.VecVirtual }
+// writeBF16 writes a vector of bfloat16s as outputs out and following, from as many signed bytes. Even and odd outputs are
+// made apart, in the lanes of two vectors, so that they only need to be blended in the end.
+func (k *kernel) writeBF16(out int, codes Op, s scale) {
+	even, odd := k.wide(), k.wide()
+	k.VPMOVSXWD(codes, odd)
+	k.VPSLLD(U8(24), odd, even)
+	k.VPSRAD(U8(24), even, even)
+	k.VPSRAD(U8(8), odd, odd)
+	k.scaled(even, s)
+	k.scaled(odd, s)
+	k.Comment("Upper and lower halves of the floats.")
+	upper, lower, carry := k.wide(), k.wide(), k.wide()
+	k.VPSRLD(U8(16), even, upper)
+	k.VPSLLD(U8(16), odd, lower)
+	if k.isa == avx512 {
+		const orAnd = 0xf8 // destination | second & third operand
+		k.VPTERNLOGD(U8(orAnd), k.round.upperHalf, odd, upper)
+		k.VPTERNLOGD(U8(orAnd), k.round.lowerHalf, even, lower)
+		k.VMOVDQA64(k.round.half, carry)
+		k.VPTERNLOGD(U8(orAnd), k.round.one, upper, carry)
+	} else {
+		k.VPBLENDW(U8(0b10101010), odd, upper, upper)
+		k.VPBLENDW(U8(0b01010101), even, lower, lower)
+		k.VPAND(k.round.one, upper, carry)
+		k.VPOR(k.round.half, carry, carry)
+	}
+	k.Comment("The average's upper bit is the carry of lower + 0x7fff + upper&1.")
+	k.VPAVGW(lower, carry, carry)
+	k.VPSRLW(U8(15), carry, carry)
+	k.VPADDW(carry, upper, upper)
+	k.store(upper, Mem{Base: k.dst, Disp: out * k.out.size()})
+}
+
+// roundConstants are what the output stage keeps in registers.
+type roundConstants struct {
+	// For each 16-bit word: 1, and one less than the largest lower half that is rounded down.
+	one, half reg.VecVirtual
+	// The halves of 32-bit lanes, and the upper half of the lanes, for AVX-512.
+	upperHalf, lowerHalf reg.VecVirtual
+	upperLanes           reg.OpmaskVirtual
+}
 
 // loadRoundConstants emits the code before the loop that the output stage needs.
 func (k *kernel) loadRoundConstants() {
 	if k.out != bf16 {
 		return
 	}
-	k.round.one, k.round.half = k.wide(), k.wide()
-	k.VPBROADCASTD(k.dwords(1), k.round.one)
-	k.VPBROADCASTD(k.dwords(0x7fff), k.round.half)
+	r := &k.round
+	r.one, r.half = k.wide(), k.wide()
+	k.VPBROADCASTD(k.dwords(0x00010001), r.one)
+	k.VPBROADCASTD(k.dwords(0x7ffe7ffe), r.half)
 	if k.isa == avx512 {
-		k.round.order = k.ZMM()
-		k.VPMOVZXBQ(k.data(0, 2, 4, 6, 1, 3, 5, 7), k.round.order)
+		r.upperHalf, r.lowerHalf, r.upperLanes = k.wide(), k.wide(), k.K()
+		k.VPBROADCASTD(k.dwords(0xffff0000), r.upperHalf)
+		k.VPBROADCASTD(k.dwords(0x0000ffff), r.lowerHalf)
+		mask := k.GP32()
+		k.MOVL(U32(0xff00), mask)
+		k.KMOVW(mask, r.upperLanes)
 	}
 }
 
-// roundBF16 turns floats into bfloat16s in the low halves of the lanes: adding one less than half a unit, or half a unit
+// writePair writes two vectors of floats, which it overwrites, as outputs out and following.
+func (k *kernel) writePair(out int, x [2]reg.VecVirtual) {
+	if k.out != bf16 {
+		k.write(out, x[0])
+		k.write(out+k.isa.lanes(), x[1])
+		return
+	}
+	for i := range x {
+		k.roundBF16(x[i])
+		k.VPSRLD(U8(16), x[i], x[i])
+	}
+	k.Comment("Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.")
+	k.VPACKUSDW(x[1], x[0], x[0])
+	if k.isa == avx512 {
+		order := k.ZMM()
+		k.VPMOVZXBQ(k.data(0, 2, 4, 6, 1, 3, 5, 7), order)
+		k.VPERMQ(x[0], order, x[0])
+	} else {
+		k.VPERMQ(U8(0b11_01_10_00), x[0], x[0])
+	}
+	k.store(x[0], Mem{Base: k.dst, Disp: out * k.out.size()})
+}
+
+// roundBF16 rounds floats to bfloat16s in the upper halves of the lanes: adding one less than half a unit, or half a unit
 // where the last bit kept is set, carries as rounding to nearest, ties to even, does. A NaN must have zeros in the bits
 // that go, else the carry could turn it into a number: quiet sees to that where floats come from.
 func (k *kernel) roundBF16(x reg.VecVirtual) {
 	odd := k.wide()
-	k.VPSRLD(U8(16), x, odd)
-	if k.isa == avx512 {
-		k.VPANDD(k.round.one, odd, odd)
-	} else {
-		k.VPAND(k.round.one, odd, odd)
-	}
-	k.VPADDD(k.round.half, x, x)
+	k.VPSLLD(U8(15), x, odd)
+	k.VPSRLD(U8(31), odd, odd)
+	k.VPADDD(k.dwordsWide(0x7fff), x, x)
 	k.VPADDD(odd, x, x)
-	k.VPSRLD(U8(16), x, x)
 }
 
-// quiet makes NaNs in x safe for roundBF16: it sets the quiet bit and clears the lower 16. It is applied to scales, once a
-// block, and not to outputs: arithmetic only passes on the NaNs of its operands, or makes the default one, which is safe.
+// quiet makes NaNs in x safe for rounding to bfloat16: it sets the quiet bit and clears the lower 16. It is applied to
+// scales, once a block, and not to outputs: arithmetic only passes on the NaNs of its operands, or makes the default one,
+// which is safe.
 func (k *kernel) quiet(x reg.VecVirtual) {
 	if k.out != bf16 {
 		return
@@ -171,9 +245,84 @@ func (k *kernel) half(offset int) reg.VecVirtual {
 	return d
 }
 
-// single returns the float in memory in all lanes.
-func (k *kernel) single(m Mem) reg.VecVirtual {
-	d := k.wide()
-	k.VBROADCASTSS(m, d)
-	return d
+// table is a function from codes of 0 to 15 to outputs with one scale.
+type table struct {
+	values [16]int8
+	scale  scale
+	// words holds all 16 outputs where that pays: f16 and bf16 with AVX-512, which has a lookup of words. The first word of
+	// each 32-bit lane is an output for bf16; f16 has no gaps.
+	words reg.VecVirtual
+}
+
+// linear are the values of codes that differ from them by an offset only.
+func linear(offset int8) (values [16]int8) {
+	for i := range values {
+		values[i] = int8(i) + offset
+	}
+	return values
+}
+
+// table returns the table of values times a scale.
+func (k *kernel) table(values [16]int8, s scale) table {
+	t := table{values: values, scale: s}
+	if k.isa != avx512 || k.out == f32 {
+		return t
+	}
+	k.Comment("The outputs of all 16 codes.")
+	var b []uint32
+	for _, v := range values {
+		b = append(b, math.Float32bits(float32(v)))
+	}
+	x := k.ZMM()
+	k.VMOVUPS(k.dwordsWide(b...), x)
+	s = k.across(0, 16, s, s)
+	switch {
+	case s.add != nil:
+		k.VFMADD213PS(s.add, s.mul, x)
+	case s.sub != nil:
+		k.VFMSUB213PS(s.sub, s.mul, x)
+	default:
+		k.VMULPS(s.mul, x, x)
+	}
+	if k.out == f16 {
+		t.words = k.YMM()
+		k.VCVTPS2PH(U8(toNearest), x, t.words)
+		return t
+	}
+	k.roundBF16(x)
+	k.VPSRLD(U8(16), x, x)
+	t.words = x
+	return t
+}
+
+// write32Table writes outputs out to out+31 of the block from 32 codes of t, which it overwrites.
+func (k *kernel) write32Table(out int, codes reg.VecVirtual, t table) {
+	if t.words == nil {
+		k.lookup(codes, t.values)
+		k.write32(out, codes, t.scale, t.scale)
+		return
+	}
+	k.Commentf("Outputs %d to %d.", out, out+31)
+	index := k.ZMM()
+	if k.out == bf16 {
+		k.VPADDB(codes, codes, codes)
+	}
+	k.VPMOVZXBW(codes, index)
+	k.VPERMW(t.words.AsZ(), index, index)
+	k.store(index, Mem{Base: k.dst, Disp: out * k.out.size()})
+}
+
+// lookup replaces codes of 0 to 15 by their values.
+func (k *kernel) lookup(codes reg.VecVirtual, values [16]int8) {
+	switch values {
+	case linear(0):
+	case linear(values[0]):
+		k.VPADDB(k.data(byte(values[0])), codes, codes)
+	default:
+		var b []byte
+		for _, v := range values {
+			b = append(b, byte(v))
+		}
+		k.VPSHUFB(codes, k.load(k.data(b...)), codes)
+	}
 }

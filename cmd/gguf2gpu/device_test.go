@@ -1,0 +1,98 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+)
+
+// parseDeviceFlags returns the device flags of a command line, on a machine without a HIP library.
+func parseDeviceFlags(t *testing.T, args ...string) *deviceFlags {
+	t.Helper()
+	t.Setenv("GGUF2GPU_HIP_LIBRARY", "/nowhere/libamdhip64.so")
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f := addDeviceFlags(fs)
+	if err := fs.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestOpenDevice(t *testing.T) {
+	tests := []struct {
+		name   string
+		args   []string
+		notice string // a piece of what stderr gets; "": nothing
+	}{
+		{"auto without a GPU", nil, "no HIP library was found; using the software device"},
+		{"soft", []string{"--device", "soft"}, ""},
+		{"soft of some size", []string{"--device", "soft", "--soft-memory", "64MiB", "--soft-link", "1GB/s"}, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := parseDeviceFlags(t, tt.args...)
+			var stderr bytes.Buffer
+			rt, dev, err := f.open(&stderr, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rt.Close()
+			if rt.Kind() != "soft" {
+				t.Errorf("opened a device of kind %q, want soft", rt.Kind())
+			}
+			if got := stderr.String(); !strings.Contains(got, tt.notice) || (got == "") != (tt.notice == "") || strings.Count(got, "\n") > 1 {
+				t.Errorf("stderr got %q, want one line with %q", got, tt.notice)
+			}
+			if want := *f.softMemory; want != 0 && dev.TotalMemory() != want {
+				t.Errorf("the device has %d bytes, want %d", dev.TotalMemory(), want)
+			}
+		})
+	}
+}
+
+func TestOpenDeviceRefused(t *testing.T) {
+	tests := []struct {
+		name string
+		args []string
+		want exitCode
+		text string // a piece of the error
+	}{
+		{"no library", []string{"--device", "hip"}, exitNoDevice, "/nowhere/libamdhip64.so"},
+		{"soft flags on a GPU", []string{"--device", "hip:1", "--soft-link", "1GB/s"}, exitUsage, "hip:1"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			rt, _, err := parseDeviceFlags(t, tt.args...).open(nil, nil)
+			if err == nil {
+				rt.Close()
+				t.Fatal("a device was opened")
+			}
+			if got := codeOf(t.Context(), err); got != tt.want || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("code %d, error %q; want code %d and %q", got, err, tt.want, tt.text)
+			}
+		})
+	}
+}
+
+func TestPickGPU(t *testing.T) {
+	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{Devices: 2, Memory: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rt.Close()
+	if dev, err := pickGPU(rt, 1); err != nil || dev.Index() != 1 {
+		t.Errorf("pickGPU(1) = %v, %v; want device 1", dev, err)
+	}
+	if _, err := pickGPU(rt, 2); err == nil || !strings.Contains(err.Error(), "has 2, numbered from 0") {
+		t.Errorf("pickGPU(2): %v, want the number of devices", err)
+	}
+	rt.Software().Inject(amdhip.Fault{Func: "hipGetDeviceCount", Code: amdhip.ErrNoDevice})
+	if _, err := pickGPU(rt, 0); !errors.Is(err, amdhip.ErrNoDevice) {
+		t.Errorf("pickGPU without a GPU: %v, want %v", err, amdhip.ErrNoDevice)
+	}
+}

@@ -1,0 +1,96 @@
+package gguf
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"testing"
+)
+
+// allocated returns the bytes that the process has allocated so far.
+func allocated() uint64 {
+	var s runtime.MemStats
+	runtime.ReadMemStats(&s) // exact, unlike package metrics
+	return s.TotalAlloc
+}
+
+// tryFile reads a file that may be anything. It must not panic; what it allocates is bounded by the file's size; what is
+// refused is refused with a FormatError, and what is accepted is sound.
+func tryFile(data []byte) error {
+	// The smallest record, of 14 bytes, costs a position in each of two scans and an entry of an index, and slices and maps
+	// double as they grow.
+	limit := 64<<10 + 40*uint64(len(data))
+	before := allocated()
+	p, err := parseBytes(data)
+	if n := allocated() - before; n > limit {
+		return fmt.Errorf("%d bytes allocated for a file of %d", n, len(data))
+	}
+	if err == nil {
+		return walk(p)
+	}
+	if _, ok := errors.AsType[*FormatError](err); !ok || err.Error() == "" {
+		return fmt.Errorf("the error is no FormatError: %w", err)
+	}
+	return nil
+}
+
+func FuzzOpen(f *testing.F) {
+	for _, h := range hostileFiles() {
+		f.Add(h.data)
+	}
+	for _, name := range []string{"v2.gguf", "align8.gguf", "align64.gguf", "tiny-llama-00002-of-00003.header"} {
+		f.Add(readFile(f, filepath.Join(goldenDir, name)))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := tryFile(data); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestMutations changes sound files at random, the same way in every run.
+func TestMutations(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for name, rounds := range map[string]int{"v2.gguf": 4000, "align64.gguf": 4000, "all-types.gguf": 300} {
+		whole := readFile(t, filepath.Join(goldenDir, name))
+		p, err := parseBytes(whole)
+		if err != nil {
+			t.Fatal(err)
+		}
+		interesting := []byte{0, 1, 2, 7, 8, 9, 0x7f, 0x80, 0xff}
+		for round := range rounds {
+			data := append([]byte(nil), whole...)
+			for range 1 + rng.IntN(4) {
+				data[rng.IntN(int(p.DataOffset))] = interesting[rng.IntN(len(interesting))]
+			}
+			if rng.IntN(4) == 0 {
+				data = data[:rng.IntN(len(data))]
+			}
+			if err := tryFile(data); err != nil {
+				t.Fatalf("%s, round %d: %v", name, round, err)
+			}
+		}
+	}
+}
+
+// TestAllocationIsBounded feeds the records that cost most memory for their size.
+func TestAllocationIsBounded(t *testing.T) {
+	const n = 20_000
+	short := func(i int) string { return fmt.Sprintf("%04x", i) }
+	r := raw{}
+	for i := range n {
+		r.keys = append(r.keys, key(short(i), Uint8, uint8(0)))
+	}
+	s := raw{data: 32 * n}
+	for i := range n {
+		s.infos = append(s.infos, info(short(i), I8, uint64(32*i), 1))
+	}
+	tokens := raw{keys: [][]byte{key("k", Array, uint32(String), uint64(n), make([]byte, 8*n))}}
+	for name, data := range map[string][]byte{"keys": r.bytes(), "tensors": s.bytes(), "strings": tokens.bytes()} {
+		if err := tryFile(data); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
