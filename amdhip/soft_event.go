@@ -23,7 +23,7 @@ func (sw *Software) eventCreate(event *uintptr, flags uint32) Status {
 	if st := sw.call("hipEventCreateWithFlags"); st != Success {
 		return st
 	}
-	if event == nil || flags&^uint32(eventKnown) != 0 || bits.OnesCount32(flags&eventFences) > 1 ||
+	if event == nil || flags&^eventKnown != 0 || bits.OnesCount32(flags&eventFences) > 1 ||
 		flags&eventInterprocess != 0 && flags&eventDisableTiming == 0 {
 		return ErrInvalidValue
 	}

@@ -48,18 +48,18 @@ func TestSoftAddresses(t *testing.T) {
 	s, m, h := newStream(t, d), newMemory(t, d, 1000), newPinned(t, d, 1000)
 	gone := value(d.Malloc(1000))(t)
 	noError(t, gone.Close())
-	plain := value(d.HostPlain(1000))(t)
-	defer plain.Close()
+	plain, err := d.HostPlain(1000)
+	closeLater(t, plain, err)
 	dev, host, stream := uintptr(m.Ptr()), h.addr, s.raw
 	var out uintptr
-	const h2d, d2h, d2d, any = memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice, memcpyDefault
+	const h2d, d2h, d2d, byAddress = memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice, memcpyDefault
 	tests := []struct {
 		name string
 		got  Status
 		want Status
 	}{
 		{"whole", api.hipMemcpyAsync(dev, host, 1000, h2d, stream), Success},
-		{"kind by address", api.hipMemcpyAsync(dev, host, 1000, any, stream), Success},
+		{"kind by address", api.hipMemcpyAsync(dev, host, 1000, byAddress, stream), Success},
 		{"nothing", api.hipMemcpyAsync(dev, host, 0, h2d, stream), Success},
 		{"past the end of device memory", api.hipMemcpyAsync(dev+1, host, 1000, h2d, stream), ErrInvalidValue},
 		{"past the end of host memory", api.hipMemcpyAsync(dev, host+1, 1000, h2d, stream), ErrInvalidValue},

@@ -22,7 +22,7 @@ func hostMemory() (uint64, error) {
 	if err := unix.Sysinfo(&info); err != nil {
 		return 0, err
 	}
-	return uint64(info.Totalram) * uint64(info.Unit), nil
+	return info.Totalram * uint64(info.Unit), nil
 }
 
 // threadID tells OS threads apart.

@@ -103,8 +103,8 @@ func TestSoftUnpinnedBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, d := openSoft(t, SoftwareOptions{LinkBytesPerSecond: 1e6})
 		s, m := newStream(t, d), newMemory(t, d, 5000)
-		plain := value(d.HostPlain(5000))(t)
-		defer plain.Close()
+		plain, err := d.HostPlain(5000)
+		closeLater(t, plain, err)
 		start := time.Now()
 		noError(t, s.CopyToDevice(m.Ptr(), plain, 0, 5000))
 		if got := time.Since(start); got != 5*time.Millisecond {
@@ -117,8 +117,8 @@ func TestSoftHandles(t *testing.T) {
 	rt, d := openSoft(t, SoftwareOptions{})
 	api := rt.api
 	s, e := newStream(t, d), newEvent(t, d)
-	untimed := value(d.NewEvent(EventOptions{}))(t)
-	defer untimed.Close()
+	untimed, err := d.NewEvent(EventOptions{})
+	closeLater(t, untimed, err)
 	noError(t, s.Record(untimed))
 	gone := value(d.NewStream())(t)
 	dead := value(d.NewEvent(EventOptions{}))(t)
@@ -246,8 +246,8 @@ func TestSoftEveryFunction(t *testing.T) {
 		f = reflect.NewAt(f.Type(), f.Addr().UnsafePointer()).Elem() // one that reflection may call
 		t.Run(name, func(t *testing.T) {
 			var zeros []reflect.Value
-			for j := range f.Type().NumIn() {
-				zeros = append(zeros, reflect.Zero(f.Type().In(j)))
+			for in := range f.Type().Ins() {
+				zeros = append(zeros, reflect.Zero(in))
 			}
 			before := rt.Software().Calls()[name]
 			f.Call(zeros)

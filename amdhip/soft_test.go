@@ -122,17 +122,15 @@ func TestSoftOptions(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			if rt, err := OpenSoftware(tt.o); err == nil {
-				rt.Close()
-				t.Error("no error")
+				t.Error("no error", rt.Close())
 			}
 		})
 	}
 }
 
 func TestSoftDescription(t *testing.T) {
-	rt, err := OpenSoftware(SoftwareOptions{Devices: 3, Integrated: true})
-	noError(t, err)
-	defer rt.Close()
+	rt, err := OpenSoftware(SoftwareOptions{Devices: 3, Integrated: true}) // with the host's memory
+	closeLater(t, rt, err)
 	if n := value(rt.DeviceCount())(t); n != 3 {
 		t.Errorf("%d devices, want 3", n)
 	}
@@ -332,31 +330,37 @@ func TestSoftConcurrent(t *testing.T) {
 // shuffle copies random ranges up and compares them with what comes down again.
 func shuffle(d *Device, rnd *rand.Rand) (err error) {
 	const n = 1 << 18
+	var opened []interface{ Close() error }
+	defer func() {
+		for _, h := range slices.Backward(opened) {
+			err = errors.Join(err, h.Close())
+		}
+	}()
 	up, err := d.HostMalloc(n)
 	if err != nil {
 		return err
 	}
-	defer up.Close()
+	opened = append(opened, up)
 	down, err := d.HostMalloc(n)
 	if err != nil {
 		return err
 	}
-	defer down.Close()
+	opened = append(opened, down)
 	m, err := d.Malloc(n)
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	opened = append(opened, m)
 	s, err := d.NewStream()
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	opened = append(opened, s)
 	e, err := d.NewEvent(EventOptions{})
 	if err != nil {
 		return err
 	}
-	defer e.Close()
+	opened = append(opened, e)
 	for range 30 {
 		off := rnd.IntN(n)
 		k := rnd.IntN(n - off)

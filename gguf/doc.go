@@ -20,9 +20,9 @@
 //
 // # Limits
 //
-// A key has 1 to 65535 bytes, a tensor name 1 to 63, a tensor 1 to 4 dimensions, a string or an array at most 2^30 bytes or
-// elements, and arrays nest at most 16 deep. A model must fit the address space. The only tensor without elements that is
-// read is a vector of length 0.
+// A key has 1 to 65535 bytes, a tensor name 1 to 63, a tensor 1 to 4 dimensions; a string or a header has at most 2^30
+// bytes, an array at most 2^30 elements, and arrays nest at most 16 deep. A model must fit the address space. The only
+// tensor without elements that is read is a vector of length 0.
 //
 // # Concurrency
 //

@@ -194,7 +194,7 @@ func hostileTensors() []hostile {
 		{name: "elements wrap to a small number", data: withTensors(info("a", I8, 0, 1<<62+1, 8)), offset: dimsAt,
 			tensor: "a", field: "dims"},
 		{name: "elements wrap negative", data: withTensors(info("a", I8, 0, 1<<62, 2)), offset: dimsAt, tensor: "a",
-			field: "dims"},
+			field: "dims", rule: "2^63 elements"},
 		{name: "bytes wrap to 0", data: withTensors(info("a", F32, 0, 1<<62)), offset: dimsAt, tensor: "a",
 			field: "dims", rule: "bytes"},
 		{name: "bytes wrap negative", data: withTensors(info("a", F64, 0, 1<<60)), offset: dimsAt, tensor: "a",

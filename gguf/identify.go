@@ -43,8 +43,8 @@ func identify(data []byte) error {
 			return fmt.Errorf("%w: %s", ErrNotGGUF, f.what)
 		}
 	}
-	text := bytes.ToLower(bytes.TrimSpace(data[:min(len(data), 512)]))
-	text = bytes.TrimPrefix(text, []byte("\xef\xbb\xbf")) // a byte order mark
+	text := bytes.TrimPrefix(data[:min(len(data), 512)], []byte("\xef\xbb\xbf")) // a byte order mark
+	text = bytes.ToLower(bytes.TrimSpace(text))
 	for _, tag := range []string{"<!doctype", "<html", "<?xml", "<head"} {
 		if bytes.HasPrefix(text, []byte(tag)) {
 			return fmt.Errorf("%w: an HTML or XML page, perhaps a server's error message", ErrNotGGUF)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 )
 
@@ -111,6 +112,23 @@ func TestOpenRefuses(t *testing.T) {
 				t.Errorf("got %v, %v; want an error that matches %v", m, err, tt.is)
 			}
 		})
+	}
+}
+
+// TestHeaderIsBounded: a file full of holes takes no disk, and no memory either.
+func TestHeaderIsBounded(t *testing.T) {
+	r := raw{keys: [][]byte{key("k", String, uint64(maxText)), {}}, nkeys: uint64(1)}
+	path := writeFile(t, filepath.Join(t.TempDir(), "holes.gguf"), r.bytes())
+	if err := os.Truncate(path, maxText+1<<20); err != nil {
+		t.Fatal(err)
+	}
+	before := allocated()
+	_, err := Open(path)
+	if err == nil || !strings.Contains(err.Error(), "a header of") {
+		t.Errorf("got %v, want an error about the header's size", err)
+	}
+	if n := allocated() - before; n > 1<<20 {
+		t.Errorf("%d bytes allocated", n)
 	}
 }
 

@@ -123,7 +123,12 @@ func (p *Part) parse(data []byte) error {
 	}
 	// From here on a private copy is read, which neither changes nor vanishes when another process writes to the file. It is
 	// checked again, since the file may have changed in between.
-	own := slices.Clone(data[:h.infos[len(h.infos)-1]])
+	end := h.infos[len(h.infos)-1]
+	if end > maxBytes {
+		return &FormatError{Path: p.Path, Offset: int64(end), Err: fmt.Errorf(
+			"a header of %d bytes, limit %d", end, maxBytes)}
+	}
+	own := slices.Clone(data[:end])
 	if h, err = scan(p.Path, own); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ const (
 	maxDims  = 4         // GGML_MAX_DIMS
 	maxText  = 1 << 30   // ggml's reader; real ones are chat templates of some 10 kB
 	maxArray = 1 << 30   // ggml's reader; real ones are vocabularies of up to some 300,000 entries
+	maxBytes = 1 << 30   // of a header, which is copied to memory; real ones are up to some 20 MB
 	maxDepth = 16        // of arrays in arrays, so that no file exhausts the stack; none is known to nest at all
 )
 

@@ -12,8 +12,8 @@ import (
 // with what the generator says of each kernel. The package cpuid reports a feature only if the operating system also
 // saves the registers that it needs, so a CPU whose AVX-512 is switched off gets AVX2.
 var features = [numISAs][]cpuid.FeatureID{
-	AVX2:   {cpuid.AVX, cpuid.AVX2, cpuid.FMA3, cpuid.F16C, cpuid.BMI1, cpuid.BMI2},
-	AVX512: {cpuid.AVX512F, cpuid.AVX512BW, cpuid.AVX512DQ, cpuid.AVX512VL, cpuid.AVX512VBMI},
+	AVX2:   {cpuid.AVX, cpuid.AVX2, cpuid.FMA3, cpuid.F16C},
+	AVX512: {cpuid.AVX512F, cpuid.AVX512BW, cpuid.AVX512VL},
 }
 
 // missing says which CPU features a tier needs that are absent, "" if none.

@@ -12,36 +12,39 @@ TEXT ·avx2MXFP4ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      1(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const1<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y2
+	VMOVDQU     1(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VINSERTI128 $0x01, X1, Y0, Y1
+	VPAND       const0<>+0(SB), Y1, Y1
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+	VMOVDQU     const1<>+0(SB), Y2
+	VPSHUFB     Y1, Y2, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
+	VPMOVSXBD    X1, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VMOVUPS      Y2, (AX)
 	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VMOVUPS      Y3, (AX)
-	VMOVUPS      Y4, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VMOVUPS      Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VMOVUPS      Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVUPS      Y3, 64(AX)
 	VMOVUPS      Y1, 96(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+128, AX
@@ -70,36 +73,39 @@ TEXT ·avx2MXFP4ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      1(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const1<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y2
+	VMOVDQU     1(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VINSERTI128 $0x01, X1, Y0, Y1
+	VPAND       const0<>+0(SB), Y1, Y1
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+	VMOVDQU     const1<>+0(SB), Y2
+	VPSHUFB     Y1, Y2, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
+	VPMOVSXBD    X1, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VMOVNTPS     Y2, (AX)
 	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VMOVNTPS     Y3, (AX)
-	VMOVNTPS     Y4, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VMOVNTPS     Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VMOVNTPS     Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVNTPS     Y3, 64(AX)
 	VMOVNTPS     Y1, 96(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+128, AX
@@ -119,41 +125,40 @@ TEXT ·avx2MXFP4ToF16(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      1(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const1<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y2
+	VMOVDQU     1(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VINSERTI128 $0x01, X1, Y0, Y1
+	VPAND       const0<>+0(SB), Y1, Y1
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+	VMOVDQU     const1<>+0(SB), Y2
+	VPSHUFB     Y1, Y2, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
+	VPMOVSXBD    X1, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, (AX)
 	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y0, Y3
-	VMOVUPS      Y3, (AX)
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVUPS      Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, 48(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -169,41 +174,44 @@ TEXT ·avx2MXFP4ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      1(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const1<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y2
+	VMOVDQU     1(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VINSERTI128 $0x01, X1, Y0, Y1
+	VPAND       const0<>+0(SB), Y1, Y1
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+	VMOVDQU     const1<>+0(SB), Y2
+	VPSHUFB     Y1, Y2, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
+	VPMOVSXBD    X1, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X0
+	VMOVNTPS     X0, (AX)
 	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y0, Y3
-	VMOVNTPS     Y3, (AX)
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X0
+	VMOVNTPS     X0, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X0
+	VMOVNTPS     X0, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, X0
+	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -224,76 +232,80 @@ TEXT ·avx2MXFP4ToBF16(SB), NOSPLIT, $0-24
 	VPBROADCASTD const3<>+0(SB), Y1
 
 loop:
-	VMOVDQU      1(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VMOVDQU      const1<>+0(SB), Y4
-	VPSHUFB      Y3, Y4, Y3
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y4
+	VMOVDQU     1(CX), X2
+	VPSRLW      $0x04, X2, X3
+	VINSERTI128 $0x01, X3, Y2, Y3
+	VPAND       const0<>+0(SB), Y3, Y3
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+	VMOVDQU     const1<>+0(SB), Y4
+	VPSHUFB     Y3, Y4, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y5
+	VBROADCASTSS (BX)(SI*4), Y4
+	VPMOVSXWD    X3, Y6
+	VPSLLD       $0x18, Y6, Y5
+	VPSRAD       $0x18, Y5, Y5
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y5, Y5
 	VMULPS       Y4, Y5, Y5
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y6
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y4, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y4
+	VPSLLD   $0x10, Y6, Y7
+	VPBLENDW $0xaa, Y6, Y4, Y4
+	VPBLENDW $0x55, Y5, Y7, Y7
+	VPAND    Y0, Y4, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y4, Y4
+	VMOVUPS      Y4, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
 	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y4, Y3, Y3
-	VPSRLD       $0x10, Y5, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y4, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 32(AX)
-	ADDQ         $+17, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VMULPS       Y3, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y3
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y3, Y3
+	VPBLENDW $0x55, Y4, Y6, Y6
+	VPAND    Y0, Y3, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y6, Y4, Y4
+	VPSRLW  $0x0f, Y4, Y4
+	VPADDW  Y4, Y3, Y3
+	VMOVUPS Y3, 32(AX)
+	ADDQ    $+17, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
-DATA const2<>+0(SB)/8, $0x0000000100000001
-DATA const2<>+8(SB)/8, $0x0000000100000001
-DATA const2<>+16(SB)/8, $0x0000000100000001
-DATA const2<>+24(SB)/8, $0x0000000100000001
+DATA const2<>+0(SB)/8, $0x0001000100010001
+DATA const2<>+8(SB)/8, $0x0001000100010001
+DATA const2<>+16(SB)/8, $0x0001000100010001
+DATA const2<>+24(SB)/8, $0x0001000100010001
 GLOBL const2<>(SB), RODATA|NOPTR, $32
 
-DATA const3<>+0(SB)/8, $0x00007fff00007fff
-DATA const3<>+8(SB)/8, $0x00007fff00007fff
-DATA const3<>+16(SB)/8, $0x00007fff00007fff
-DATA const3<>+24(SB)/8, $0x00007fff00007fff
+DATA const3<>+0(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const3<>+8(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const3<>+16(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const3<>+24(SB)/8, $0x7ffe7ffe7ffe7ffe
 GLOBL const3<>(SB), RODATA|NOPTR, $32
 
 // func avx2MXFP4ToBF16NT(dst *byte, src *byte, steps int)
@@ -306,63 +318,67 @@ TEXT ·avx2MXFP4ToBF16NT(SB), NOSPLIT, $0-24
 	VPBROADCASTD const3<>+0(SB), Y1
 
 loop:
-	VMOVDQU      1(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VMOVDQU      const1<>+0(SB), Y4
-	VPSHUFB      Y3, Y4, Y3
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y4
+	VMOVDQU     1(CX), X2
+	VPSRLW      $0x04, X2, X3
+	VINSERTI128 $0x01, X3, Y2, Y3
+	VPAND       const0<>+0(SB), Y3, Y3
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+	VMOVDQU     const1<>+0(SB), Y4
+	VPSHUFB     Y3, Y4, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y5
+	VBROADCASTSS (BX)(SI*4), Y4
+	VPMOVSXWD    X3, Y6
+	VPSLLD       $0x18, Y6, Y5
+	VPSRAD       $0x18, Y5, Y5
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y5, Y5
 	VMULPS       Y4, Y5, Y5
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y6
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y4, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y4
+	VPSLLD   $0x10, Y6, Y7
+	VPBLENDW $0xaa, Y6, Y4, Y4
+	VPBLENDW $0x55, Y5, Y7, Y7
+	VPAND    Y0, Y4, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y4, Y4
+	VMOVNTPS     Y4, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
 	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y4, Y3, Y3
-	VPSRLD       $0x10, Y5, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y4, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 32(AX)
-	ADDQ         $+17, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VMULPS       Y3, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y3
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y3, Y3
+	VPBLENDW $0x55, Y4, Y6, Y6
+	VPAND    Y0, Y3, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y6, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y3, Y3
+	VMOVNTPS Y3, 32(AX)
+	ADDQ     $+17, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -377,25 +393,26 @@ TEXT ·avx512MXFP4ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      1(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const1<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z2
+	VMOVDQU     1(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VINSERTI128 $0x01, X1, Y0, Y1
+	VPAND       const0<>+0(SB), Y1, Y1
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+	VMOVDQU     const1<>+0(SB), Y2
+	VPSHUFB     Y1, Y2, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VPMOVSXBD    X1, Z2
+	VBROADCASTSS (BX)(SI*4), Z3
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z3, Z2, Z2
+	VMOVUPS      Z2, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z2
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVUPS      Z3, (AX)
 	VMOVUPS      Z1, 64(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+128, AX
@@ -412,25 +429,26 @@ TEXT ·avx512MXFP4ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      1(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const1<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z2
+	VMOVDQU     1(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VINSERTI128 $0x01, X1, Y0, Y1
+	VPAND       const0<>+0(SB), Y1, Y1
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+	VMOVDQU     const1<>+0(SB), Y2
+	VPSHUFB     Y1, Y2, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VPMOVSXBD    X1, Z2
+	VBROADCASTSS (BX)(SI*4), Z3
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z3, Z2, Z2
+	VMOVNTPS     Z2, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z2
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVNTPS     Z3, (AX)
 	VMOVNTPS     Z1, 64(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+128, AX
@@ -443,76 +461,80 @@ loop:
 	RET
 
 // func avx512MXFP4ToF16(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F
 TEXT ·avx512MXFP4ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
-	VMOVDQU      1(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const1<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z2
+	VMOVDQU     1(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VINSERTI128 $0x01, X1, Y0, Y1
+	VPAND       const0<>+0(SB), Y1, Y1
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+
+	// The outputs of all codes.
+	VMOVUPS      const4<>+0(SB), Z2
+	VBROADCASTSS (BX)(SI*4), Z3
+	VMULPS       Z3, Z2, Z2
+	VCVTPS2PH    $0x00, Z2, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z3, Y4
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z4, Z1
-	VMOVUPS      Z1, (AX)
-	ADDQ         $+17, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z4, Z1, Z1
+	VMOVUPS   Z1, (AX)
+	ADDQ      $+17, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
+DATA const4<>+0(SB)/8, $0x3f80000000000000
+DATA const4<>+8(SB)/8, $0x4040000040000000
+DATA const4<>+16(SB)/8, $0x40c0000040800000
+DATA const4<>+24(SB)/8, $0x4140000041000000
+DATA const4<>+32(SB)/8, $0xbf80000000000000
+DATA const4<>+40(SB)/8, $0xc0400000c0000000
+DATA const4<>+48(SB)/8, $0xc0c00000c0800000
+DATA const4<>+56(SB)/8, $0xc1400000c1000000
+GLOBL const4<>(SB), RODATA|NOPTR, $64
+
 // func avx512MXFP4ToF16NT(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
 TEXT ·avx512MXFP4ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
-	VMOVDQU      1(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const1<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z2
+	VMOVDQU     1(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VINSERTI128 $0x01, X1, Y0, Y1
+	VPAND       const0<>+0(SB), Y1, Y1
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+
+	// The outputs of all codes.
+	VMOVUPS      const4<>+0(SB), Z2
+	VBROADCASTSS (BX)(SI*4), Z3
+	VMULPS       Z3, Z2, Z2
+	VCVTPS2PH    $0x00, Z2, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z3, Y4
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z4, Z1
-	VMOVNTPS     Z1, (AX)
-	ADDQ         $+17, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z4, Z1, Z1
+	VMOVNTPS  Z1, (AX)
+	ADDQ      $+17, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -525,54 +547,64 @@ TEXT ·avx512MXFP4ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const4<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const6<>+0(SB), Z0
 
 loop:
-	VMOVDQU      1(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VMOVDQU      const1<>+0(SB), Y5
-	VPSHUFB      Y4, Y5, Y4
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z5
+	VMOVDQU     1(CX), X1
+	VPSRLW      $0x04, X1, X0
+	VINSERTI128 $0x01, X0, Y1, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+
+	// The outputs of all codes.
+	VMOVUPS      const4<>+0(SB), Z2
+	VBROADCASTSS (BX)(SI*4), Z3
+	VMULPS       Z3, Z2, Z2
+	VPSLLD       $0x0f, Z2, Z3
+	VPSRLD       $0x1f, Z3, Z3
+	VPADDD       const7<>+0(SB), Z2, Z2
+	VPADDD       Z3, Z2, Z2
+	VPSRLD       $0x10, Z2, Z2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z5, Z6, Z6
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VPSRLD       $0x10, Z6, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z5, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, (AX)
-	ADDQ         $+17, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, (AX)
+	ADDQ      $+17, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
-DATA const4<>+0(SB)/8, $0x0705030106040200
-DATA const4<>+8(SB)/8, $0x0705030106040200
-DATA const4<>+16(SB)/8, $0x0705030106040200
-DATA const4<>+24(SB)/8, $0x0705030106040200
-GLOBL const4<>(SB), RODATA|NOPTR, $32
+DATA const5<>+0(SB)/8, $0xffff0000ffff0000
+DATA const5<>+8(SB)/8, $0xffff0000ffff0000
+DATA const5<>+16(SB)/8, $0xffff0000ffff0000
+DATA const5<>+24(SB)/8, $0xffff0000ffff0000
+GLOBL const5<>(SB), RODATA|NOPTR, $32
+
+DATA const6<>+0(SB)/8, $0x0000ffff0000ffff
+DATA const6<>+8(SB)/8, $0x0000ffff0000ffff
+DATA const6<>+16(SB)/8, $0x0000ffff0000ffff
+DATA const6<>+24(SB)/8, $0x0000ffff0000ffff
+GLOBL const6<>(SB), RODATA|NOPTR, $32
+
+DATA const7<>+0(SB)/8, $0x00007fff00007fff
+DATA const7<>+8(SB)/8, $0x00007fff00007fff
+DATA const7<>+16(SB)/8, $0x00007fff00007fff
+DATA const7<>+24(SB)/8, $0x00007fff00007fff
+DATA const7<>+32(SB)/8, $0x00007fff00007fff
+DATA const7<>+40(SB)/8, $0x00007fff00007fff
+DATA const7<>+48(SB)/8, $0x00007fff00007fff
+DATA const7<>+56(SB)/8, $0x00007fff00007fff
+GLOBL const7<>(SB), RODATA|NOPTR, $64
 
 // func avx512MXFP4ToBF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -580,46 +612,40 @@ TEXT ·avx512MXFP4ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const4<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const6<>+0(SB), Z0
 
 loop:
-	VMOVDQU      1(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VMOVDQU      const1<>+0(SB), Y5
-	VPSHUFB      Y4, Y5, Y4
-	LEAQ         ·scalesE8M0+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z5
+	VMOVDQU     1(CX), X1
+	VPSRLW      $0x04, X1, X0
+	VINSERTI128 $0x01, X0, Y1, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	LEAQ        ·scalesE8M0+0(SB), BX
+	MOVBQZX     (CX), SI
+
+	// The outputs of all codes.
+	VMOVUPS      const4<>+0(SB), Z2
+	VBROADCASTSS (BX)(SI*4), Z3
+	VMULPS       Z3, Z2, Z2
+	VPSLLD       $0x0f, Z2, Z3
+	VPSRLD       $0x1f, Z3, Z3
+	VPADDD       const7<>+0(SB), Z2, Z2
+	VPADDD       Z3, Z2, Z2
+	VPSRLD       $0x10, Z2, Z2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z5, Z6, Z6
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VPSRLD       $0x10, Z6, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z5, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, (AX)
-	ADDQ         $+17, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, (AX)
+	ADDQ      $+17, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -635,79 +661,83 @@ TEXT ·avx2NVFP4ToF32(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
+	VMOVDQU     4(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VPSHUFD      $0x0e, X0, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VMOVUPS      Y4, (AX)
-	VMOVUPS      Y5, 32(AX)
-	VEXTRACTI128 $+1, Y0, X1
-	VPMOVSXBD    X1, Y1
+	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y3, Y1, Y1
-	VEXTRACTI128 $+1, Y0, X0
+	VMOVUPS      Y1, (AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VMOVUPS      Y1, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (DI)(R8*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VMOVUPS      Y1, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
 	VCVTDQ2PS    Y0, Y0
-	VMULPS       Y3, Y0, Y0
-	VMOVUPS      Y1, 64(AX)
+	VMULPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 96(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
+	VMOVDQU     20(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VPSHUFD      $0x0e, X0, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VMOVUPS      Y4, 128(AX)
-	VMOVUPS      Y5, 160(AX)
-	VEXTRACTI128 $+1, Y0, X1
-	VPMOVSXBD    X1, Y1
+	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y3, Y1, Y1
-	VEXTRACTI128 $+1, Y0, X0
+	VMOVUPS      Y1, 128(AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VMOVUPS      Y1, 160(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (DI)(R8*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VMOVUPS      Y1, 192(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
 	VCVTDQ2PS    Y0, Y0
-	VMULPS       Y3, Y0, Y0
-	VMOVUPS      Y1, 192(AX)
+	VMULPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 224(AX)
 	ADDQ         $+36, CX
 	ADDQ         $+256, AX
@@ -725,79 +755,83 @@ TEXT ·avx2NVFP4ToF32NT(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
+	VMOVDQU     4(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VPSHUFD      $0x0e, X0, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VMOVNTPS     Y4, (AX)
-	VMOVNTPS     Y5, 32(AX)
-	VEXTRACTI128 $+1, Y0, X1
-	VPMOVSXBD    X1, Y1
+	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y3, Y1, Y1
-	VEXTRACTI128 $+1, Y0, X0
+	VMOVNTPS     Y1, (AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VMOVNTPS     Y1, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (DI)(R8*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VMOVNTPS     Y1, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
 	VCVTDQ2PS    Y0, Y0
-	VMULPS       Y3, Y0, Y0
-	VMOVNTPS     Y1, 64(AX)
+	VMULPS       Y1, Y0, Y0
 	VMOVNTPS     Y0, 96(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
+	VMOVDQU     20(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VPSHUFD      $0x0e, X0, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VMOVNTPS     Y4, 128(AX)
-	VMOVNTPS     Y5, 160(AX)
-	VEXTRACTI128 $+1, Y0, X1
-	VPMOVSXBD    X1, Y1
+	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y3, Y1, Y1
-	VEXTRACTI128 $+1, Y0, X0
+	VMOVNTPS     Y1, 128(AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VMOVNTPS     Y1, 160(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (DI)(R8*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VMOVNTPS     Y1, 192(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
 	VCVTDQ2PS    Y0, Y0
-	VMULPS       Y3, Y0, Y0
-	VMOVNTPS     Y1, 192(AX)
+	VMULPS       Y1, Y0, Y0
 	VMOVNTPS     Y0, 224(AX)
 	ADDQ         $+36, CX
 	ADDQ         $+256, AX
@@ -818,88 +852,84 @@ TEXT ·avx2NVFP4ToF16(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
+	VMOVDQU     4(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VPSHUFD      $0x0e, X0, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VCVTPS2PH    $0x00, Y4, X2
-	VCVTPS2PH    $0x00, Y5, X1
-	VINSERTI128  $0x01, X1, Y2, Y1
-	VMOVUPS      Y1, (AX)
-	VEXTRACTI128 $+1, Y0, X1
-	VPMOVSXBD    X1, Y1
+	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y3, Y1, Y1
-	VEXTRACTI128 $+1, Y0, X0
+	VCVTPS2PH    $0x00, Y1, (AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (DI)(R8*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
 	VCVTDQ2PS    Y0, Y0
-	VMULPS       Y3, Y0, Y0
-	VCVTPS2PH    $0x00, Y1, X2
-	VCVTPS2PH    $0x00, Y0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VMOVUPS      Y0, 32(AX)
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 48(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
+	VMOVDQU     20(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VPSHUFD      $0x0e, X0, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VCVTPS2PH    $0x00, Y4, X2
-	VCVTPS2PH    $0x00, Y5, X1
-	VINSERTI128  $0x01, X1, Y2, Y1
-	VMOVUPS      Y1, 64(AX)
-	VEXTRACTI128 $+1, Y0, X1
-	VPMOVSXBD    X1, Y1
+	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y3, Y1, Y1
-	VEXTRACTI128 $+1, Y0, X0
+	VCVTPS2PH    $0x00, Y1, 64(AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 80(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (DI)(R8*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 96(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
 	VCVTDQ2PS    Y0, Y0
-	VMULPS       Y3, Y0, Y0
-	VCVTPS2PH    $0x00, Y1, X2
-	VCVTPS2PH    $0x00, Y0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VMOVUPS      Y0, 96(AX)
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 112(AX)
 	ADDQ         $+36, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -916,88 +946,92 @@ TEXT ·avx2NVFP4ToF16NT(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
+	VMOVDQU     4(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VPSHUFD      $0x0e, X0, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VCVTPS2PH    $0x00, Y4, X2
-	VCVTPS2PH    $0x00, Y5, X1
-	VINSERTI128  $0x01, X1, Y2, Y1
-	VMOVNTPS     Y1, (AX)
-	VEXTRACTI128 $+1, Y0, X1
-	VPMOVSXBD    X1, Y1
+	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y3, Y1, Y1
-	VEXTRACTI128 $+1, Y0, X0
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, (AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (DI)(R8*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
 	VCVTDQ2PS    Y0, Y0
-	VMULPS       Y3, Y0, Y0
-	VCVTPS2PH    $0x00, Y1, X2
+	VMULPS       Y1, Y0, Y0
 	VCVTPS2PH    $0x00, Y0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VMOVNTPS     Y0, 32(AX)
+	VMOVNTPS     X0, 48(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
+	VMOVDQU     20(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y1, Y4, Y4
-	VPSHUFD      $0x0e, X0, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VCVTPS2PH    $0x00, Y4, X2
-	VCVTPS2PH    $0x00, Y5, X1
-	VINSERTI128  $0x01, X1, Y2, Y1
-	VMOVNTPS     Y1, 64(AX)
-	VEXTRACTI128 $+1, Y0, X1
-	VPMOVSXBD    X1, Y1
+	VPMOVSXBD    X0, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y3, Y1, Y1
-	VEXTRACTI128 $+1, Y0, X0
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 64(AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 80(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (DI)(R8*4), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 96(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
 	VCVTDQ2PS    Y0, Y0
-	VMULPS       Y3, Y0, Y0
-	VCVTPS2PH    $0x00, Y1, X2
+	VMULPS       Y1, Y0, Y0
 	VCVTPS2PH    $0x00, Y0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VMOVNTPS     Y0, 96(AX)
+	VMOVNTPS     X0, 112(AX)
 	ADDQ         $+36, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1019,128 +1053,134 @@ TEXT ·avx2NVFP4ToBF16(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VPUNPCKLQDQ  X3, X2, X4
-	VPUNPCKHQDQ  X3, X2, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VPAND        const0<>+0(SB), Y2, Y2
-	VMOVDQU      const1<>+0(SB), Y3
-	VPSHUFB      Y2, Y3, Y2
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y5
+	VMOVDQU     4(CX), X2
+	VPSRLW      $0x04, X2, X3
+	VPUNPCKLQDQ X3, X2, X4
+	VPUNPCKHQDQ X3, X2, X2
+	VINSERTI128 $0x01, X2, Y4, Y2
+	VPAND       const0<>+0(SB), Y2, Y2
+	VMOVDQU     const1<>+0(SB), Y3
+	VPSHUFB     Y2, Y3, Y2
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X2, Y6
+	VBROADCASTSS (BX)(SI*4), Y3
+	VPMOVSXWD    X2, Y6
+	VPSLLD       $0x18, Y6, Y5
+	VPSRAD       $0x18, Y5, Y5
+	VPSRAD       $0x08, Y6, Y6
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y3, Y5, Y5
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y3, Y6, Y6
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y3, Y7, Y7
-	VPSRLD       $0x10, Y6, Y3
-	VPAND        Y0, Y3, Y3
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y3, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y3
-	VPAND        Y0, Y3, Y3
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y3, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, (AX)
-	VEXTRACTI128 $+1, Y2, X3
-	VPMOVSXBD    X3, Y3
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y3
+	VPSLLD   $0x10, Y6, Y7
+	VPBLENDW $0xaa, Y6, Y3, Y3
+	VPBLENDW $0x55, Y5, Y7, Y7
+	VPAND    Y0, Y3, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y3, Y3
+	VMOVUPS      Y3, (AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VBROADCASTSS (DI)(R8*4), Y2
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y5, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y5, Y2, Y2
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y2, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y2, Y2
-	VPADDD       Y5, Y2, Y2
-	VPSRLD       $0x10, Y2, Y2
-	VPACKUSDW    Y2, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVUPS      Y3, 32(AX)
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y2, Y2
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y6, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y2, Y2
+	VMOVUPS Y2, 32(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VPUNPCKLQDQ  X3, X2, X4
-	VPUNPCKHQDQ  X3, X2, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VPAND        const0<>+0(SB), Y2, Y2
-	VMOVDQU      const1<>+0(SB), Y3
-	VPSHUFB      Y2, Y3, Y2
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y5
+	VMOVDQU     20(CX), X2
+	VPSRLW      $0x04, X2, X3
+	VPUNPCKLQDQ X3, X2, X4
+	VPUNPCKHQDQ X3, X2, X2
+	VINSERTI128 $0x01, X2, Y4, Y2
+	VPAND       const0<>+0(SB), Y2, Y2
+	VMOVDQU     const1<>+0(SB), Y3
+	VPSHUFB     Y2, Y3, Y2
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Y6
+	VBROADCASTSS (BX)(SI*4), Y3
+	VPMOVSXWD    X2, Y6
+	VPSLLD       $0x18, Y6, Y5
+	VPSRAD       $0x18, Y5, Y5
+	VPSRAD       $0x08, Y6, Y6
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y3, Y5, Y5
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y3, Y6, Y6
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y3, Y7, Y7
-	VPSRLD       $0x10, Y6, Y3
-	VPAND        Y0, Y3, Y3
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y3, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y3
-	VPAND        Y0, Y3, Y3
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y3, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 64(AX)
-	VEXTRACTI128 $+1, Y2, X3
-	VPMOVSXBD    X3, Y3
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y3
+	VPSLLD   $0x10, Y6, Y7
+	VPBLENDW $0xaa, Y6, Y3, Y3
+	VPBLENDW $0x55, Y5, Y7, Y7
+	VPAND    Y0, Y3, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y3, Y3
+	VMOVUPS      Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VBROADCASTSS (DI)(R8*4), Y2
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y5, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y5, Y2, Y2
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y2, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y2, Y2
-	VPADDD       Y5, Y2, Y2
-	VPSRLD       $0x10, Y2, Y2
-	VPACKUSDW    Y2, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVUPS      Y3, 96(AX)
-	ADDQ         $+36, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y2, Y2
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y6, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y2, Y2
+	VMOVUPS Y2, 96(AX)
+	ADDQ    $+36, CX
+	ADDQ    $+128, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -1155,128 +1195,134 @@ TEXT ·avx2NVFP4ToBF16NT(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VPUNPCKLQDQ  X3, X2, X4
-	VPUNPCKHQDQ  X3, X2, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VPAND        const0<>+0(SB), Y2, Y2
-	VMOVDQU      const1<>+0(SB), Y3
-	VPSHUFB      Y2, Y3, Y2
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y5
+	VMOVDQU     4(CX), X2
+	VPSRLW      $0x04, X2, X3
+	VPUNPCKLQDQ X3, X2, X4
+	VPUNPCKHQDQ X3, X2, X2
+	VINSERTI128 $0x01, X2, Y4, Y2
+	VPAND       const0<>+0(SB), Y2, Y2
+	VMOVDQU     const1<>+0(SB), Y3
+	VPSHUFB     Y2, Y3, Y2
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X2, Y6
+	VBROADCASTSS (BX)(SI*4), Y3
+	VPMOVSXWD    X2, Y6
+	VPSLLD       $0x18, Y6, Y5
+	VPSRAD       $0x18, Y5, Y5
+	VPSRAD       $0x08, Y6, Y6
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y3, Y5, Y5
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y3, Y6, Y6
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y3, Y7, Y7
-	VPSRLD       $0x10, Y6, Y3
-	VPAND        Y0, Y3, Y3
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y3, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y3
-	VPAND        Y0, Y3, Y3
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y3, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, (AX)
-	VEXTRACTI128 $+1, Y2, X3
-	VPMOVSXBD    X3, Y3
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y3
+	VPSLLD   $0x10, Y6, Y7
+	VPBLENDW $0xaa, Y6, Y3, Y3
+	VPBLENDW $0x55, Y5, Y7, Y7
+	VPAND    Y0, Y3, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y3, Y3
+	VMOVNTPS     Y3, (AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VBROADCASTSS (DI)(R8*4), Y2
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y5, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y5, Y2, Y2
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y2, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y2, Y2
-	VPADDD       Y5, Y2, Y2
-	VPSRLD       $0x10, Y2, Y2
-	VPACKUSDW    Y2, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVNTPS     Y3, 32(AX)
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y2, Y2
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y6, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y2, Y2
+	VMOVNTPS Y2, 32(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VPUNPCKLQDQ  X3, X2, X4
-	VPUNPCKHQDQ  X3, X2, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VPAND        const0<>+0(SB), Y2, Y2
-	VMOVDQU      const1<>+0(SB), Y3
-	VPSHUFB      Y2, Y3, Y2
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y3
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Y5
+	VMOVDQU     20(CX), X2
+	VPSRLW      $0x04, X2, X3
+	VPUNPCKLQDQ X3, X2, X4
+	VPUNPCKHQDQ X3, X2, X2
+	VINSERTI128 $0x01, X2, Y4, Y2
+	VPAND       const0<>+0(SB), Y2, Y2
+	VMOVDQU     const1<>+0(SB), Y3
+	VPSHUFB     Y2, Y3, Y2
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Y6
+	VBROADCASTSS (BX)(SI*4), Y3
+	VPMOVSXWD    X2, Y6
+	VPSLLD       $0x18, Y6, Y5
+	VPSRAD       $0x18, Y5, Y5
+	VPSRAD       $0x08, Y6, Y6
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y3, Y5, Y5
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y3, Y6, Y6
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y3, Y7, Y7
-	VPSRLD       $0x10, Y6, Y3
-	VPAND        Y0, Y3, Y3
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y3, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y3
-	VPAND        Y0, Y3, Y3
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y3, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 64(AX)
-	VEXTRACTI128 $+1, Y2, X3
-	VPMOVSXBD    X3, Y3
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y3
+	VPSLLD   $0x10, Y6, Y7
+	VPBLENDW $0xaa, Y6, Y3, Y3
+	VPBLENDW $0x55, Y5, Y7, Y7
+	VPAND    Y0, Y3, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y3, Y3
+	VMOVNTPS     Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VBROADCASTSS (DI)(R8*4), Y2
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y5, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y5, Y2, Y2
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y2, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y2, Y2
-	VPADDD       Y5, Y2, Y2
-	VPSRLD       $0x10, Y2, Y2
-	VPACKUSDW    Y2, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVNTPS     Y3, 96(AX)
-	ADDQ         $+36, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y2, Y2
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y6, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y2, Y2
+	VMOVNTPS Y2, 96(AX)
+	ADDQ     $+36, CX
+	ADDQ     $+128, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -1292,57 +1338,57 @@ TEXT ·avx512NVFP4ToF32(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z3
+	VMOVDQU     4(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z1, Z4, Z4
-	VEXTRACTI128 $+1, Y0, X0
+	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z3
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      Z1, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z3, Z0, Z0
-	VMOVUPS      Z4, (AX)
+	VMULPS       Z1, Z0, Z0
 	VMOVUPS      Z0, 64(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z3
+	VMOVDQU     20(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z1, Z4, Z4
-	VEXTRACTI128 $+1, Y0, X0
+	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z3
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      Z1, 128(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z3, Z0, Z0
-	VMOVUPS      Z4, 128(AX)
+	VMULPS       Z1, Z0, Z0
 	VMOVUPS      Z0, 192(AX)
 	ADDQ         $+36, CX
 	ADDQ         $+256, AX
@@ -1360,57 +1406,57 @@ TEXT ·avx512NVFP4ToF32NT(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z3
+	VMOVDQU     4(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z1, Z4, Z4
-	VEXTRACTI128 $+1, Y0, X0
+	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z3
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z3, Z1, Z1
+	VMOVNTPS     Z1, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z3, Z0, Z0
-	VMOVNTPS     Z4, (AX)
+	VMULPS       Z1, Z0, Z0
 	VMOVNTPS     Z0, 64(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z3
+	VMOVDQU     20(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z1, Z4, Z4
-	VEXTRACTI128 $+1, Y0, X0
+	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z3
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z3, Z1, Z1
+	VMOVNTPS     Z1, 128(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
-	VMULPS       Z3, Z0, Z0
-	VMOVNTPS     Z4, 128(AX)
+	VMULPS       Z1, Z0, Z0
 	VMOVNTPS     Z0, 192(AX)
 	ADDQ         $+36, CX
 	ADDQ         $+256, AX
@@ -1425,68 +1471,66 @@ loop:
 // func avx512NVFP4ToF16(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F
 TEXT ·avx512NVFP4ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z3
+	VMOVDQU     4(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z1, Z4, Z4
-	VEXTRACTI128 $+1, Y0, X0
 	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z3
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z4, Y0
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z0, Z1
-	VMOVUPS      Z1, (AX)
+	VCVTPS2PH    $0x00, Z1, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (DI)(R8*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, 32(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z3
+	VMOVDQU     20(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z1, Z4, Z4
-	VEXTRACTI128 $+1, Y0, X0
 	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z3
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z4, Y0
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z0, Z1
-	VMOVUPS      Z1, 64(AX)
+	VCVTPS2PH    $0x00, Z1, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (DI)(R8*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, 96(AX)
 	ADDQ         $+36, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1497,68 +1541,70 @@ loop:
 // func avx512NVFP4ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·avx512NVFP4ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z3
+	VMOVDQU     4(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z1, Z4, Z4
-	VEXTRACTI128 $+1, Y0, X0
 	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z3
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z4, Y0
 	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z0, Z1
-	VMOVNTPS     Z1, (AX)
+	VMOVNTPS     Y1, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (DI)(R8*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, Y0
+	VMOVNTPS     Y0, 32(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VPUNPCKLQDQ  X1, X0, X2
-	VPUNPCKHQDQ  X1, X0, X0
-	VINSERTI128  $0x01, X0, Y2, Y0
-	VPAND        const0<>+0(SB), Y0, Y0
-	VMOVDQU      const1<>+0(SB), Y1
-	VPSHUFB      Y0, Y1, Y0
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z1
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z3
+	VMOVDQU     20(CX), X0
+	VPSRLW      $0x04, X0, X1
+	VPUNPCKLQDQ X1, X0, X2
+	VPUNPCKHQDQ X1, X0, X0
+	VINSERTI128 $0x01, X0, Y2, Y0
+	VPAND       const0<>+0(SB), Y0, Y0
+	VMOVDQU     const1<>+0(SB), Y1
+	VPSHUFB     Y0, Y1, Y0
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z1, Z4, Z4
-	VEXTRACTI128 $+1, Y0, X0
 	VPMOVSXBD    X0, Z1
+	VBROADCASTSS (BX)(SI*4), Z3
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z4, Y0
 	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z0, Z1
-	VMOVNTPS     Z1, 64(AX)
+	VMOVNTPS     Y1, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (DI)(R8*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, Y0
+	VMOVNTPS     Y0, 96(AX)
 	ADDQ         $+36, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1575,90 +1621,97 @@ TEXT ·avx512NVFP4ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const4<>+0(SB), Z2
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const6<>+0(SB), Z3
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VPUNPCKLQDQ  X4, X3, X5
-	VPUNPCKHQDQ  X4, X3, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VMOVDQU      const1<>+0(SB), Y4
-	VPSHUFB      Y3, Y4, Y3
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z4
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z6
+	VMOVDQU     4(CX), X4
+	VPSRLW      $0x04, X4, X5
+	VPUNPCKLQDQ X5, X4, X6
+	VPUNPCKHQDQ X5, X4, X4
+	VINSERTI128 $0x01, X4, Y6, Y4
+	VPAND       const0<>+0(SB), Y4, Y4
+	VMOVDQU     const1<>+0(SB), Y5
+	VPSHUFB     Y4, Y5, Y4
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Z7
+	VBROADCASTSS (BX)(SI*4), Z5
+	VBROADCASTSS (DI)(R8*4), K1, Z5
+	VPMOVSXWD    Y4, Z7
+	VPSLLD       $0x18, Z7, Z4
+	VPSRAD       $0x18, Z4, Z4
+	VPSRAD       $0x08, Z7, Z7
+	VCVTDQ2PS    Z4, Z4
+	VMULPS       Z5, Z4, Z4
 	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z4, Z7, Z7
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z6, Z3, Z3
-	VPSRLD       $0x10, Z7, Z4
-	VPANDD       Z0, Z4, Z4
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z4, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z3, Z4
-	VPANDD       Z0, Z4, Z4
-	VPADDD       Z1, Z3, Z3
-	VPADDD       Z4, Z3, Z3
-	VPSRLD       $0x10, Z3, Z3
-	VPACKUSDW    Z3, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVUPS      Z7, (AX)
+	VMULPS       Z5, Z7, Z7
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z4, Z5
+	VPSLLD     $0x10, Z7, Z8
+	VPTERNLOGD $0xf8, Z2, Z7, Z5
+	VPTERNLOGD $0xf8, Z3, Z4, Z8
+	VMOVDQA64  Z1, Z4
+	VPTERNLOGD $0xf8, Z0, Z5, Z4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Z8, Z4, Z4
+	VPSRLW  $0x0f, Z4, Z4
+	VPADDW  Z4, Z5, Z5
+	VMOVUPS Z5, (AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VPUNPCKLQDQ  X4, X3, X5
-	VPUNPCKHQDQ  X4, X3, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VMOVDQU      const1<>+0(SB), Y4
-	VPSHUFB      Y3, Y4, Y3
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z4
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z6
+	VMOVDQU     20(CX), X4
+	VPSRLW      $0x04, X4, X5
+	VPUNPCKLQDQ X5, X4, X6
+	VPUNPCKHQDQ X5, X4, X4
+	VINSERTI128 $0x01, X4, Y6, Y4
+	VPAND       const0<>+0(SB), Y4, Y4
+	VMOVDQU     const1<>+0(SB), Y5
+	VPSHUFB     Y4, Y5, Y4
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Z7
+	VBROADCASTSS (BX)(SI*4), Z5
+	VBROADCASTSS (DI)(R8*4), K1, Z5
+	VPMOVSXWD    Y4, Z7
+	VPSLLD       $0x18, Z7, Z4
+	VPSRAD       $0x18, Z4, Z4
+	VPSRAD       $0x08, Z7, Z7
+	VCVTDQ2PS    Z4, Z4
+	VMULPS       Z5, Z4, Z4
 	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z4, Z7, Z7
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z6, Z3, Z3
-	VPSRLD       $0x10, Z7, Z4
-	VPANDD       Z0, Z4, Z4
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z4, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z3, Z4
-	VPANDD       Z0, Z4, Z4
-	VPADDD       Z1, Z3, Z3
-	VPADDD       Z4, Z3, Z3
-	VPSRLD       $0x10, Z3, Z3
-	VPACKUSDW    Z3, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVUPS      Z7, 64(AX)
-	ADDQ         $+36, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VMULPS       Z5, Z7, Z7
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z4, Z5
+	VPSLLD     $0x10, Z7, Z8
+	VPTERNLOGD $0xf8, Z2, Z7, Z5
+	VPTERNLOGD $0xf8, Z3, Z4, Z8
+	VMOVDQA64  Z1, Z4
+	VPTERNLOGD $0xf8, Z0, Z5, Z4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Z8, Z4, Z4
+	VPSRLW  $0x0f, Z4, Z4
+	VPADDW  Z4, Z5, Z5
+	VMOVUPS Z5, 64(AX)
+	ADDQ    $+36, CX
+	ADDQ    $+128, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -1668,90 +1721,97 @@ TEXT ·avx512NVFP4ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const4<>+0(SB), Z2
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const6<>+0(SB), Z3
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      4(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VPUNPCKLQDQ  X4, X3, X5
-	VPUNPCKHQDQ  X4, X3, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VMOVDQU      const1<>+0(SB), Y4
-	VPSHUFB      Y3, Y4, Y3
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      (CX), SI
-	VBROADCASTSS (BX)(SI*4), Z4
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      1(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z6
+	VMOVDQU     4(CX), X4
+	VPSRLW      $0x04, X4, X5
+	VPUNPCKLQDQ X5, X4, X6
+	VPUNPCKHQDQ X5, X4, X4
+	VINSERTI128 $0x01, X4, Y6, Y4
+	VPAND       const0<>+0(SB), Y4, Y4
+	VMOVDQU     const1<>+0(SB), Y5
+	VPSHUFB     Y4, Y5, Y4
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     (CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Z7
+	VBROADCASTSS (BX)(SI*4), Z5
+	VBROADCASTSS (DI)(R8*4), K1, Z5
+	VPMOVSXWD    Y4, Z7
+	VPSLLD       $0x18, Z7, Z4
+	VPSRAD       $0x18, Z4, Z4
+	VPSRAD       $0x08, Z7, Z7
+	VCVTDQ2PS    Z4, Z4
+	VMULPS       Z5, Z4, Z4
 	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z4, Z7, Z7
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z6, Z3, Z3
-	VPSRLD       $0x10, Z7, Z4
-	VPANDD       Z0, Z4, Z4
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z4, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z3, Z4
-	VPANDD       Z0, Z4, Z4
-	VPADDD       Z1, Z3, Z3
-	VPADDD       Z4, Z3, Z3
-	VPSRLD       $0x10, Z3, Z3
-	VPACKUSDW    Z3, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVNTPS     Z7, (AX)
+	VMULPS       Z5, Z7, Z7
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z4, Z5
+	VPSLLD     $0x10, Z7, Z8
+	VPTERNLOGD $0xf8, Z2, Z7, Z5
+	VPTERNLOGD $0xf8, Z3, Z4, Z8
+	VMOVDQA64  Z1, Z4
+	VPTERNLOGD $0xf8, Z0, Z5, Z4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Z8, Z4, Z4
+	VPSRLW   $0x0f, Z4, Z4
+	VPADDW   Z4, Z5, Z5
+	VMOVNTPS Z5, (AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU      20(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VPUNPCKLQDQ  X4, X3, X5
-	VPUNPCKHQDQ  X4, X3, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VMOVDQU      const1<>+0(SB), Y4
-	VPSHUFB      Y3, Y4, Y3
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      2(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z4
-	LEAQ         ·scalesUE4M3+0(SB), BX
-	MOVBQZX      3(CX), SI
-	VBROADCASTSS (BX)(SI*4), Z6
+	VMOVDQU     20(CX), X4
+	VPSRLW      $0x04, X4, X5
+	VPUNPCKLQDQ X5, X4, X6
+	VPUNPCKHQDQ X5, X4, X4
+	VINSERTI128 $0x01, X4, Y6, Y4
+	VPAND       const0<>+0(SB), Y4, Y4
+	VMOVDQU     const1<>+0(SB), Y5
+	VPSHUFB     Y4, Y5, Y4
+	LEAQ        ·scalesUE4M3+0(SB), BX
+	MOVBQZX     2(CX), SI
+	LEAQ        ·scalesUE4M3+0(SB), DI
+	MOVBQZX     3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Z7
+	VBROADCASTSS (BX)(SI*4), Z5
+	VBROADCASTSS (DI)(R8*4), K1, Z5
+	VPMOVSXWD    Y4, Z7
+	VPSLLD       $0x18, Z7, Z4
+	VPSRAD       $0x18, Z4, Z4
+	VPSRAD       $0x08, Z7, Z7
+	VCVTDQ2PS    Z4, Z4
+	VMULPS       Z5, Z4, Z4
 	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z4, Z7, Z7
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z6, Z3, Z3
-	VPSRLD       $0x10, Z7, Z4
-	VPANDD       Z0, Z4, Z4
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z4, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z3, Z4
-	VPANDD       Z0, Z4, Z4
-	VPADDD       Z1, Z3, Z3
-	VPADDD       Z4, Z3, Z3
-	VPSRLD       $0x10, Z3, Z3
-	VPACKUSDW    Z3, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVNTPS     Z7, 64(AX)
-	ADDQ         $+36, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VMULPS       Z5, Z7, Z7
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z4, Z5
+	VPSLLD     $0x10, Z7, Z8
+	VPTERNLOGD $0xf8, Z2, Z7, Z5
+	VPTERNLOGD $0xf8, Z3, Z4, Z8
+	VMOVDQA64  Z1, Z4
+	VPTERNLOGD $0xf8, Z0, Z5, Z4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Z8, Z4, Z4
+	VPSRLW   $0x0f, Z4, Z4
+	VPADDW   Z4, Z5, Z5
+	VMOVNTPS Z5, 64(AX)
+	ADDQ     $+36, CX
+	ADDQ     $+128, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE

@@ -16,30 +16,30 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VPSUBB       const1<>+0(SB), Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
+	VPADDB       const1<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
 	VMOVUPS      Y3, (AX)
-	VMOVUPS      Y4, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VMOVUPS      Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVUPS      Y3, 64(AX)
 	VMOVUPS      Y1, 96(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
@@ -54,10 +54,10 @@ DATA const0<>+16(SB)/8, $0x0f0f0f0f0f0f0f0f
 DATA const0<>+24(SB)/8, $0x0f0f0f0f0f0f0f0f
 GLOBL const0<>(SB), RODATA|NOPTR, $32
 
-DATA const1<>+0(SB)/8, $0x0808080808080808
-DATA const1<>+8(SB)/8, $0x0808080808080808
-DATA const1<>+16(SB)/8, $0x0808080808080808
-DATA const1<>+24(SB)/8, $0x0808080808080808
+DATA const1<>+0(SB)/8, $0xf8f8f8f8f8f8f8f8
+DATA const1<>+8(SB)/8, $0xf8f8f8f8f8f8f8f8
+DATA const1<>+16(SB)/8, $0xf8f8f8f8f8f8f8f8
+DATA const1<>+24(SB)/8, $0xf8f8f8f8f8f8f8f8
 GLOBL const1<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q4_0ToF32NT(dst *byte, src *byte, steps int)
@@ -72,30 +72,30 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VPSUBB       const1<>+0(SB), Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
+	VPADDB       const1<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
 	VMOVNTPS     Y3, (AX)
-	VMOVNTPS     Y4, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VMOVNTPS     Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVNTPS     Y3, 64(AX)
 	VMOVNTPS     Y1, 96(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
@@ -119,35 +119,31 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VPSUBB       const1<>+0(SB), Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
+	VPADDB       const1<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, (AX)
 	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y0, Y3
-	VMOVUPS      Y3, (AX)
-	VEXTRACTI128 $+1, Y1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y3, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVUPS      Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, 48(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -167,35 +163,35 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VPSUBB       const1<>+0(SB), Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
+	VPADDB       const1<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
 	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y0, Y3
-	VMOVNTPS     Y3, (AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     X0, (AX)
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y3, X0
+	VMOVNTPS     X0, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X0
+	VMOVNTPS     X0, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, X0
+	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -220,74 +216,77 @@ loop:
 	VPSRLW       $0x04, X2, X3
 	VINSERTI128  $0x01, X3, Y2, Y3
 	VPAND        const0<>+0(SB), Y3, Y3
-	VPSUBB       const1<>+0(SB), Y3, Y3
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y4
 	VCMPPS       $0x03, Y4, Y4, Y5
 	VANDPS       const4<>+0(SB), Y4, Y6
 	VORPS        const5<>+0(SB), Y6, Y6
 	VBLENDVPS    Y5, Y6, Y4, Y4
+	VPADDB       const1<>+0(SB), Y3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y4, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y4, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y4, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y4, Y3, Y3
-	VPSRLD       $0x10, Y5, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y4, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 32(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y4, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y4, Y4
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y6, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y4, Y4
+	VMOVUPS Y4, 32(AX)
+	ADDQ    $+18, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
-DATA const2<>+0(SB)/8, $0x0000000100000001
-DATA const2<>+8(SB)/8, $0x0000000100000001
-DATA const2<>+16(SB)/8, $0x0000000100000001
-DATA const2<>+24(SB)/8, $0x0000000100000001
+DATA const2<>+0(SB)/8, $0x0001000100010001
+DATA const2<>+8(SB)/8, $0x0001000100010001
+DATA const2<>+16(SB)/8, $0x0001000100010001
+DATA const2<>+24(SB)/8, $0x0001000100010001
 GLOBL const2<>(SB), RODATA|NOPTR, $32
 
-DATA const3<>+0(SB)/8, $0x00007fff00007fff
-DATA const3<>+8(SB)/8, $0x00007fff00007fff
-DATA const3<>+16(SB)/8, $0x00007fff00007fff
-DATA const3<>+24(SB)/8, $0x00007fff00007fff
+DATA const3<>+0(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const3<>+8(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const3<>+16(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const3<>+24(SB)/8, $0x7ffe7ffe7ffe7ffe
 GLOBL const3<>(SB), RODATA|NOPTR, $32
 
 DATA const4<>+0(SB)/8, $0xffff0000ffff0000
@@ -316,61 +315,64 @@ loop:
 	VPSRLW       $0x04, X2, X3
 	VINSERTI128  $0x01, X3, Y2, Y3
 	VPAND        const0<>+0(SB), Y3, Y3
-	VPSUBB       const1<>+0(SB), Y3, Y3
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y4
 	VCMPPS       $0x03, Y4, Y4, Y5
 	VANDPS       const4<>+0(SB), Y4, Y6
 	VORPS        const5<>+0(SB), Y6, Y6
 	VBLENDVPS    Y5, Y6, Y4, Y4
+	VPADDB       const1<>+0(SB), Y3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y4, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y4, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y4, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y4, Y3, Y3
-	VPSRLD       $0x10, Y5, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y4, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 32(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y4, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y4, Y4
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y6, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y4, Y4
+	VMOVNTPS Y4, 32(AX)
+	ADDQ     $+18, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -389,19 +391,19 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VPSUBB       const1<>+0(SB), Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
+	VPADDB       const1<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Z3, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVUPS      Z3, (AX)
 	VMOVUPS      Z1, 64(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
@@ -422,19 +424,19 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VPSUBB       const1<>+0(SB), Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
+	VPADDB       const1<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Z3, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVNTPS     Z3, (AX)
 	VMOVNTPS     Z1, 64(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
@@ -447,72 +449,78 @@ loop:
 	RET
 
 // func avx512Q4_0ToF16(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F
 TEXT ·avx512Q4_0ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      2(CX), X0
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VPSUBB       const1<>+0(SB), Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
 
+	// The outputs of all codes.
+	VMOVUPS   const6<>+0(SB), Z3
+	VMULPS    Z2, Z3, Z3
+	VCVTPS2PH $0x00, Z3, Y4
+
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z3, Y4
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z4, Z1
-	VMOVUPS      Z1, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z4, Z1, Z1
+	VMOVUPS   Z1, (AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
+DATA const6<>+0(SB)/8, $0xc0e00000c1000000
+DATA const6<>+8(SB)/8, $0xc0a00000c0c00000
+DATA const6<>+16(SB)/8, $0xc0400000c0800000
+DATA const6<>+24(SB)/8, $0xbf800000c0000000
+DATA const6<>+32(SB)/8, $0x3f80000000000000
+DATA const6<>+40(SB)/8, $0x4040000040000000
+DATA const6<>+48(SB)/8, $0x40a0000040800000
+DATA const6<>+56(SB)/8, $0x40e0000040c00000
+GLOBL const6<>(SB), RODATA|NOPTR, $64
+
 // func avx512Q4_0ToF16NT(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
 TEXT ·avx512Q4_0ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      2(CX), X0
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VPSUBB       const1<>+0(SB), Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
 
+	// The outputs of all codes.
+	VMOVUPS   const6<>+0(SB), Z3
+	VMULPS    Z2, Z3, Z3
+	VCVTPS2PH $0x00, Z3, Y4
+
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z3, Y4
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z4, Z1
-	VMOVNTPS     Z1, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z4, Z1, Z1
+	VMOVNTPS  Z1, (AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -525,55 +533,64 @@ TEXT ·avx512Q4_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VMOVDQU      2(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VPSUBB       const1<>+0(SB), Y4, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
+	VMOVDQU          2(CX), X1
+	VPSRLW           $0x04, X1, X0
+	VINSERTI128      $0x01, X0, Y1, Y0
+	VPAND            const0<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y2
+	VCVTPH2PS        Y2, Z2
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+
+	// The outputs of all codes.
+	VMOVUPS const6<>+0(SB), Z3
+	VMULPS  Z2, Z3, Z3
+	VPSLLD  $0x0f, Z3, Z2
+	VPSRLD  $0x1f, Z2, Z2
+	VPADDD  const9<>+0(SB), Z3, Z3
+	VPADDD  Z2, Z3, Z3
+	VPSRLD  $0x10, Z3, Z3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z5, Z6, Z6
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VPSRLD       $0x10, Z6, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z5, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVUPS   Z0, (AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
-DATA const6<>+0(SB)/8, $0x0705030106040200
-DATA const6<>+8(SB)/8, $0x0705030106040200
-DATA const6<>+16(SB)/8, $0x0705030106040200
-DATA const6<>+24(SB)/8, $0x0705030106040200
-GLOBL const6<>(SB), RODATA|NOPTR, $32
+DATA const7<>+0(SB)/8, $0x0000ffff0000ffff
+DATA const7<>+8(SB)/8, $0x0000ffff0000ffff
+DATA const7<>+16(SB)/8, $0x0000ffff0000ffff
+DATA const7<>+24(SB)/8, $0x0000ffff0000ffff
+GLOBL const7<>(SB), RODATA|NOPTR, $32
+
+DATA const8<>+0(SB)/8, $0x0000003300000033
+DATA const8<>+8(SB)/8, $0x0000003300000033
+DATA const8<>+16(SB)/8, $0x0000003300000033
+DATA const8<>+24(SB)/8, $0x0000003300000033
+GLOBL const8<>(SB), RODATA|NOPTR, $32
+
+DATA const9<>+0(SB)/8, $0x00007fff00007fff
+DATA const9<>+8(SB)/8, $0x00007fff00007fff
+DATA const9<>+16(SB)/8, $0x00007fff00007fff
+DATA const9<>+24(SB)/8, $0x00007fff00007fff
+DATA const9<>+32(SB)/8, $0x00007fff00007fff
+DATA const9<>+40(SB)/8, $0x00007fff00007fff
+DATA const9<>+48(SB)/8, $0x00007fff00007fff
+DATA const9<>+56(SB)/8, $0x00007fff00007fff
+GLOBL const9<>(SB), RODATA|NOPTR, $64
 
 // func avx512Q4_0ToBF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -581,47 +598,40 @@ TEXT ·avx512Q4_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VMOVDQU      2(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VPSUBB       const1<>+0(SB), Y4, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
+	VMOVDQU          2(CX), X1
+	VPSRLW           $0x04, X1, X0
+	VINSERTI128      $0x01, X0, Y1, Y0
+	VPAND            const0<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y2
+	VCVTPH2PS        Y2, Z2
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+
+	// The outputs of all codes.
+	VMOVUPS const6<>+0(SB), Z3
+	VMULPS  Z2, Z3, Z3
+	VPSLLD  $0x0f, Z3, Z2
+	VPSRLD  $0x1f, Z2, Z2
+	VPADDD  const9<>+0(SB), Z3, Z3
+	VPADDD  Z2, Z3, Z3
+	VPSRLD  $0x10, Z3, Z3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z5, Z6, Z6
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VPSRLD       $0x10, Z6, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z5, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVNTPS  Z0, (AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -649,22 +659,22 @@ loop:
 	VPMOVSXBD    X1, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y5
-	VCVTDQ2PS    Y5, Y5
-	VFMADD213PS  Y3, Y2, Y5
 	VMOVUPS      Y4, (AX)
-	VMOVUPS      Y5, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Y4, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD213PS  Y3, Y2, Y4
+	VMOVUPS      Y4, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VFMADD213PS  Y3, Y2, Y1
-	VMOVUPS      Y4, 64(AX)
 	VMOVUPS      Y1, 96(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+128, AX
@@ -694,22 +704,22 @@ loop:
 	VPMOVSXBD    X1, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y5
-	VCVTDQ2PS    Y5, Y5
-	VFMADD213PS  Y3, Y2, Y5
 	VMOVNTPS     Y4, (AX)
-	VMOVNTPS     Y5, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Y4, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD213PS  Y3, Y2, Y4
+	VMOVNTPS     Y4, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VFMADD213PS  Y3, Y2, Y1
-	VMOVNTPS     Y4, 64(AX)
 	VMOVNTPS     Y1, 96(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+128, AX
@@ -742,27 +752,23 @@ loop:
 	VPMOVSXBD    X1, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
+	VCVTPS2PH    $0x00, Y4, (AX)
 	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y5
-	VCVTDQ2PS    Y5, Y5
-	VFMADD213PS  Y3, Y2, Y5
-	VCVTPS2PH    $0x00, Y4, X0
-	VCVTPS2PH    $0x00, Y5, X4
-	VINSERTI128  $0x01, X4, Y0, Y4
-	VMOVUPS      Y4, (AX)
-	VEXTRACTI128 $+1, Y1, X0
 	VPMOVSXBD    X0, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y4, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD213PS  Y3, Y2, Y4
+	VCVTPS2PH    $0x00, Y4, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VFMADD213PS  Y3, Y2, Y1
-	VCVTPS2PH    $0x00, Y4, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVUPS      Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, 48(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -791,27 +797,27 @@ loop:
 	VPMOVSXBD    X1, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y5
-	VCVTDQ2PS    Y5, Y5
-	VFMADD213PS  Y3, Y2, Y5
 	VCVTPS2PH    $0x00, Y4, X0
-	VCVTPS2PH    $0x00, Y5, X4
-	VINSERTI128  $0x01, X4, Y0, Y4
-	VMOVNTPS     Y4, (AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     X0, (AX)
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y4, X0
+	VMOVNTPS     X0, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD213PS  Y3, Y2, Y4
+	VCVTPS2PH    $0x00, Y4, X0
+	VMOVNTPS     X0, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VFMADD213PS  Y3, Y2, Y1
-	VCVTPS2PH    $0x00, Y4, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, X0
+	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -850,52 +856,55 @@ loop:
 	VBLENDVPS    Y6, Y7, Y5, Y5
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y6
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y7
-	VCVTDQ2PS    Y7, Y7
-	VFMADD213PS  Y5, Y4, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD   X3, Y7
+	VPSLLD      $0x18, Y7, Y6
+	VPSRAD      $0x18, Y6, Y6
+	VPSRAD      $0x08, Y7, Y7
+	VCVTDQ2PS   Y6, Y6
+	VFMADD213PS Y5, Y4, Y6
+	VCVTDQ2PS   Y7, Y7
+	VFMADD213PS Y5, Y4, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVUPS      Y8, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y6
+	VPSLLD       $0x18, Y6, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y3, Y3
 	VFMADD213PS  Y5, Y4, Y3
-	VPSRLD       $0x10, Y6, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y4, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 32(AX)
-	ADDQ         $+20, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y6, Y6
+	VFMADD213PS  Y5, Y4, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y6, Y5
+	VPBLENDW $0xaa, Y6, Y4, Y4
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y4, Y4
+	VMOVUPS Y4, 32(AX)
+	ADDQ    $+20, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -927,52 +936,55 @@ loop:
 	VBLENDVPS    Y6, Y7, Y5, Y5
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y6
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y7
-	VCVTDQ2PS    Y7, Y7
-	VFMADD213PS  Y5, Y4, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD   X3, Y7
+	VPSLLD      $0x18, Y7, Y6
+	VPSRAD      $0x18, Y6, Y6
+	VPSRAD      $0x08, Y7, Y7
+	VCVTDQ2PS   Y6, Y6
+	VFMADD213PS Y5, Y4, Y6
+	VCVTDQ2PS   Y7, Y7
+	VFMADD213PS Y5, Y4, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVNTPS     Y8, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y6
+	VPSLLD       $0x18, Y6, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y3, Y3
 	VFMADD213PS  Y5, Y4, Y3
-	VPSRLD       $0x10, Y6, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y4, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 32(AX)
-	ADDQ         $+20, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y6, Y6
+	VFMADD213PS  Y5, Y4, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y6, Y5
+	VPBLENDW $0xaa, Y6, Y4, Y4
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y4, Y4
+	VMOVNTPS Y4, 32(AX)
+	ADDQ     $+20, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -1000,11 +1012,11 @@ loop:
 	VPMOVSXBD    X1, Z4
 	VCVTDQ2PS    Z4, Z4
 	VFMADD213PS  Z3, Z2, Z4
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Z4, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VFMADD213PS  Z3, Z2, Z1
-	VMOVUPS      Z4, (AX)
 	VMOVUPS      Z1, 64(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+128, AX
@@ -1034,11 +1046,11 @@ loop:
 	VPMOVSXBD    X1, Z4
 	VCVTDQ2PS    Z4, Z4
 	VFMADD213PS  Z3, Z2, Z4
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Z4, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VFMADD213PS  Z3, Z2, Z1
-	VMOVNTPS     Z4, (AX)
 	VMOVNTPS     Z1, 64(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+128, AX
@@ -1051,11 +1063,13 @@ loop:
 	RET
 
 // func avx512Q4_1ToF16(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F
 TEXT ·avx512Q4_1ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      4(CX), X0
@@ -1067,31 +1081,40 @@ loop:
 	VPBROADCASTW 2(CX), Y3
 	VCVTPH2PS    Y3, Z3
 
+	// The outputs of all codes.
+	VMOVUPS     const10<>+0(SB), Z4
+	VFMADD213PS Z3, Z2, Z4
+	VCVTPS2PH   $0x00, Z4, Y5
+
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z3, Z2, Z4
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VFMADD213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z4, Y5
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z5, Z1
-	VMOVUPS      Z1, (AX)
-	ADDQ         $+20, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z5, Z1, Z1
+	VMOVUPS   Z1, (AX)
+	ADDQ      $+20, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
+DATA const10<>+0(SB)/8, $0x3f80000000000000
+DATA const10<>+8(SB)/8, $0x4040000040000000
+DATA const10<>+16(SB)/8, $0x40a0000040800000
+DATA const10<>+24(SB)/8, $0x40e0000040c00000
+DATA const10<>+32(SB)/8, $0x4110000041000000
+DATA const10<>+40(SB)/8, $0x4130000041200000
+DATA const10<>+48(SB)/8, $0x4150000041400000
+DATA const10<>+56(SB)/8, $0x4170000041600000
+GLOBL const10<>(SB), RODATA|NOPTR, $64
+
 // func avx512Q4_1ToF16NT(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
 TEXT ·avx512Q4_1ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      4(CX), X0
@@ -1103,22 +1126,19 @@ loop:
 	VPBROADCASTW 2(CX), Y3
 	VCVTPH2PS    Y3, Z3
 
+	// The outputs of all codes.
+	VMOVUPS     const10<>+0(SB), Z4
+	VFMADD213PS Z3, Z2, Z4
+	VCVTPS2PH   $0x00, Z4, Y5
+
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z3, Z2, Z4
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VFMADD213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z4, Y5
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z5, Z1
-	VMOVNTPS     Z1, (AX)
-	ADDQ         $+20, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z5, Z1, Z1
+	VMOVNTPS  Z1, (AX)
+	ADDQ      $+20, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -1131,51 +1151,43 @@ TEXT ·avx512Q4_1ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VMOVDQU      4(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
-	VPBROADCASTW 2(CX), Y6
-	VCVTPH2PS    Y6, Z6
-	VCMPPS       $0x03, Z6, Z6, K1
-	VPANDD.BCST  const4<>+0(SB), Z6, K1, Z6
-	VPORD.BCST   const5<>+0(SB), Z6, K1, Z6
+	VMOVDQU          4(CX), X1
+	VPSRLW           $0x04, X1, X0
+	VINSERTI128      $0x01, X0, Y1, Y0
+	VPAND            const0<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y2
+	VCVTPH2PS        Y2, Z2
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+	VPBROADCASTW     2(CX), Y3
+	VCVTPH2PS        Y3, Z3
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z3, Z3
+
+	// The outputs of all codes.
+	VMOVUPS     const10<>+0(SB), Z4
+	VFMADD213PS Z3, Z2, Z4
+	VPSLLD      $0x0f, Z4, Z2
+	VPSRLD      $0x1f, Z2, Z2
+	VPADDD      const9<>+0(SB), Z4, Z4
+	VPADDD      Z2, Z4, Z4
+	VPSRLD      $0x10, Z4, Z4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z7
-	VCVTDQ2PS    Z7, Z7
-	VFMADD213PS  Z6, Z5, Z7
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z6, Z5, Z4
-	VPSRLD       $0x10, Z7, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z5, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVUPS      Z7, (AX)
-	ADDQ         $+20, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z4, Z0, Z0
+	VMOVUPS   Z0, (AX)
+	ADDQ      $+20, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -1185,51 +1197,43 @@ TEXT ·avx512Q4_1ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VMOVDQU      4(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
-	VPBROADCASTW 2(CX), Y6
-	VCVTPH2PS    Y6, Z6
-	VCMPPS       $0x03, Z6, Z6, K1
-	VPANDD.BCST  const4<>+0(SB), Z6, K1, Z6
-	VPORD.BCST   const5<>+0(SB), Z6, K1, Z6
+	VMOVDQU          4(CX), X1
+	VPSRLW           $0x04, X1, X0
+	VINSERTI128      $0x01, X0, Y1, Y0
+	VPAND            const0<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y2
+	VCVTPH2PS        Y2, Z2
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+	VPBROADCASTW     2(CX), Y3
+	VCVTPH2PS        Y3, Z3
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z3, Z3
+
+	// The outputs of all codes.
+	VMOVUPS     const10<>+0(SB), Z4
+	VFMADD213PS Z3, Z2, Z4
+	VPSLLD      $0x0f, Z4, Z2
+	VPSRLD      $0x1f, Z2, Z2
+	VPADDD      const9<>+0(SB), Z4, Z4
+	VPADDD      Z2, Z4, Z4
+	VPSRLD      $0x10, Z4, Z4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z7
-	VCVTDQ2PS    Z7, Z7
-	VFMADD213PS  Z6, Z5, Z7
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z6, Z5, Z4
-	VPSRLD       $0x10, Z7, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z5, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVNTPS     Z7, (AX)
-	ADDQ         $+20, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z4, Z0, Z0
+	VMOVNTPS  Z0, (AX)
+	ADDQ      $+20, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -1249,13 +1253,13 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y2, Y2
+	VPANDN       const13<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
@@ -1264,22 +1268,22 @@ loop:
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
 	VMOVUPS      Y3, (AX)
-	VMOVUPS      Y4, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VMOVUPS      Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVUPS      Y3, 64(AX)
 	VMOVUPS      Y1, 96(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+128, AX
@@ -1288,23 +1292,23 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const7<>+0(SB)/8, $0x0000000000000000
-DATA const7<>+8(SB)/8, $0x0101010101010101
-DATA const7<>+16(SB)/8, $0x0202020202020202
-DATA const7<>+24(SB)/8, $0x0303030303030303
-GLOBL const7<>(SB), RODATA|NOPTR, $32
+DATA const11<>+0(SB)/8, $0x0000000000000000
+DATA const11<>+8(SB)/8, $0x0101010101010101
+DATA const11<>+16(SB)/8, $0x0202020202020202
+DATA const11<>+24(SB)/8, $0x0303030303030303
+GLOBL const11<>(SB), RODATA|NOPTR, $32
 
-DATA const8<>+0(SB)/8, $0x8040201008040201
-DATA const8<>+8(SB)/8, $0x8040201008040201
-DATA const8<>+16(SB)/8, $0x8040201008040201
-DATA const8<>+24(SB)/8, $0x8040201008040201
-GLOBL const8<>(SB), RODATA|NOPTR, $32
+DATA const12<>+0(SB)/8, $0x8040201008040201
+DATA const12<>+8(SB)/8, $0x8040201008040201
+DATA const12<>+16(SB)/8, $0x8040201008040201
+DATA const12<>+24(SB)/8, $0x8040201008040201
+GLOBL const12<>(SB), RODATA|NOPTR, $32
 
-DATA const9<>+0(SB)/8, $0xf0f0f0f0f0f0f0f0
-DATA const9<>+8(SB)/8, $0xf0f0f0f0f0f0f0f0
-DATA const9<>+16(SB)/8, $0xf0f0f0f0f0f0f0f0
-DATA const9<>+24(SB)/8, $0xf0f0f0f0f0f0f0f0
-GLOBL const9<>(SB), RODATA|NOPTR, $32
+DATA const13<>+0(SB)/8, $0xf0f0f0f0f0f0f0f0
+DATA const13<>+8(SB)/8, $0xf0f0f0f0f0f0f0f0
+DATA const13<>+16(SB)/8, $0xf0f0f0f0f0f0f0f0
+DATA const13<>+24(SB)/8, $0xf0f0f0f0f0f0f0f0
+GLOBL const13<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q5_0ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -1319,13 +1323,13 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y2, Y2
+	VPANDN       const13<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
@@ -1334,22 +1338,22 @@ loop:
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
 	VMOVNTPS     Y3, (AX)
-	VMOVNTPS     Y4, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VMOVNTPS     Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVNTPS     Y3, 64(AX)
 	VMOVNTPS     Y1, 96(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+128, AX
@@ -1374,13 +1378,13 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y2, Y2
+	VPANDN       const13<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
@@ -1389,27 +1393,23 @@ loop:
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, (AX)
 	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y0, Y3
-	VMOVUPS      Y3, (AX)
-	VEXTRACTI128 $+1, Y1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y3, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVUPS      Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, 48(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -1430,13 +1430,13 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y2, Y2
+	VPANDN       const13<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
@@ -1445,27 +1445,27 @@ loop:
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
 	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y0, Y3
-	VMOVNTPS     Y3, (AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     X0, (AX)
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y3, X0
+	VMOVNTPS     X0, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X0
+	VMOVNTPS     X0, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, X0
+	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -1491,13 +1491,13 @@ loop:
 	VINSERTI128  $0x01, X3, Y2, Y3
 	VPAND        const0<>+0(SB), Y3, Y3
 	VPBROADCASTD 2(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
+	VPSHUFB      const11<>+0(SB), Y4, Y4
+	VMOVDQU      const12<>+0(SB), Y5
 	VPAND        Y5, Y4, Y4
 	VPCMPEQB     Y5, Y4, Y4
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y4, Y4
+	VPANDN       const13<>+0(SB), Y4, Y4
 	VPOR         Y4, Y3, Y3
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y4
@@ -1507,52 +1507,55 @@ loop:
 	VBLENDVPS    Y5, Y6, Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y4, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y4, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y4, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y4, Y3, Y3
-	VPSRLD       $0x10, Y5, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y4, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 32(AX)
-	ADDQ         $+22, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y4, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y4, Y4
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y6, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y4, Y4
+	VMOVUPS Y4, 32(AX)
+	ADDQ    $+22, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -1571,13 +1574,13 @@ loop:
 	VINSERTI128  $0x01, X3, Y2, Y3
 	VPAND        const0<>+0(SB), Y3, Y3
 	VPBROADCASTD 2(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
+	VPSHUFB      const11<>+0(SB), Y4, Y4
+	VMOVDQU      const12<>+0(SB), Y5
 	VPAND        Y5, Y4, Y4
 	VPCMPEQB     Y5, Y4, Y4
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y4, Y4
+	VPANDN       const13<>+0(SB), Y4, Y4
 	VPOR         Y4, Y3, Y3
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y4
@@ -1587,52 +1590,55 @@ loop:
 	VBLENDVPS    Y5, Y6, Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y4, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y4, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y4, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y4, Y3, Y3
-	VPSRLD       $0x10, Y5, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y4, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 32(AX)
-	ADDQ         $+22, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y4, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y4, Y4
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y6, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y4, Y4
+	VMOVNTPS Y4, 32(AX)
+	ADDQ     $+22, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -1652,13 +1658,13 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y2, Y2
+	VPANDN       const13<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
@@ -1667,11 +1673,11 @@ loop:
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Z3, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVUPS      Z3, (AX)
 	VMOVUPS      Z1, 64(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+128, AX
@@ -1693,13 +1699,13 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y2, Y2
+	VPANDN       const13<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
@@ -1708,11 +1714,11 @@ loop:
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Z3, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVNTPS     Z3, (AX)
 	VMOVNTPS     Z1, 64(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+128, AX
@@ -1727,9 +1733,11 @@ loop:
 // func avx512Q5_0ToF16(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F
 TEXT ·avx512Q5_0ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      6(CX), X0
@@ -1737,13 +1745,13 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y2, Y2
+	VPANDN       const13<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
@@ -1752,14 +1760,12 @@ loop:
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Z3, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z3, Y4
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z4, Z1
-	VMOVUPS      Z1, (AX)
+	VCVTPS2PH    $0x00, Z1, 32(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -1770,9 +1776,11 @@ loop:
 // func avx512Q5_0ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·avx512Q5_0ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      6(CX), X0
@@ -1780,13 +1788,13 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y2, Y2
+	VPANDN       const13<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
@@ -1795,14 +1803,14 @@ loop:
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Z3, Y3
+	VMOVNTPS     Y3, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z3, Y4
 	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z4, Z1
-	VMOVNTPS     Z1, (AX)
+	VMOVNTPS     Y1, 32(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -1819,55 +1827,58 @@ TEXT ·avx512Q5_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const4<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
-	VMOVDQU      6(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VPBROADCASTD 2(CX), Y5
-	VPSHUFB      const7<>+0(SB), Y5, Y5
-	VMOVDQU      const8<>+0(SB), Y6
-	VPAND        Y6, Y5, Y5
-	VPCMPEQB     Y6, Y5, Y5
+	VMOVDQU      6(CX), X4
+	VPSRLW       $0x04, X4, X5
+	VINSERTI128  $0x01, X5, Y4, Y5
+	VPAND        const0<>+0(SB), Y5, Y5
+	VPBROADCASTD 2(CX), Y6
+	VPSHUFB      const11<>+0(SB), Y6, Y6
+	VMOVDQU      const12<>+0(SB), Y7
+	VPAND        Y7, Y6, Y6
+	VPCMPEQB     Y7, Y6, Y6
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y5, Y5
-	VPOR         Y5, Y4, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
+	VPANDN           const13<>+0(SB), Y6, Y6
+	VPOR             Y6, Y5, Y5
+	VPBROADCASTW     (CX), Y6
+	VCVTPH2PS        Y6, Z6
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z6, Z6
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z5, Z6, Z6
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VPSRLD       $0x10, Z6, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z5, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, (AX)
-	ADDQ         $+22, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVSXWD Y5, Z7
+	VPSLLD    $0x18, Z7, Z5
+	VPSRAD    $0x18, Z5, Z5
+	VPSRAD    $0x08, Z7, Z7
+	VCVTDQ2PS Z5, Z5
+	VMULPS    Z6, Z5, Z5
+	VCVTDQ2PS Z7, Z7
+	VMULPS    Z6, Z7, Z7
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z5, Z6
+	VPSLLD     $0x10, Z7, Z8
+	VPTERNLOGD $0xf8, Z2, Z7, Z6
+	VPTERNLOGD $0xf8, Z3, Z5, Z8
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z6, Z5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Z8, Z5, Z5
+	VPSRLW  $0x0f, Z5, Z5
+	VPADDW  Z5, Z6, Z6
+	VMOVUPS Z6, (AX)
+	ADDQ    $+22, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -1877,55 +1888,58 @@ TEXT ·avx512Q5_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const4<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
-	VMOVDQU      6(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VPBROADCASTD 2(CX), Y5
-	VPSHUFB      const7<>+0(SB), Y5, Y5
-	VMOVDQU      const8<>+0(SB), Y6
-	VPAND        Y6, Y5, Y5
-	VPCMPEQB     Y6, Y5, Y5
+	VMOVDQU      6(CX), X4
+	VPSRLW       $0x04, X4, X5
+	VINSERTI128  $0x01, X5, Y4, Y5
+	VPAND        const0<>+0(SB), Y5, Y5
+	VPBROADCASTD 2(CX), Y6
+	VPSHUFB      const11<>+0(SB), Y6, Y6
+	VMOVDQU      const12<>+0(SB), Y7
+	VPAND        Y7, Y6, Y6
+	VPCMPEQB     Y7, Y6, Y6
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const9<>+0(SB), Y5, Y5
-	VPOR         Y5, Y4, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
+	VPANDN           const13<>+0(SB), Y6, Y6
+	VPOR             Y6, Y5, Y5
+	VPBROADCASTW     (CX), Y6
+	VCVTPH2PS        Y6, Z6
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z6, Z6
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z5, Z6, Z6
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VPSRLD       $0x10, Z6, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z5, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, (AX)
-	ADDQ         $+22, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVSXWD Y5, Z7
+	VPSLLD    $0x18, Z7, Z5
+	VPSRAD    $0x18, Z5, Z5
+	VPSRAD    $0x08, Z7, Z7
+	VCVTDQ2PS Z5, Z5
+	VMULPS    Z6, Z5, Z5
+	VCVTDQ2PS Z7, Z7
+	VMULPS    Z6, Z7, Z7
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z5, Z6
+	VPSLLD     $0x10, Z7, Z8
+	VPTERNLOGD $0xf8, Z2, Z7, Z6
+	VPTERNLOGD $0xf8, Z3, Z5, Z8
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z6, Z5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Z8, Z5, Z5
+	VPSRLW   $0x0f, Z5, Z5
+	VPADDW   Z5, Z6, Z6
+	VMOVNTPS Z6, (AX)
+	ADDQ     $+22, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -1945,11 +1959,11 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
+	VPAND        const14<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
@@ -1960,22 +1974,22 @@ loop:
 	VPMOVSXBD    X1, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y5
-	VCVTDQ2PS    Y5, Y5
-	VFMADD213PS  Y3, Y2, Y5
 	VMOVUPS      Y4, (AX)
-	VMOVUPS      Y5, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Y4, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD213PS  Y3, Y2, Y4
+	VMOVUPS      Y4, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VFMADD213PS  Y3, Y2, Y1
-	VMOVUPS      Y4, 64(AX)
 	VMOVUPS      Y1, 96(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+128, AX
@@ -1984,11 +1998,11 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const10<>+0(SB)/8, $0x1010101010101010
-DATA const10<>+8(SB)/8, $0x1010101010101010
-DATA const10<>+16(SB)/8, $0x1010101010101010
-DATA const10<>+24(SB)/8, $0x1010101010101010
-GLOBL const10<>(SB), RODATA|NOPTR, $32
+DATA const14<>+0(SB)/8, $0x1010101010101010
+DATA const14<>+8(SB)/8, $0x1010101010101010
+DATA const14<>+16(SB)/8, $0x1010101010101010
+DATA const14<>+24(SB)/8, $0x1010101010101010
+GLOBL const14<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q5_1ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
@@ -2003,11 +2017,11 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
+	VPAND        const14<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
@@ -2018,22 +2032,22 @@ loop:
 	VPMOVSXBD    X1, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y5
-	VCVTDQ2PS    Y5, Y5
-	VFMADD213PS  Y3, Y2, Y5
 	VMOVNTPS     Y4, (AX)
-	VMOVNTPS     Y5, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Y4, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD213PS  Y3, Y2, Y4
+	VMOVNTPS     Y4, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VFMADD213PS  Y3, Y2, Y1
-	VMOVNTPS     Y4, 64(AX)
 	VMOVNTPS     Y1, 96(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+128, AX
@@ -2058,11 +2072,11 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
+	VPAND        const14<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
@@ -2073,27 +2087,23 @@ loop:
 	VPMOVSXBD    X1, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
+	VCVTPS2PH    $0x00, Y4, (AX)
 	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y5
-	VCVTDQ2PS    Y5, Y5
-	VFMADD213PS  Y3, Y2, Y5
-	VCVTPS2PH    $0x00, Y4, X0
-	VCVTPS2PH    $0x00, Y5, X4
-	VINSERTI128  $0x01, X4, Y0, Y4
-	VMOVUPS      Y4, (AX)
-	VEXTRACTI128 $+1, Y1, X0
 	VPMOVSXBD    X0, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y4, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD213PS  Y3, Y2, Y4
+	VCVTPS2PH    $0x00, Y4, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VFMADD213PS  Y3, Y2, Y1
-	VCVTPS2PH    $0x00, Y4, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVUPS      Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, 48(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -2114,11 +2124,11 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
+	VPAND        const14<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
@@ -2129,27 +2139,27 @@ loop:
 	VPMOVSXBD    X1, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y5
-	VCVTDQ2PS    Y5, Y5
-	VFMADD213PS  Y3, Y2, Y5
 	VCVTPS2PH    $0x00, Y4, X0
-	VCVTPS2PH    $0x00, Y5, X4
-	VINSERTI128  $0x01, X4, Y0, Y4
-	VMOVNTPS     Y4, (AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     X0, (AX)
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y4
 	VCVTDQ2PS    Y4, Y4
 	VFMADD213PS  Y3, Y2, Y4
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y4, X0
+	VMOVNTPS     X0, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD213PS  Y3, Y2, Y4
+	VCVTPS2PH    $0x00, Y4, X0
+	VMOVNTPS     X0, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VFMADD213PS  Y3, Y2, Y1
-	VCVTPS2PH    $0x00, Y4, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, X0
+	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -2175,11 +2185,11 @@ loop:
 	VINSERTI128  $0x01, X3, Y2, Y3
 	VPAND        const0<>+0(SB), Y3, Y3
 	VPBROADCASTD 4(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
+	VPSHUFB      const11<>+0(SB), Y4, Y4
+	VMOVDQU      const12<>+0(SB), Y5
 	VPAND        Y5, Y4, Y4
 	VPCMPEQB     Y5, Y4, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
+	VPAND        const14<>+0(SB), Y4, Y4
 	VPOR         Y4, Y3, Y3
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y4
@@ -2195,52 +2205,55 @@ loop:
 	VBLENDVPS    Y6, Y7, Y5, Y5
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y6
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y7
-	VCVTDQ2PS    Y7, Y7
-	VFMADD213PS  Y5, Y4, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD   X3, Y7
+	VPSLLD      $0x18, Y7, Y6
+	VPSRAD      $0x18, Y6, Y6
+	VPSRAD      $0x08, Y7, Y7
+	VCVTDQ2PS   Y6, Y6
+	VFMADD213PS Y5, Y4, Y6
+	VCVTDQ2PS   Y7, Y7
+	VFMADD213PS Y5, Y4, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVUPS      Y8, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y6
+	VPSLLD       $0x18, Y6, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y3, Y3
 	VFMADD213PS  Y5, Y4, Y3
-	VPSRLD       $0x10, Y6, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y4, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 32(AX)
-	ADDQ         $+24, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y6, Y6
+	VFMADD213PS  Y5, Y4, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y6, Y5
+	VPBLENDW $0xaa, Y6, Y4, Y4
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y4, Y4
+	VMOVUPS Y4, 32(AX)
+	ADDQ    $+24, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -2259,11 +2272,11 @@ loop:
 	VINSERTI128  $0x01, X3, Y2, Y3
 	VPAND        const0<>+0(SB), Y3, Y3
 	VPBROADCASTD 4(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
+	VPSHUFB      const11<>+0(SB), Y4, Y4
+	VMOVDQU      const12<>+0(SB), Y5
 	VPAND        Y5, Y4, Y4
 	VPCMPEQB     Y5, Y4, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
+	VPAND        const14<>+0(SB), Y4, Y4
 	VPOR         Y4, Y3, Y3
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y4
@@ -2279,52 +2292,55 @@ loop:
 	VBLENDVPS    Y6, Y7, Y5, Y5
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y6
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y7
-	VCVTDQ2PS    Y7, Y7
-	VFMADD213PS  Y5, Y4, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD   X3, Y7
+	VPSLLD      $0x18, Y7, Y6
+	VPSRAD      $0x18, Y6, Y6
+	VPSRAD      $0x08, Y7, Y7
+	VCVTDQ2PS   Y6, Y6
+	VFMADD213PS Y5, Y4, Y6
+	VCVTDQ2PS   Y7, Y7
+	VFMADD213PS Y5, Y4, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVNTPS     Y8, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y6
+	VPSLLD       $0x18, Y6, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y3, Y3
 	VFMADD213PS  Y5, Y4, Y3
-	VPSRLD       $0x10, Y6, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y4, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 32(AX)
-	ADDQ         $+24, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y6, Y6
+	VFMADD213PS  Y5, Y4, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y6, Y5
+	VPBLENDW $0xaa, Y6, Y4, Y4
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y4, Y4
+	VMOVNTPS Y4, 32(AX)
+	ADDQ     $+24, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -2344,11 +2360,11 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
+	VPAND        const14<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
@@ -2359,11 +2375,11 @@ loop:
 	VPMOVSXBD    X1, Z4
 	VCVTDQ2PS    Z4, Z4
 	VFMADD213PS  Z3, Z2, Z4
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Z4, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VFMADD213PS  Z3, Z2, Z1
-	VMOVUPS      Z4, (AX)
 	VMOVUPS      Z1, 64(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+128, AX
@@ -2385,11 +2401,11 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
+	VPAND        const14<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
@@ -2400,11 +2416,11 @@ loop:
 	VPMOVSXBD    X1, Z4
 	VCVTDQ2PS    Z4, Z4
 	VFMADD213PS  Z3, Z2, Z4
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Z4, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VFMADD213PS  Z3, Z2, Z1
-	VMOVNTPS     Z4, (AX)
 	VMOVNTPS     Z1, 64(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+128, AX
@@ -2419,9 +2435,11 @@ loop:
 // func avx512Q5_1ToF16(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F
 TEXT ·avx512Q5_1ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      8(CX), X0
@@ -2429,11 +2447,11 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
+	VPAND        const14<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
@@ -2444,14 +2462,12 @@ loop:
 	VPMOVSXBD    X1, Z4
 	VCVTDQ2PS    Z4, Z4
 	VFMADD213PS  Z3, Z2, Z4
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Z4, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VFMADD213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z4, Y5
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z5, Z1
-	VMOVUPS      Z1, (AX)
+	VCVTPS2PH    $0x00, Z1, 32(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -2462,9 +2478,11 @@ loop:
 // func avx512Q5_1ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·avx512Q5_1ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      8(CX), X0
@@ -2472,11 +2490,11 @@ loop:
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
 	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y3
+	VPSHUFB      const11<>+0(SB), Y2, Y2
+	VMOVDQU      const12<>+0(SB), Y3
 	VPAND        Y3, Y2, Y2
 	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
+	VPAND        const14<>+0(SB), Y2, Y2
 	VPOR         Y2, Y1, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
@@ -2487,14 +2505,14 @@ loop:
 	VPMOVSXBD    X1, Z4
 	VCVTDQ2PS    Z4, Z4
 	VFMADD213PS  Z3, Z2, Z4
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Z4, Y4
+	VMOVNTPS     Y4, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VFMADD213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z4, Y5
 	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z5, Z1
-	VMOVNTPS     Z1, (AX)
+	VMOVNTPS     Y1, 32(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -2511,58 +2529,59 @@ TEXT ·avx512Q5_1ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const4<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
-	VMOVDQU      8(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VPBROADCASTD 4(CX), Y5
-	VPSHUFB      const7<>+0(SB), Y5, Y5
-	VMOVDQU      const8<>+0(SB), Y6
-	VPAND        Y6, Y5, Y5
-	VPCMPEQB     Y6, Y5, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPOR         Y5, Y4, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
-	VPBROADCASTW 2(CX), Y6
-	VCVTPH2PS    Y6, Z6
-	VCMPPS       $0x03, Z6, Z6, K1
-	VPANDD.BCST  const4<>+0(SB), Z6, K1, Z6
-	VPORD.BCST   const5<>+0(SB), Z6, K1, Z6
+	VMOVDQU          8(CX), X4
+	VPSRLW           $0x04, X4, X5
+	VINSERTI128      $0x01, X5, Y4, Y5
+	VPAND            const0<>+0(SB), Y5, Y5
+	VPBROADCASTD     4(CX), Y6
+	VPSHUFB          const11<>+0(SB), Y6, Y6
+	VMOVDQU          const12<>+0(SB), Y7
+	VPAND            Y7, Y6, Y6
+	VPCMPEQB         Y7, Y6, Y6
+	VPAND            const14<>+0(SB), Y6, Y6
+	VPOR             Y6, Y5, Y5
+	VPBROADCASTW     (CX), Y6
+	VCVTPH2PS        Y6, Z6
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z6, Z6
+	VPBROADCASTW     2(CX), Y7
+	VCVTPH2PS        Y7, Z7
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z7, Z7
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z7
-	VCVTDQ2PS    Z7, Z7
-	VFMADD213PS  Z6, Z5, Z7
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z6, Z5, Z4
-	VPSRLD       $0x10, Z7, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z5, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVUPS      Z7, (AX)
-	ADDQ         $+24, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVSXWD   Y5, Z8
+	VPSLLD      $0x18, Z8, Z5
+	VPSRAD      $0x18, Z5, Z5
+	VPSRAD      $0x08, Z8, Z8
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z7, Z6, Z5
+	VCVTDQ2PS   Z8, Z8
+	VFMADD213PS Z7, Z6, Z8
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z5, Z6
+	VPSLLD     $0x10, Z8, Z7
+	VPTERNLOGD $0xf8, Z2, Z8, Z6
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z6, Z5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Z7, Z5, Z5
+	VPSRLW  $0x0f, Z5, Z5
+	VPADDW  Z5, Z6, Z6
+	VMOVUPS Z6, (AX)
+	ADDQ    $+24, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -2572,58 +2591,59 @@ TEXT ·avx512Q5_1ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const4<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
-	VMOVDQU      8(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VPBROADCASTD 4(CX), Y5
-	VPSHUFB      const7<>+0(SB), Y5, Y5
-	VMOVDQU      const8<>+0(SB), Y6
-	VPAND        Y6, Y5, Y5
-	VPCMPEQB     Y6, Y5, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPOR         Y5, Y4, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
-	VPBROADCASTW 2(CX), Y6
-	VCVTPH2PS    Y6, Z6
-	VCMPPS       $0x03, Z6, Z6, K1
-	VPANDD.BCST  const4<>+0(SB), Z6, K1, Z6
-	VPORD.BCST   const5<>+0(SB), Z6, K1, Z6
+	VMOVDQU          8(CX), X4
+	VPSRLW           $0x04, X4, X5
+	VINSERTI128      $0x01, X5, Y4, Y5
+	VPAND            const0<>+0(SB), Y5, Y5
+	VPBROADCASTD     4(CX), Y6
+	VPSHUFB          const11<>+0(SB), Y6, Y6
+	VMOVDQU          const12<>+0(SB), Y7
+	VPAND            Y7, Y6, Y6
+	VPCMPEQB         Y7, Y6, Y6
+	VPAND            const14<>+0(SB), Y6, Y6
+	VPOR             Y6, Y5, Y5
+	VPBROADCASTW     (CX), Y6
+	VCVTPH2PS        Y6, Z6
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z6, Z6
+	VPBROADCASTW     2(CX), Y7
+	VCVTPH2PS        Y7, Z7
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z7, Z7
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z7
-	VCVTDQ2PS    Z7, Z7
-	VFMADD213PS  Z6, Z5, Z7
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z6, Z5, Z4
-	VPSRLD       $0x10, Z7, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z5, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVNTPS     Z7, (AX)
-	ADDQ         $+24, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVSXWD   Y5, Z8
+	VPSLLD      $0x18, Z8, Z5
+	VPSRAD      $0x18, Z5, Z5
+	VPSRAD      $0x08, Z8, Z8
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z7, Z6, Z5
+	VCVTDQ2PS   Z8, Z8
+	VFMADD213PS Z7, Z6, Z8
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z5, Z6
+	VPSLLD     $0x10, Z8, Z7
+	VPTERNLOGD $0xf8, Z2, Z8, Z6
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z6, Z5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Z7, Z5, Z5
+	VPSRLW   $0x0f, Z5, Z5
+	VPADDW   Z5, Z6, Z6
+	VMOVNTPS Z6, (AX)
+	ADDQ     $+24, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -2645,19 +2665,19 @@ loop:
 	VPMOVSXBD 2(CX), Y1
 	VCVTDQ2PS Y1, Y1
 	VMULPS    Y0, Y1, Y1
-	VPMOVSXBD 10(CX), Y2
-	VCVTDQ2PS Y2, Y2
-	VMULPS    Y0, Y2, Y2
 	VMOVUPS   Y1, (AX)
-	VMOVUPS   Y2, 32(AX)
+	VPMOVSXBD 10(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VMOVUPS   Y1, 32(AX)
 	VPMOVSXBD 18(CX), Y1
 	VCVTDQ2PS Y1, Y1
 	VMULPS    Y0, Y1, Y1
-	VPMOVSXBD 26(CX), Y2
-	VCVTDQ2PS Y2, Y2
-	VMULPS    Y0, Y2, Y2
 	VMOVUPS   Y1, 64(AX)
-	VMOVUPS   Y2, 96(AX)
+	VPMOVSXBD 26(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VMOVUPS   Y1, 96(AX)
 	ADDQ      $+34, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -2680,19 +2700,19 @@ loop:
 	VPMOVSXBD 2(CX), Y1
 	VCVTDQ2PS Y1, Y1
 	VMULPS    Y0, Y1, Y1
-	VPMOVSXBD 10(CX), Y2
-	VCVTDQ2PS Y2, Y2
-	VMULPS    Y0, Y2, Y2
 	VMOVNTPS  Y1, (AX)
-	VMOVNTPS  Y2, 32(AX)
+	VPMOVSXBD 10(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VMOVNTPS  Y1, 32(AX)
 	VPMOVSXBD 18(CX), Y1
 	VCVTDQ2PS Y1, Y1
 	VMULPS    Y0, Y1, Y1
-	VPMOVSXBD 26(CX), Y2
-	VCVTDQ2PS Y2, Y2
-	VMULPS    Y0, Y2, Y2
 	VMOVNTPS  Y1, 64(AX)
-	VMOVNTPS  Y2, 96(AX)
+	VPMOVSXBD 26(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VMOVNTPS  Y1, 96(AX)
 	ADDQ      $+34, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -2715,30 +2735,26 @@ loop:
 	VCVTPH2PS    X0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD   2(CX), Y1
-	VCVTDQ2PS   Y1, Y1
-	VMULPS      Y0, Y1, Y1
-	VPMOVSXBD   10(CX), Y2
-	VCVTDQ2PS   Y2, Y2
-	VMULPS      Y0, Y2, Y2
-	VCVTPS2PH   $0x00, Y1, X3
-	VCVTPS2PH   $0x00, Y2, X1
-	VINSERTI128 $0x01, X1, Y3, Y1
-	VMOVUPS     Y1, (AX)
-	VPMOVSXBD   18(CX), Y1
-	VCVTDQ2PS   Y1, Y1
-	VMULPS      Y0, Y1, Y1
-	VPMOVSXBD   26(CX), Y2
-	VCVTDQ2PS   Y2, Y2
-	VMULPS      Y0, Y2, Y2
-	VCVTPS2PH   $0x00, Y1, X3
-	VCVTPS2PH   $0x00, Y2, X0
-	VINSERTI128 $0x01, X0, Y3, Y0
-	VMOVUPS     Y0, 32(AX)
-	ADDQ        $+34, CX
-	ADDQ        $+64, AX
-	DECQ        DX
-	JNZ         loop
+	VPMOVSXBD 2(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, (AX)
+	VPMOVSXBD 10(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, 16(AX)
+	VPMOVSXBD 18(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, 32(AX)
+	VPMOVSXBD 26(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, 48(AX)
+	ADDQ      $+34, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -2754,30 +2770,30 @@ loop:
 	VCVTPH2PS    X0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD   2(CX), Y1
-	VCVTDQ2PS   Y1, Y1
-	VMULPS      Y0, Y1, Y1
-	VPMOVSXBD   10(CX), Y2
-	VCVTDQ2PS   Y2, Y2
-	VMULPS      Y0, Y2, Y2
-	VCVTPS2PH   $0x00, Y1, X3
-	VCVTPS2PH   $0x00, Y2, X1
-	VINSERTI128 $0x01, X1, Y3, Y1
-	VMOVNTPS    Y1, (AX)
-	VPMOVSXBD   18(CX), Y1
-	VCVTDQ2PS   Y1, Y1
-	VMULPS      Y0, Y1, Y1
-	VPMOVSXBD   26(CX), Y2
-	VCVTDQ2PS   Y2, Y2
-	VMULPS      Y0, Y2, Y2
-	VCVTPS2PH   $0x00, Y1, X3
-	VCVTPS2PH   $0x00, Y2, X0
-	VINSERTI128 $0x01, X0, Y3, Y0
-	VMOVNTPS    Y0, 32(AX)
-	ADDQ        $+34, CX
-	ADDQ        $+64, AX
-	DECQ        DX
-	JNZ         loop
+	VPMOVSXBD 2(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, X1
+	VMOVNTPS  X1, (AX)
+	VPMOVSXBD 10(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, X1
+	VMOVNTPS  X1, 16(AX)
+	VPMOVSXBD 18(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, X1
+	VMOVNTPS  X1, 32(AX)
+	VPMOVSXBD 26(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 48(AX)
+	ADDQ      $+34, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -2802,48 +2818,54 @@ loop:
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD 2(CX), Y3
+	VPMOVSXWD 2(CX), Y4
+	VPSLLD    $0x18, Y4, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y4, Y4
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VPMOVSXBD 10(CX), Y4
 	VCVTDQ2PS Y4, Y4
 	VMULPS    Y2, Y4, Y4
-	VPSRLD    $0x10, Y3, Y5
-	VPAND     Y0, Y5, Y5
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y5, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPSRLD    $0x10, Y4, Y5
-	VPAND     Y0, Y5, Y5
-	VPADDD    Y1, Y4, Y4
-	VPADDD    Y5, Y4, Y4
-	VPSRLD    $0x10, Y4, Y4
-	VPACKUSDW Y4, Y3, Y3
-	VPERMQ    $0xd8, Y3, Y3
-	VMOVUPS   Y3, (AX)
-	VPMOVSXBD 18(CX), Y3
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW    Y6, Y3, Y3
+	VPSRLW    $0x0f, Y3, Y3
+	VPADDW    Y3, Y5, Y5
+	VMOVUPS   Y5, (AX)
+	VPMOVSXWD 18(CX), Y4
+	VPSLLD    $0x18, Y4, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y4, Y4
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VPMOVSXBD 26(CX), Y4
 	VCVTDQ2PS Y4, Y4
 	VMULPS    Y2, Y4, Y4
-	VPSRLD    $0x10, Y3, Y2
-	VPAND     Y0, Y2, Y2
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y2, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPSRLD    $0x10, Y4, Y2
-	VPAND     Y0, Y2, Y2
-	VPADDD    Y1, Y4, Y4
-	VPADDD    Y2, Y4, Y4
-	VPSRLD    $0x10, Y4, Y4
-	VPACKUSDW Y4, Y3, Y3
-	VPERMQ    $0xd8, Y3, Y3
-	VMOVUPS   Y3, 32(AX)
-	ADDQ      $+34, CX
-	ADDQ      $+64, AX
-	DECQ      DX
-	JNZ       loop
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y2, Y2
+	VMOVUPS Y2, 32(AX)
+	ADDQ    $+34, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -2865,48 +2887,54 @@ loop:
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD 2(CX), Y3
+	VPMOVSXWD 2(CX), Y4
+	VPSLLD    $0x18, Y4, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y4, Y4
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VPMOVSXBD 10(CX), Y4
 	VCVTDQ2PS Y4, Y4
 	VMULPS    Y2, Y4, Y4
-	VPSRLD    $0x10, Y3, Y5
-	VPAND     Y0, Y5, Y5
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y5, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPSRLD    $0x10, Y4, Y5
-	VPAND     Y0, Y5, Y5
-	VPADDD    Y1, Y4, Y4
-	VPADDD    Y5, Y4, Y4
-	VPSRLD    $0x10, Y4, Y4
-	VPACKUSDW Y4, Y3, Y3
-	VPERMQ    $0xd8, Y3, Y3
-	VMOVNTPS  Y3, (AX)
-	VPMOVSXBD 18(CX), Y3
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW    Y6, Y3, Y3
+	VPSRLW    $0x0f, Y3, Y3
+	VPADDW    Y3, Y5, Y5
+	VMOVNTPS  Y5, (AX)
+	VPMOVSXWD 18(CX), Y4
+	VPSLLD    $0x18, Y4, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y4, Y4
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VPMOVSXBD 26(CX), Y4
 	VCVTDQ2PS Y4, Y4
 	VMULPS    Y2, Y4, Y4
-	VPSRLD    $0x10, Y3, Y2
-	VPAND     Y0, Y2, Y2
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y2, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPSRLD    $0x10, Y4, Y2
-	VPAND     Y0, Y2, Y2
-	VPADDD    Y1, Y4, Y4
-	VPADDD    Y2, Y4, Y4
-	VPSRLD    $0x10, Y4, Y4
-	VPACKUSDW Y4, Y3, Y3
-	VPERMQ    $0xd8, Y3, Y3
-	VMOVNTPS  Y3, 32(AX)
-	ADDQ      $+34, CX
-	ADDQ      $+64, AX
-	DECQ      DX
-	JNZ       loop
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y2, Y2
+	VMOVNTPS Y2, 32(AX)
+	ADDQ     $+34, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -2928,11 +2956,11 @@ loop:
 	VPMOVSXBD 2(CX), Z1
 	VCVTDQ2PS Z1, Z1
 	VMULPS    Z0, Z1, Z1
-	VPMOVSXBD 18(CX), Z2
-	VCVTDQ2PS Z2, Z2
-	VMULPS    Z0, Z2, Z2
 	VMOVUPS   Z1, (AX)
-	VMOVUPS   Z2, 64(AX)
+	VPMOVSXBD 18(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VMOVUPS   Z1, 64(AX)
 	ADDQ      $+34, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -2955,11 +2983,11 @@ loop:
 	VPMOVSXBD 2(CX), Z1
 	VCVTDQ2PS Z1, Z1
 	VMULPS    Z0, Z1, Z1
-	VPMOVSXBD 18(CX), Z2
-	VCVTDQ2PS Z2, Z2
-	VMULPS    Z0, Z2, Z2
 	VMOVNTPS  Z1, (AX)
-	VMOVNTPS  Z2, 64(AX)
+	VPMOVSXBD 18(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VMOVNTPS  Z1, 64(AX)
 	ADDQ      $+34, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -2973,58 +3001,60 @@ loop:
 // func avx512Q8_0ToF16(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F
 TEXT ·avx512Q8_0ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    2(CX), Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VPMOVSXBD    18(CX), Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y0
-	VINSERTI64X4 $0x01, Y0, Z3, Z0
-	VMOVUPS      Z0, (AX)
-	ADDQ         $+34, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVSXBD 2(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, (AX)
+	VPMOVSXBD 18(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, 32(AX)
+	ADDQ      $+34, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
 // func avx512Q8_0ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·avx512Q8_0ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    2(CX), Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VPMOVSXBD    18(CX), Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y0
-	VINSERTI64X4 $0x01, Y0, Z3, Z0
-	VMOVNTPS     Z0, (AX)
-	ADDQ         $+34, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVSXBD 2(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y1
+	VMOVNTPS  Y1, (AX)
+	VPMOVSXBD 18(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y0
+	VMOVNTPS  Y0, 32(AX)
+	ADDQ      $+34, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -3037,41 +3067,45 @@ TEXT ·avx512Q8_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const4<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
-	VPBROADCASTW (CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const4<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const5<>+0(SB), Z3, K1, Z3
+	VPBROADCASTW     (CX), Y4
+	VCVTPH2PS        Y4, Z4
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z4, Z4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD 2(CX), Z4
-	VCVTDQ2PS Z4, Z4
-	VMULPS    Z3, Z4, Z4
-	VPMOVSXBD 18(CX), Z5
+	VPMOVSXWD 2(CX), Z6
+	VPSLLD    $0x18, Z6, Z5
+	VPSRAD    $0x18, Z5, Z5
+	VPSRAD    $0x08, Z6, Z6
 	VCVTDQ2PS Z5, Z5
-	VMULPS    Z3, Z5, Z5
-	VPSRLD    $0x10, Z4, Z3
-	VPANDD    Z0, Z3, Z3
-	VPADDD    Z1, Z4, Z4
-	VPADDD    Z3, Z4, Z4
-	VPSRLD    $0x10, Z4, Z4
-	VPSRLD    $0x10, Z5, Z3
-	VPANDD    Z0, Z3, Z3
-	VPADDD    Z1, Z5, Z5
-	VPADDD    Z3, Z5, Z5
-	VPSRLD    $0x10, Z5, Z5
-	VPACKUSDW Z5, Z4, Z4
-	VPERMQ    Z4, Z2, Z4
-	VMOVUPS   Z4, (AX)
-	ADDQ      $+34, CX
-	ADDQ      $+64, AX
-	DECQ      DX
-	JNZ       loop
+	VMULPS    Z4, Z5, Z5
+	VCVTDQ2PS Z6, Z6
+	VMULPS    Z4, Z6, Z6
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z5, Z4
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z4
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z4, Z5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Z7, Z5, Z5
+	VPSRLW  $0x0f, Z5, Z5
+	VPADDW  Z5, Z4, Z4
+	VMOVUPS Z4, (AX)
+	ADDQ    $+34, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -3081,41 +3115,45 @@ TEXT ·avx512Q8_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const4<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
-	VPBROADCASTW (CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const4<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const5<>+0(SB), Z3, K1, Z3
+	VPBROADCASTW     (CX), Y4
+	VCVTPH2PS        Y4, Z4
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z4, Z4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD 2(CX), Z4
-	VCVTDQ2PS Z4, Z4
-	VMULPS    Z3, Z4, Z4
-	VPMOVSXBD 18(CX), Z5
+	VPMOVSXWD 2(CX), Z6
+	VPSLLD    $0x18, Z6, Z5
+	VPSRAD    $0x18, Z5, Z5
+	VPSRAD    $0x08, Z6, Z6
 	VCVTDQ2PS Z5, Z5
-	VMULPS    Z3, Z5, Z5
-	VPSRLD    $0x10, Z4, Z3
-	VPANDD    Z0, Z3, Z3
-	VPADDD    Z1, Z4, Z4
-	VPADDD    Z3, Z4, Z4
-	VPSRLD    $0x10, Z4, Z4
-	VPSRLD    $0x10, Z5, Z3
-	VPANDD    Z0, Z3, Z3
-	VPADDD    Z1, Z5, Z5
-	VPADDD    Z3, Z5, Z5
-	VPSRLD    $0x10, Z5, Z5
-	VPACKUSDW Z5, Z4, Z4
-	VPERMQ    Z4, Z2, Z4
-	VMOVNTPS  Z4, (AX)
-	ADDQ      $+34, CX
-	ADDQ      $+64, AX
-	DECQ      DX
-	JNZ       loop
+	VMULPS    Z4, Z5, Z5
+	VCVTDQ2PS Z6, Z6
+	VMULPS    Z4, Z6, Z6
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z5, Z4
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z4
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z4, Z5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Z7, Z5, Z5
+	VPSRLW   $0x0f, Z5, Z5
+	VPADDW   Z5, Z4, Z4
+	VMOVNTPS Z4, (AX)
+	ADDQ     $+34, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -3137,19 +3175,19 @@ loop:
 	VPMOVSXBD 4(CX), Y1
 	VCVTDQ2PS Y1, Y1
 	VMULPS    Y0, Y1, Y1
-	VPMOVSXBD 12(CX), Y2
-	VCVTDQ2PS Y2, Y2
-	VMULPS    Y0, Y2, Y2
 	VMOVUPS   Y1, (AX)
-	VMOVUPS   Y2, 32(AX)
+	VPMOVSXBD 12(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VMOVUPS   Y1, 32(AX)
 	VPMOVSXBD 20(CX), Y1
 	VCVTDQ2PS Y1, Y1
 	VMULPS    Y0, Y1, Y1
-	VPMOVSXBD 28(CX), Y2
-	VCVTDQ2PS Y2, Y2
-	VMULPS    Y0, Y2, Y2
 	VMOVUPS   Y1, 64(AX)
-	VMOVUPS   Y2, 96(AX)
+	VPMOVSXBD 28(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VMOVUPS   Y1, 96(AX)
 	ADDQ      $+36, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -3172,19 +3210,19 @@ loop:
 	VPMOVSXBD 4(CX), Y1
 	VCVTDQ2PS Y1, Y1
 	VMULPS    Y0, Y1, Y1
-	VPMOVSXBD 12(CX), Y2
-	VCVTDQ2PS Y2, Y2
-	VMULPS    Y0, Y2, Y2
 	VMOVNTPS  Y1, (AX)
-	VMOVNTPS  Y2, 32(AX)
+	VPMOVSXBD 12(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VMOVNTPS  Y1, 32(AX)
 	VPMOVSXBD 20(CX), Y1
 	VCVTDQ2PS Y1, Y1
 	VMULPS    Y0, Y1, Y1
-	VPMOVSXBD 28(CX), Y2
-	VCVTDQ2PS Y2, Y2
-	VMULPS    Y0, Y2, Y2
 	VMOVNTPS  Y1, 64(AX)
-	VMOVNTPS  Y2, 96(AX)
+	VPMOVSXBD 28(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VMOVNTPS  Y1, 96(AX)
 	ADDQ      $+36, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -3207,30 +3245,26 @@ loop:
 	VCVTPH2PS    X0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD   4(CX), Y1
-	VCVTDQ2PS   Y1, Y1
-	VMULPS      Y0, Y1, Y1
-	VPMOVSXBD   12(CX), Y2
-	VCVTDQ2PS   Y2, Y2
-	VMULPS      Y0, Y2, Y2
-	VCVTPS2PH   $0x00, Y1, X3
-	VCVTPS2PH   $0x00, Y2, X1
-	VINSERTI128 $0x01, X1, Y3, Y1
-	VMOVUPS     Y1, (AX)
-	VPMOVSXBD   20(CX), Y1
-	VCVTDQ2PS   Y1, Y1
-	VMULPS      Y0, Y1, Y1
-	VPMOVSXBD   28(CX), Y2
-	VCVTDQ2PS   Y2, Y2
-	VMULPS      Y0, Y2, Y2
-	VCVTPS2PH   $0x00, Y1, X3
-	VCVTPS2PH   $0x00, Y2, X0
-	VINSERTI128 $0x01, X0, Y3, Y0
-	VMOVUPS     Y0, 32(AX)
-	ADDQ        $+36, CX
-	ADDQ        $+64, AX
-	DECQ        DX
-	JNZ         loop
+	VPMOVSXBD 4(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, (AX)
+	VPMOVSXBD 12(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, 16(AX)
+	VPMOVSXBD 20(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, 32(AX)
+	VPMOVSXBD 28(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, 48(AX)
+	ADDQ      $+36, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -3246,30 +3280,30 @@ loop:
 	VCVTPH2PS    X0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD   4(CX), Y1
-	VCVTDQ2PS   Y1, Y1
-	VMULPS      Y0, Y1, Y1
-	VPMOVSXBD   12(CX), Y2
-	VCVTDQ2PS   Y2, Y2
-	VMULPS      Y0, Y2, Y2
-	VCVTPS2PH   $0x00, Y1, X3
-	VCVTPS2PH   $0x00, Y2, X1
-	VINSERTI128 $0x01, X1, Y3, Y1
-	VMOVNTPS    Y1, (AX)
-	VPMOVSXBD   20(CX), Y1
-	VCVTDQ2PS   Y1, Y1
-	VMULPS      Y0, Y1, Y1
-	VPMOVSXBD   28(CX), Y2
-	VCVTDQ2PS   Y2, Y2
-	VMULPS      Y0, Y2, Y2
-	VCVTPS2PH   $0x00, Y1, X3
-	VCVTPS2PH   $0x00, Y2, X0
-	VINSERTI128 $0x01, X0, Y3, Y0
-	VMOVNTPS    Y0, 32(AX)
-	ADDQ        $+36, CX
-	ADDQ        $+64, AX
-	DECQ        DX
-	JNZ         loop
+	VPMOVSXBD 4(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, X1
+	VMOVNTPS  X1, (AX)
+	VPMOVSXBD 12(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, X1
+	VMOVNTPS  X1, 16(AX)
+	VPMOVSXBD 20(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, X1
+	VMOVNTPS  X1, 32(AX)
+	VPMOVSXBD 28(CX), Y1
+	VCVTDQ2PS Y1, Y1
+	VMULPS    Y0, Y1, Y1
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 48(AX)
+	ADDQ      $+36, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -3294,48 +3328,54 @@ loop:
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD 4(CX), Y3
+	VPMOVSXWD 4(CX), Y4
+	VPSLLD    $0x18, Y4, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y4, Y4
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VPMOVSXBD 12(CX), Y4
 	VCVTDQ2PS Y4, Y4
 	VMULPS    Y2, Y4, Y4
-	VPSRLD    $0x10, Y3, Y5
-	VPAND     Y0, Y5, Y5
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y5, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPSRLD    $0x10, Y4, Y5
-	VPAND     Y0, Y5, Y5
-	VPADDD    Y1, Y4, Y4
-	VPADDD    Y5, Y4, Y4
-	VPSRLD    $0x10, Y4, Y4
-	VPACKUSDW Y4, Y3, Y3
-	VPERMQ    $0xd8, Y3, Y3
-	VMOVUPS   Y3, (AX)
-	VPMOVSXBD 20(CX), Y3
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW    Y6, Y3, Y3
+	VPSRLW    $0x0f, Y3, Y3
+	VPADDW    Y3, Y5, Y5
+	VMOVUPS   Y5, (AX)
+	VPMOVSXWD 20(CX), Y4
+	VPSLLD    $0x18, Y4, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y4, Y4
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VPMOVSXBD 28(CX), Y4
 	VCVTDQ2PS Y4, Y4
 	VMULPS    Y2, Y4, Y4
-	VPSRLD    $0x10, Y3, Y2
-	VPAND     Y0, Y2, Y2
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y2, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPSRLD    $0x10, Y4, Y2
-	VPAND     Y0, Y2, Y2
-	VPADDD    Y1, Y4, Y4
-	VPADDD    Y2, Y4, Y4
-	VPSRLD    $0x10, Y4, Y4
-	VPACKUSDW Y4, Y3, Y3
-	VPERMQ    $0xd8, Y3, Y3
-	VMOVUPS   Y3, 32(AX)
-	ADDQ      $+36, CX
-	ADDQ      $+64, AX
-	DECQ      DX
-	JNZ       loop
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y2, Y2
+	VMOVUPS Y2, 32(AX)
+	ADDQ    $+36, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -3357,48 +3397,54 @@ loop:
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD 4(CX), Y3
+	VPMOVSXWD 4(CX), Y4
+	VPSLLD    $0x18, Y4, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y4, Y4
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VPMOVSXBD 12(CX), Y4
 	VCVTDQ2PS Y4, Y4
 	VMULPS    Y2, Y4, Y4
-	VPSRLD    $0x10, Y3, Y5
-	VPAND     Y0, Y5, Y5
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y5, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPSRLD    $0x10, Y4, Y5
-	VPAND     Y0, Y5, Y5
-	VPADDD    Y1, Y4, Y4
-	VPADDD    Y5, Y4, Y4
-	VPSRLD    $0x10, Y4, Y4
-	VPACKUSDW Y4, Y3, Y3
-	VPERMQ    $0xd8, Y3, Y3
-	VMOVNTPS  Y3, (AX)
-	VPMOVSXBD 20(CX), Y3
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW    Y6, Y3, Y3
+	VPSRLW    $0x0f, Y3, Y3
+	VPADDW    Y3, Y5, Y5
+	VMOVNTPS  Y5, (AX)
+	VPMOVSXWD 20(CX), Y4
+	VPSLLD    $0x18, Y4, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y4, Y4
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VPMOVSXBD 28(CX), Y4
 	VCVTDQ2PS Y4, Y4
 	VMULPS    Y2, Y4, Y4
-	VPSRLD    $0x10, Y3, Y2
-	VPAND     Y0, Y2, Y2
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y2, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPSRLD    $0x10, Y4, Y2
-	VPAND     Y0, Y2, Y2
-	VPADDD    Y1, Y4, Y4
-	VPADDD    Y2, Y4, Y4
-	VPSRLD    $0x10, Y4, Y4
-	VPACKUSDW Y4, Y3, Y3
-	VPERMQ    $0xd8, Y3, Y3
-	VMOVNTPS  Y3, 32(AX)
-	ADDQ      $+36, CX
-	ADDQ      $+64, AX
-	DECQ      DX
-	JNZ       loop
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y2, Y2
+	VMOVNTPS Y2, 32(AX)
+	ADDQ     $+36, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -3420,11 +3466,11 @@ loop:
 	VPMOVSXBD 4(CX), Z1
 	VCVTDQ2PS Z1, Z1
 	VMULPS    Z0, Z1, Z1
-	VPMOVSXBD 20(CX), Z2
-	VCVTDQ2PS Z2, Z2
-	VMULPS    Z0, Z2, Z2
 	VMOVUPS   Z1, (AX)
-	VMOVUPS   Z2, 64(AX)
+	VPMOVSXBD 20(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VMOVUPS   Z1, 64(AX)
 	ADDQ      $+36, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -3447,11 +3493,11 @@ loop:
 	VPMOVSXBD 4(CX), Z1
 	VCVTDQ2PS Z1, Z1
 	VMULPS    Z0, Z1, Z1
-	VPMOVSXBD 20(CX), Z2
-	VCVTDQ2PS Z2, Z2
-	VMULPS    Z0, Z2, Z2
 	VMOVNTPS  Z1, (AX)
-	VMOVNTPS  Z2, 64(AX)
+	VPMOVSXBD 20(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VMOVNTPS  Z1, 64(AX)
 	ADDQ      $+36, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -3465,58 +3511,60 @@ loop:
 // func avx512Q8_1ToF16(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F
 TEXT ·avx512Q8_1ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    4(CX), Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VPMOVSXBD    20(CX), Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y0
-	VINSERTI64X4 $0x01, Y0, Z3, Z0
-	VMOVUPS      Z0, (AX)
-	ADDQ         $+36, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVSXBD 4(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, (AX)
+	VPMOVSXBD 20(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, 32(AX)
+	ADDQ      $+36, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
 // func avx512Q8_1ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512F, MMX+
 TEXT ·avx512Q8_1ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    4(CX), Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VPMOVSXBD    20(CX), Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y0
-	VINSERTI64X4 $0x01, Y0, Z3, Z0
-	VMOVNTPS     Z0, (AX)
-	ADDQ         $+36, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVSXBD 4(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y1
+	VMOVNTPS  Y1, (AX)
+	VPMOVSXBD 20(CX), Z1
+	VCVTDQ2PS Z1, Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y0
+	VMOVNTPS  Y0, 32(AX)
+	ADDQ      $+36, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -3529,41 +3577,45 @@ TEXT ·avx512Q8_1ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const4<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
-	VPBROADCASTW (CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const4<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const5<>+0(SB), Z3, K1, Z3
+	VPBROADCASTW     (CX), Y4
+	VCVTPH2PS        Y4, Z4
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z4, Z4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD 4(CX), Z4
-	VCVTDQ2PS Z4, Z4
-	VMULPS    Z3, Z4, Z4
-	VPMOVSXBD 20(CX), Z5
+	VPMOVSXWD 4(CX), Z6
+	VPSLLD    $0x18, Z6, Z5
+	VPSRAD    $0x18, Z5, Z5
+	VPSRAD    $0x08, Z6, Z6
 	VCVTDQ2PS Z5, Z5
-	VMULPS    Z3, Z5, Z5
-	VPSRLD    $0x10, Z4, Z3
-	VPANDD    Z0, Z3, Z3
-	VPADDD    Z1, Z4, Z4
-	VPADDD    Z3, Z4, Z4
-	VPSRLD    $0x10, Z4, Z4
-	VPSRLD    $0x10, Z5, Z3
-	VPANDD    Z0, Z3, Z3
-	VPADDD    Z1, Z5, Z5
-	VPADDD    Z3, Z5, Z5
-	VPSRLD    $0x10, Z5, Z5
-	VPACKUSDW Z5, Z4, Z4
-	VPERMQ    Z4, Z2, Z4
-	VMOVUPS   Z4, (AX)
-	ADDQ      $+36, CX
-	ADDQ      $+64, AX
-	DECQ      DX
-	JNZ       loop
+	VMULPS    Z4, Z5, Z5
+	VCVTDQ2PS Z6, Z6
+	VMULPS    Z4, Z6, Z6
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z5, Z4
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z4
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z4, Z5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Z7, Z5, Z5
+	VPSRLW  $0x0f, Z5, Z5
+	VPADDW  Z5, Z4, Z4
+	VMOVUPS Z4, (AX)
+	ADDQ    $+36, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -3573,41 +3625,45 @@ TEXT ·avx512Q8_1ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const4<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
-	VPBROADCASTW (CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const4<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const5<>+0(SB), Z3, K1, Z3
+	VPBROADCASTW     (CX), Y4
+	VCVTPH2PS        Y4, Z4
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z4, Z4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD 4(CX), Z4
-	VCVTDQ2PS Z4, Z4
-	VMULPS    Z3, Z4, Z4
-	VPMOVSXBD 20(CX), Z5
+	VPMOVSXWD 4(CX), Z6
+	VPSLLD    $0x18, Z6, Z5
+	VPSRAD    $0x18, Z5, Z5
+	VPSRAD    $0x08, Z6, Z6
 	VCVTDQ2PS Z5, Z5
-	VMULPS    Z3, Z5, Z5
-	VPSRLD    $0x10, Z4, Z3
-	VPANDD    Z0, Z3, Z3
-	VPADDD    Z1, Z4, Z4
-	VPADDD    Z3, Z4, Z4
-	VPSRLD    $0x10, Z4, Z4
-	VPSRLD    $0x10, Z5, Z3
-	VPANDD    Z0, Z3, Z3
-	VPADDD    Z1, Z5, Z5
-	VPADDD    Z3, Z5, Z5
-	VPSRLD    $0x10, Z5, Z5
-	VPACKUSDW Z5, Z4, Z4
-	VPERMQ    Z4, Z2, Z4
-	VMOVNTPS  Z4, (AX)
-	ADDQ      $+36, CX
-	ADDQ      $+64, AX
-	DECQ      DX
-	JNZ       loop
+	VMULPS    Z4, Z5, Z5
+	VCVTDQ2PS Z6, Z6
+	VMULPS    Z4, Z6, Z6
+
+	// Upper and lower halves of the floats.
+	VPSRLD     $0x10, Z5, Z4
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z4
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z4, Z5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Z7, Z5, Z5
+	VPSRLW   $0x0f, Z5, Z5
+	VPADDW   Z5, Z4, Z4
+	VMOVNTPS Z4, (AX)
+	ADDQ     $+36, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -3625,128 +3681,124 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y2, (AX)
-	VMOVUPS      Y3, 32(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y2, 64(AX)
 	VMOVUPS      Y1, 96(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y2, 128(AX)
-	VMOVUPS      Y3, 160(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y2, 160(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 192(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y2, 192(AX)
 	VMOVUPS      Y1, 224(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y2, 256(AX)
-	VMOVUPS      Y3, 288(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y2, 288(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 320(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y2, 320(AX)
 	VMOVUPS      Y1, 352(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y2, 384(AX)
-	VMOVUPS      Y3, 416(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y2, 416(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 448(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y2, 448(AX)
 	VMOVUPS      Y1, 480(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+512, AX
@@ -3755,17 +3807,17 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const11<>+0(SB)/8, $0xffffffffffffffff
-DATA const11<>+8(SB)/8, $0xffffffffffffffff
-DATA const11<>+16(SB)/8, $0xffffffffffffffff
-DATA const11<>+24(SB)/8, $0xffffffffffffffff
-GLOBL const11<>(SB), RODATA|NOPTR, $32
+DATA const15<>+0(SB)/8, $0x0101010101010101
+DATA const15<>+8(SB)/8, $0x0101010101010101
+DATA const15<>+16(SB)/8, $0x0101010101010101
+DATA const15<>+24(SB)/8, $0x0101010101010101
+GLOBL const15<>(SB), RODATA|NOPTR, $32
 
-DATA const12<>+0(SB)/8, $0x0101010101010101
-DATA const12<>+8(SB)/8, $0x0101010101010101
-DATA const12<>+16(SB)/8, $0x0101010101010101
-DATA const12<>+24(SB)/8, $0x0101010101010101
-GLOBL const12<>(SB), RODATA|NOPTR, $32
+DATA const16<>+0(SB)/8, $0x00000000000001ff
+DATA const16<>+8(SB)/8, $0x0000000000000000
+DATA const16<>+16(SB)/8, $0x00000000000001ff
+DATA const16<>+24(SB)/8, $0x0000000000000000
+GLOBL const16<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q1_0ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -3778,128 +3830,124 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y2, (AX)
-	VMOVNTPS     Y3, 32(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y2, 64(AX)
 	VMOVNTPS     Y1, 96(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y2, 128(AX)
-	VMOVNTPS     Y3, 160(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y2, 160(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 192(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y2, 192(AX)
 	VMOVNTPS     Y1, 224(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y2, 256(AX)
-	VMOVNTPS     Y3, 288(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y2, 288(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 320(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y2, 320(AX)
 	VMOVNTPS     Y1, 352(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y2, 384(AX)
-	VMOVNTPS     Y3, 416(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y2, 416(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 448(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y2, 448(AX)
 	VMOVNTPS     Y1, 480(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+512, AX
@@ -3922,145 +3970,125 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVUPS      Y2, (AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, (AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y3, Y1
-	VMOVUPS      Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, 48(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVUPS      Y2, 64(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, 64(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, 80(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 96(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y3, Y1
-	VMOVUPS      Y1, 96(AX)
+	VCVTPS2PH    $0x00, Y1, 112(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVUPS      Y2, 128(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, 128(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, 144(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 160(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y3, Y1
-	VMOVUPS      Y1, 160(AX)
+	VCVTPS2PH    $0x00, Y1, 176(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVUPS      Y2, 192(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, 192(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, 208(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 224(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y1, X0
-	VINSERTI128  $0x01, X0, Y3, Y0
-	VMOVUPS      Y0, 224(AX)
+	VCVTPS2PH    $0x00, Y1, 240(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+256, AX
 	DECQ         DX
@@ -4079,145 +4107,141 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVNTPS     Y2, (AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, (AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
 	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y3, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VMOVNTPS     X1, 48(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVNTPS     Y2, 64(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 64(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 80(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 96(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
 	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y3, Y1
-	VMOVNTPS     Y1, 96(AX)
+	VMOVNTPS     X1, 112(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVNTPS     Y2, 128(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 128(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 144(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 160(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
 	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y3, Y1
-	VMOVNTPS     Y1, 160(AX)
+	VMOVNTPS     X1, 176(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVNTPS     Y2, 192(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 192(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 208(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 224(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
 	VCVTPS2PH    $0x00, Y1, X0
-	VINSERTI128  $0x01, X0, Y3, Y0
-	VMOVNTPS     Y0, 224(AX)
+	VMOVNTPS     X0, 240(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+256, AX
 	DECQ         DX
@@ -4245,221 +4269,229 @@ loop:
 	VORPS        const5<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 	VPBROADCASTD 2(CX), Y3
-	VPSHUFB      const7<>+0(SB), Y3, Y3
-	VMOVDQU      const8<>+0(SB), Y4
+	VPSHUFB      const11<>+0(SB), Y3, Y3
+	VMOVDQU      const12<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y3, Y3
-	VPOR  const12<>+0(SB), Y3, Y3
+	VPAND        const15<>+0(SB), Y3, Y3
+	VMOVDQU      const16<>+0(SB), Y4
+	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, (AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, (AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 32(AX)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y5, Y5
+	VMOVUPS      Y5, 32(AX)
 	VPBROADCASTD 6(CX), Y3
-	VPSHUFB      const7<>+0(SB), Y3, Y3
-	VMOVDQU      const8<>+0(SB), Y4
+	VPSHUFB      const11<>+0(SB), Y3, Y3
+	VMOVDQU      const12<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y3, Y3
-	VPOR  const12<>+0(SB), Y3, Y3
+	VPAND        const15<>+0(SB), Y3, Y3
+	VMOVDQU      const16<>+0(SB), Y4
+	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 64(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, 64(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 96(AX)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y5, Y5
+	VMOVUPS      Y5, 96(AX)
 	VPBROADCASTD 10(CX), Y3
-	VPSHUFB      const7<>+0(SB), Y3, Y3
-	VMOVDQU      const8<>+0(SB), Y4
+	VPSHUFB      const11<>+0(SB), Y3, Y3
+	VMOVDQU      const12<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y3, Y3
-	VPOR  const12<>+0(SB), Y3, Y3
+	VPAND        const15<>+0(SB), Y3, Y3
+	VMOVDQU      const16<>+0(SB), Y4
+	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 128(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, 128(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 160(AX)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y5, Y5
+	VMOVUPS      Y5, 160(AX)
 	VPBROADCASTD 14(CX), Y3
-	VPSHUFB      const7<>+0(SB), Y3, Y3
-	VMOVDQU      const8<>+0(SB), Y4
+	VPSHUFB      const11<>+0(SB), Y3, Y3
+	VMOVDQU      const12<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y3, Y3
-	VPOR  const12<>+0(SB), Y3, Y3
+	VPAND        const15<>+0(SB), Y3, Y3
+	VMOVDQU      const16<>+0(SB), Y4
+	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 192(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, 192(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y2, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y2, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 224(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+256, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y2, Y2
+	VMOVUPS Y2, 224(AX)
+	ADDQ    $+18, CX
+	ADDQ    $+256, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -4480,221 +4512,229 @@ loop:
 	VORPS        const5<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 	VPBROADCASTD 2(CX), Y3
-	VPSHUFB      const7<>+0(SB), Y3, Y3
-	VMOVDQU      const8<>+0(SB), Y4
+	VPSHUFB      const11<>+0(SB), Y3, Y3
+	VMOVDQU      const12<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y3, Y3
-	VPOR  const12<>+0(SB), Y3, Y3
+	VPAND        const15<>+0(SB), Y3, Y3
+	VMOVDQU      const16<>+0(SB), Y4
+	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, (AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, (AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 32(AX)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y5, Y5
+	VMOVNTPS     Y5, 32(AX)
 	VPBROADCASTD 6(CX), Y3
-	VPSHUFB      const7<>+0(SB), Y3, Y3
-	VMOVDQU      const8<>+0(SB), Y4
+	VPSHUFB      const11<>+0(SB), Y3, Y3
+	VMOVDQU      const12<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y3, Y3
-	VPOR  const12<>+0(SB), Y3, Y3
+	VPAND        const15<>+0(SB), Y3, Y3
+	VMOVDQU      const16<>+0(SB), Y4
+	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 64(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, 64(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 96(AX)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y5, Y5
+	VMOVNTPS     Y5, 96(AX)
 	VPBROADCASTD 10(CX), Y3
-	VPSHUFB      const7<>+0(SB), Y3, Y3
-	VMOVDQU      const8<>+0(SB), Y4
+	VPSHUFB      const11<>+0(SB), Y3, Y3
+	VMOVDQU      const12<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y3, Y3
-	VPOR  const12<>+0(SB), Y3, Y3
+	VPAND        const15<>+0(SB), Y3, Y3
+	VMOVDQU      const16<>+0(SB), Y4
+	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 128(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, 128(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 160(AX)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y5, Y5
+	VMOVNTPS     Y5, 160(AX)
 	VPBROADCASTD 14(CX), Y3
-	VPSHUFB      const7<>+0(SB), Y3, Y3
-	VMOVDQU      const8<>+0(SB), Y4
+	VPSHUFB      const11<>+0(SB), Y3, Y3
+	VMOVDQU      const12<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y3, Y3
-	VPOR  const12<>+0(SB), Y3, Y3
+	VPAND        const15<>+0(SB), Y3, Y3
+	VMOVDQU      const16<>+0(SB), Y4
+	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 192(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, 192(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y2, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y2, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 224(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+256, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y2, Y2
+	VMOVNTPS Y2, 224(AX)
+	ADDQ     $+18, CX
+	ADDQ     $+256, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -4712,84 +4752,80 @@ loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Z2, (AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVUPS      Z2, (AX)
 	VMOVUPS      Z1, 64(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Z2, 128(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVUPS      Z2, 128(AX)
 	VMOVUPS      Z1, 192(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Z2, 256(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVUPS      Z2, 256(AX)
 	VMOVUPS      Z1, 320(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Z2, 384(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVUPS      Z2, 384(AX)
 	VMOVUPS      Z1, 448(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+512, AX
@@ -4809,84 +4845,80 @@ loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Z2, (AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVNTPS     Z2, (AX)
 	VMOVNTPS     Z1, 64(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Z2, 128(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVNTPS     Z2, 128(AX)
 	VMOVNTPS     Z1, 192(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Z2, 256(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVNTPS     Z2, 256(AX)
 	VMOVNTPS     Z1, 320(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
+	VPSHUFB      const11<>+0(SB), Y1, Y1
+	VMOVDQU      const12<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	VPAND        const15<>+0(SB), Y1, Y1
+	VMOVDQU      const16<>+0(SB), Y2
+	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Z2, 384(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVNTPS     Z2, 384(AX)
 	VMOVNTPS     Z1, 448(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+512, AX
@@ -4899,212 +4931,148 @@ loop:
 	RET
 
 // func avx512Q1_0ToF16(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F
 TEXT ·avx512Q1_0ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
-	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQB     Y2, Y1, Y1
 
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	// The outputs of all codes.
+	VMOVUPS      const17<>+0(SB), Z1
+	VMULPS       Z0, Z1, Z1
+	VCVTPS2PH    $0x00, Z1, Y2
+	VPBROADCASTD 2(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y1
+	VPAND        Y1, Y0, Y0
+	VPCMPEQB     Y1, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
-	VPMOVSXBD    X1, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VCVTPS2PH    $0x00, Z2, Y3
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z3, Z1
-	VMOVUPS      Z1, (AX)
-	VPBROADCASTD 6(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y1
-	VPAND        Y1, Y2, Y2
-	VPCMPEQB     Y1, Y2, Y2
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y2, Y2
-	VPOR  const12<>+0(SB), Y2, Y2
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z2, Z0, Z0
+	VMOVUPS      Z0, (AX)
+	VPBROADCASTD 6(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y1
+	VPAND        Y1, Y0, Y0
+	VPCMPEQB     Y1, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y1
-	VINSERTI64X4 $0x01, Y1, Z3, Z1
-	VMOVUPS      Z1, 64(AX)
-	VPBROADCASTD 10(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y1
-	VPAND        Y1, Y2, Y2
-	VPCMPEQB     Y1, Y2, Y2
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y2, Y2
-	VPOR  const12<>+0(SB), Y2, Y2
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z2, Z0, Z0
+	VMOVUPS      Z0, 64(AX)
+	VPBROADCASTD 10(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y1
+	VPAND        Y1, Y0, Y0
+	VPCMPEQB     Y1, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X2, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y1
-	VINSERTI64X4 $0x01, Y1, Z3, Z1
-	VMOVUPS      Z1, 128(AX)
-	VPBROADCASTD 14(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y1
-	VPAND        Y1, Y2, Y2
-	VPCMPEQB     Y1, Y2, Y2
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y2, Y2
-	VPOR  const12<>+0(SB), Y2, Y2
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z2, Z0, Z0
+	VMOVUPS      Z0, 128(AX)
+	VPBROADCASTD 14(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y1
+	VPAND        Y1, Y0, Y0
+	VPCMPEQB     Y1, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X2, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y0
-	VINSERTI64X4 $0x01, Y0, Z3, Z0
-	VMOVUPS      Z0, 192(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+256, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, 192(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+256, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
+DATA const17<>+0(SB)/8, $0x3f800000bf800000
+DATA const17<>+8(SB)/8, $0x0000000000000000
+DATA const17<>+16(SB)/8, $0x0000000000000000
+DATA const17<>+24(SB)/8, $0x0000000000000000
+DATA const17<>+32(SB)/8, $0x0000000000000000
+DATA const17<>+40(SB)/8, $0x0000000000000000
+DATA const17<>+48(SB)/8, $0x0000000000000000
+DATA const17<>+56(SB)/8, $0x0000000000000000
+GLOBL const17<>(SB), RODATA|NOPTR, $64
+
 // func avx512Q1_0ToF16NT(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
 TEXT ·avx512Q1_0ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
-	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const7<>+0(SB), Y1, Y1
-	VMOVDQU      const8<>+0(SB), Y2
-	VPAND        Y2, Y1, Y1
-	VPCMPEQB     Y2, Y1, Y1
 
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y1, Y1
-	VPOR  const12<>+0(SB), Y1, Y1
+	// The outputs of all codes.
+	VMOVUPS      const17<>+0(SB), Z1
+	VMULPS       Z0, Z1, Z1
+	VCVTPS2PH    $0x00, Z1, Y2
+	VPBROADCASTD 2(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y1
+	VPAND        Y1, Y0, Y0
+	VPCMPEQB     Y1, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
-	VPMOVSXBD    X1, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VCVTPS2PH    $0x00, Z2, Y3
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z3, Z1
-	VMOVNTPS     Z1, (AX)
-	VPBROADCASTD 6(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y1
-	VPAND        Y1, Y2, Y2
-	VPCMPEQB     Y1, Y2, Y2
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y2, Y2
-	VPOR  const12<>+0(SB), Y2, Y2
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z2, Z0, Z0
+	VMOVNTPS     Z0, (AX)
+	VPBROADCASTD 6(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y1
+	VPAND        Y1, Y0, Y0
+	VPCMPEQB     Y1, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y1
-	VINSERTI64X4 $0x01, Y1, Z3, Z1
-	VMOVNTPS     Z1, 64(AX)
-	VPBROADCASTD 10(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y1
-	VPAND        Y1, Y2, Y2
-	VPCMPEQB     Y1, Y2, Y2
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y2, Y2
-	VPOR  const12<>+0(SB), Y2, Y2
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z2, Z0, Z0
+	VMOVNTPS     Z0, 64(AX)
+	VPBROADCASTD 10(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y1
+	VPAND        Y1, Y0, Y0
+	VPCMPEQB     Y1, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X2, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y1
-	VINSERTI64X4 $0x01, Y1, Z3, Z1
-	VMOVNTPS     Z1, 128(AX)
-	VPBROADCASTD 14(CX), Y2
-	VPSHUFB      const7<>+0(SB), Y2, Y2
-	VMOVDQU      const8<>+0(SB), Y1
-	VPAND        Y1, Y2, Y2
-	VPCMPEQB     Y1, Y2, Y2
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y2, Y2
-	VPOR  const12<>+0(SB), Y2, Y2
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z2, Z0, Z0
+	VMOVNTPS     Z0, 128(AX)
+	VPBROADCASTD 14(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y1
+	VPAND        Y1, Y0, Y0
+	VPCMPEQB     Y1, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X2, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y0
-	VINSERTI64X4 $0x01, Y0, Z3, Z0
-	VMOVNTPS     Z0, 192(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+256, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, 192(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+256, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -5117,144 +5085,78 @@ TEXT ·avx512Q1_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VPBROADCASTW (CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const4<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const5<>+0(SB), Z3, K1, Z3
-	VPBROADCASTD 2(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
+	VPBROADCASTW     (CX), Y0
+	VCVTPH2PS        Y0, Z0
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z0, Z0
 
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y4, Y4
-	VPOR  const12<>+0(SB), Y4, Y4
+	// The outputs of all codes.
+	VMOVUPS      const17<>+0(SB), Z1
+	VMULPS       Z0, Z1, Z1
+	VPSLLD       $0x0f, Z1, Z0
+	VPSRLD       $0x1f, Z0, Z0
+	VPADDD       const9<>+0(SB), Z1, Z1
+	VPADDD       Z0, Z1, Z1
+	VPSRLD       $0x10, Z1, Z1
+	VPBROADCASTD 2(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, (AX)
-	VPBROADCASTD 6(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y4, Y4
-	VPOR  const12<>+0(SB), Y4, Y4
+	VPADDB       Y0, Y0, Y0
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z1, Z0, Z0
+	VMOVUPS      Z0, (AX)
+	VPBROADCASTD 6(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, 64(AX)
-	VPBROADCASTD 10(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y4, Y4
-	VPOR  const12<>+0(SB), Y4, Y4
+	VPADDB       Y0, Y0, Y0
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z1, Z0, Z0
+	VMOVUPS      Z0, 64(AX)
+	VPBROADCASTD 10(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, 128(AX)
-	VPBROADCASTD 14(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y4, Y4
-	VPOR  const12<>+0(SB), Y4, Y4
+	VPADDB       Y0, Y0, Y0
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z1, Z0, Z0
+	VMOVUPS      Z0, 128(AX)
+	VPBROADCASTD 14(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z3, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z3, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, 192(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+256, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 192(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+256, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -5264,144 +5166,78 @@ TEXT ·avx512Q1_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VPBROADCASTW (CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const4<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const5<>+0(SB), Z3, K1, Z3
-	VPBROADCASTD 2(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
+	VPBROADCASTW     (CX), Y0
+	VCVTPH2PS        Y0, Z0
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z0, Z0
 
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y4, Y4
-	VPOR  const12<>+0(SB), Y4, Y4
+	// The outputs of all codes.
+	VMOVUPS      const17<>+0(SB), Z1
+	VMULPS       Z0, Z1, Z1
+	VPSLLD       $0x0f, Z1, Z0
+	VPSRLD       $0x1f, Z0, Z0
+	VPADDD       const9<>+0(SB), Z1, Z1
+	VPADDD       Z0, Z1, Z1
+	VPSRLD       $0x10, Z1, Z1
+	VPBROADCASTD 2(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, (AX)
-	VPBROADCASTD 6(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y4, Y4
-	VPOR  const12<>+0(SB), Y4, Y4
+	VPADDB       Y0, Y0, Y0
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z1, Z0, Z0
+	VMOVNTPS     Z0, (AX)
+	VPBROADCASTD 6(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, 64(AX)
-	VPBROADCASTD 10(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y4, Y4
-	VPOR  const12<>+0(SB), Y4, Y4
+	VPADDB       Y0, Y0, Y0
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z1, Z0, Z0
+	VMOVNTPS     Z0, 64(AX)
+	VPBROADCASTD 10(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, 128(AX)
-	VPBROADCASTD 14(CX), Y4
-	VPSHUFB      const7<>+0(SB), Y4, Y4
-	VMOVDQU      const8<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
-
-	// 1 where the bit is set, else -1.
-	VPXOR const11<>+0(SB), Y4, Y4
-	VPOR  const12<>+0(SB), Y4, Y4
+	VPADDB       Y0, Y0, Y0
+	VPMOVZXBW    Y0, Z0
+	VPERMW       Z1, Z0, Z0
+	VMOVNTPS     Z0, 128(AX)
+	VPBROADCASTD 14(CX), Y0
+	VPSHUFB      const11<>+0(SB), Y0, Y0
+	VMOVDQU      const12<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const15<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z3, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z3, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, 192(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+256, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 192(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+256, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -5423,64 +5259,64 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y2, (AX)
-	VMOVUPS      Y3, 32(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y2, 64(AX)
 	VMOVUPS      Y1, 96(AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y2, 128(AX)
-	VMOVUPS      Y3, 160(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y2, 160(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 192(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y2, 192(AX)
 	VMOVUPS      Y1, 224(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+256, AX
@@ -5489,17 +5325,23 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const13<>+0(SB)/8, $0x000f000f000f000f
-DATA const13<>+8(SB)/8, $0x000f000f000f000f
-DATA const13<>+16(SB)/8, $0x000f000f000f000f
-DATA const13<>+24(SB)/8, $0x000f000f000f000f
-GLOBL const13<>(SB), RODATA|NOPTR, $32
+DATA const18<>+0(SB)/8, $0x000f000f000f000f
+DATA const18<>+8(SB)/8, $0x000f000f000f000f
+DATA const18<>+16(SB)/8, $0x000f000f000f000f
+DATA const18<>+24(SB)/8, $0x000f000f000f000f
+GLOBL const18<>(SB), RODATA|NOPTR, $32
 
-DATA const14<>+0(SB)/8, $0x0303030303030303
-DATA const14<>+8(SB)/8, $0x0303030303030303
-DATA const14<>+16(SB)/8, $0x0303030303030303
-DATA const14<>+24(SB)/8, $0x0303030303030303
-GLOBL const14<>(SB), RODATA|NOPTR, $32
+DATA const19<>+0(SB)/8, $0x0303030303030303
+DATA const19<>+8(SB)/8, $0x0303030303030303
+DATA const19<>+16(SB)/8, $0x0303030303030303
+DATA const19<>+24(SB)/8, $0x0303030303030303
+GLOBL const19<>(SB), RODATA|NOPTR, $32
+
+DATA const20<>+0(SB)/8, $0xffffffffffffffff
+DATA const20<>+8(SB)/8, $0xffffffffffffffff
+DATA const20<>+16(SB)/8, $0xffffffffffffffff
+DATA const20<>+24(SB)/8, $0xffffffffffffffff
+GLOBL const20<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q2_0ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -5516,64 +5358,64 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y2, (AX)
-	VMOVNTPS     Y3, 32(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y2, 64(AX)
 	VMOVNTPS     Y1, 96(AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y2, 128(AX)
-	VMOVNTPS     Y3, 160(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y2, 160(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 192(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y2, 192(AX)
 	VMOVNTPS     Y1, 224(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+256, AX
@@ -5600,73 +5442,65 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVUPS      Y2, (AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, (AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y3, Y1
-	VMOVUPS      Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, 48(AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVUPS      Y2, 64(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, 64(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, 80(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 96(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y1, X0
-	VINSERTI128  $0x01, X0, Y3, Y0
-	VMOVUPS      Y0, 96(AX)
+	VCVTPS2PH    $0x00, Y1, 112(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -5689,73 +5523,73 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVNTPS     Y2, (AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, (AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
 	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y3, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VMOVNTPS     X1, 48(AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y2, X3
-	VCVTPS2PH    $0x00, Y4, X2
-	VINSERTI128  $0x01, X2, Y3, Y2
-	VMOVNTPS     Y2, 64(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 64(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 80(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 96(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X3
 	VCVTPS2PH    $0x00, Y1, X0
-	VINSERTI128  $0x01, X0, Y3, Y0
-	VMOVNTPS     Y0, 96(AX)
+	VMOVNTPS     X0, 112(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -5787,113 +5621,119 @@ loop:
 	VPMOVZXBD 2(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const13<>+0(SB), Y3, Y3
+	VPAND     const18<>+0(SB), Y3, Y3
 	VPSLLW    $0x06, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const14<>+0(SB), Y3, Y3
-	VPSUBB    const12<>+0(SB), Y3, Y3
+	VPAND     const19<>+0(SB), Y3, Y3
+	VPADDB    const20<>+0(SB), Y3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, (AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, (AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 32(AX)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y6, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y5, Y5
+	VMOVUPS Y5, 32(AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const13<>+0(SB), Y3, Y3
+	VPAND     const18<>+0(SB), Y3, Y3
 	VPSLLW    $0x06, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const14<>+0(SB), Y3, Y3
-	VPSUBB    const12<>+0(SB), Y3, Y3
+	VPAND     const19<>+0(SB), Y3, Y3
+	VPADDB    const20<>+0(SB), Y3, Y3
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 64(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, 64(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y2, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y2, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 96(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y2, Y2
+	VMOVUPS Y2, 96(AX)
+	ADDQ    $+18, CX
+	ADDQ    $+128, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -5918,113 +5758,119 @@ loop:
 	VPMOVZXBD 2(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const13<>+0(SB), Y3, Y3
+	VPAND     const18<>+0(SB), Y3, Y3
 	VPSLLW    $0x06, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const14<>+0(SB), Y3, Y3
-	VPSUBB    const12<>+0(SB), Y3, Y3
+	VPAND     const19<>+0(SB), Y3, Y3
+	VPADDB    const20<>+0(SB), Y3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, (AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, (AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 32(AX)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y6, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y5, Y5
+	VMOVNTPS Y5, 32(AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const13<>+0(SB), Y3, Y3
+	VPAND     const18<>+0(SB), Y3, Y3
 	VPSLLW    $0x06, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const14<>+0(SB), Y3, Y3
-	VPSUBB    const12<>+0(SB), Y3, Y3
+	VPAND     const19<>+0(SB), Y3, Y3
+	VPADDB    const20<>+0(SB), Y3, Y3
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 64(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, 64(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y2, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y2, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 96(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y2, Y2
+	VMOVNTPS Y2, 96(AX)
+	ADDQ     $+18, CX
+	ADDQ     $+128, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -6046,42 +5892,42 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Z2, (AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVUPS      Z2, (AX)
 	VMOVUPS      Z1, 64(AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Z2, 128(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVUPS      Z2, 128(AX)
 	VMOVUPS      Z1, 192(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+256, AX
@@ -6105,42 +5951,42 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Z2, (AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVNTPS     Z2, (AX)
 	VMOVNTPS     Z1, 64(AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPAND     const18<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
+	VPADDB    const20<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Z2, 128(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVNTPS     Z2, 128(AX)
 	VMOVNTPS     Z1, 192(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+256, AX
@@ -6153,128 +5999,116 @@ loop:
 	RET
 
 // func avx512Q2_0ToF16(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F
 TEXT ·avx512Q2_0ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
+	// The outputs of all codes.
+	VMOVUPS   const21<>+0(SB), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y2
+
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
-	VPMOVZXBD 2(CX), Y1
-	VPSLLD    $0x0c, Y1, Y2
-	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
-	VPSLLW    $0x06, Y1, Y2
-	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPMOVZXBD 2(CX), Y0
+	VPSLLD    $0x0c, Y0, Y1
+	VPOR      Y1, Y0, Y0
+	VPAND     const18<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y1
+	VPOR      Y1, Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
-	VPMOVSXBD    X1, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VCVTPS2PH    $0x00, Z2, Y3
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z3, Z1
-	VMOVUPS      Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, (AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
-	VPMOVZXBD 10(CX), Y2
-	VPSLLD    $0x0c, Y2, Y1
-	VPOR      Y1, Y2, Y2
-	VPAND     const13<>+0(SB), Y2, Y2
-	VPSLLW    $0x06, Y2, Y1
-	VPOR      Y1, Y2, Y2
-	VPAND     const14<>+0(SB), Y2, Y2
-	VPSUBB    const12<>+0(SB), Y2, Y2
+	VPMOVZXBD 10(CX), Y0
+	VPSLLD    $0x0c, Y0, Y1
+	VPOR      Y1, Y0, Y0
+	VPAND     const18<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y1
+	VPOR      Y1, Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y0
-	VINSERTI64X4 $0x01, Y0, Z3, Z0
-	VMOVUPS      Z0, 64(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, 64(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
+DATA const21<>+0(SB)/8, $0x00000000bf800000
+DATA const21<>+8(SB)/8, $0x400000003f800000
+DATA const21<>+16(SB)/8, $0x4080000040400000
+DATA const21<>+24(SB)/8, $0x40c0000040a00000
+DATA const21<>+32(SB)/8, $0x4100000040e00000
+DATA const21<>+40(SB)/8, $0x4120000041100000
+DATA const21<>+48(SB)/8, $0x4140000041300000
+DATA const21<>+56(SB)/8, $0x4160000041500000
+GLOBL const21<>(SB), RODATA|NOPTR, $64
+
 // func avx512Q2_0ToF16NT(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
 TEXT ·avx512Q2_0ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
+	// The outputs of all codes.
+	VMOVUPS   const21<>+0(SB), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y2
+
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
-	VPMOVZXBD 2(CX), Y1
-	VPSLLD    $0x0c, Y1, Y2
-	VPOR      Y2, Y1, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
-	VPSLLW    $0x06, Y1, Y2
-	VPOR      Y2, Y1, Y1
-	VPAND     const14<>+0(SB), Y1, Y1
-	VPSUBB    const12<>+0(SB), Y1, Y1
+	VPMOVZXBD 2(CX), Y0
+	VPSLLD    $0x0c, Y0, Y1
+	VPOR      Y1, Y0, Y0
+	VPAND     const18<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y1
+	VPOR      Y1, Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
-	VPMOVSXBD    X1, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VCVTPS2PH    $0x00, Z2, Y3
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z3, Z1
-	VMOVNTPS     Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, (AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
-	VPMOVZXBD 10(CX), Y2
-	VPSLLD    $0x0c, Y2, Y1
-	VPOR      Y1, Y2, Y2
-	VPAND     const13<>+0(SB), Y2, Y2
-	VPSLLW    $0x06, Y2, Y1
-	VPOR      Y1, Y2, Y2
-	VPAND     const14<>+0(SB), Y2, Y2
-	VPSUBB    const12<>+0(SB), Y2, Y2
+	VPMOVZXBD 10(CX), Y0
+	VPSLLD    $0x0c, Y0, Y1
+	VPOR      Y1, Y0, Y0
+	VPAND     const18<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y1
+	VPOR      Y1, Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z0, Z1, Z1
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z1, Y3
-	VCVTPS2PH    $0x00, Z2, Y0
-	VINSERTI64X4 $0x01, Y0, Z3, Z0
-	VMOVNTPS     Z0, 64(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, 64(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -6287,84 +6121,60 @@ TEXT ·avx512Q2_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VPBROADCASTW (CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const4<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const5<>+0(SB), Z3, K1, Z3
+	VPBROADCASTW     (CX), Y0
+	VCVTPH2PS        Y0, Z0
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z0, Z0
+
+	// The outputs of all codes.
+	VMOVUPS const21<>+0(SB), Z1
+	VMULPS  Z0, Z1, Z1
+	VPSLLD  $0x0f, Z1, Z0
+	VPSRLD  $0x1f, Z0, Z0
+	VPADDD  const9<>+0(SB), Z1, Z1
+	VPADDD  Z0, Z1, Z1
+	VPSRLD  $0x10, Z1, Z1
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
-	VPMOVZXBD 2(CX), Y4
-	VPSLLD    $0x0c, Y4, Y5
-	VPOR      Y5, Y4, Y4
-	VPAND     const13<>+0(SB), Y4, Y4
-	VPSLLW    $0x06, Y4, Y5
-	VPOR      Y5, Y4, Y4
-	VPAND     const14<>+0(SB), Y4, Y4
-	VPSUBB    const12<>+0(SB), Y4, Y4
+	VPMOVZXBD 2(CX), Y0
+	VPSLLD    $0x0c, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const18<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, (AX)
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, (AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
-	VPMOVZXBD 10(CX), Y4
-	VPSLLD    $0x0c, Y4, Y5
-	VPOR      Y5, Y4, Y4
-	VPAND     const13<>+0(SB), Y4, Y4
-	VPSLLW    $0x06, Y4, Y5
-	VPOR      Y5, Y4, Y4
-	VPAND     const14<>+0(SB), Y4, Y4
-	VPSUBB    const12<>+0(SB), Y4, Y4
+	VPMOVZXBD 10(CX), Y0
+	VPSLLD    $0x0c, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const18<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z3, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z3, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, 64(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 64(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -6374,84 +6184,60 @@ TEXT ·avx512Q2_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VPBROADCASTW (CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const4<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const5<>+0(SB), Z3, K1, Z3
+	VPBROADCASTW     (CX), Y0
+	VCVTPH2PS        Y0, Z0
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z0, Z0
+
+	// The outputs of all codes.
+	VMOVUPS const21<>+0(SB), Z1
+	VMULPS  Z0, Z1, Z1
+	VPSLLD  $0x0f, Z1, Z0
+	VPSRLD  $0x1f, Z0, Z0
+	VPADDD  const9<>+0(SB), Z1, Z1
+	VPADDD  Z0, Z1, Z1
+	VPSRLD  $0x10, Z1, Z1
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
-	VPMOVZXBD 2(CX), Y4
-	VPSLLD    $0x0c, Y4, Y5
-	VPOR      Y5, Y4, Y4
-	VPAND     const13<>+0(SB), Y4, Y4
-	VPSLLW    $0x06, Y4, Y5
-	VPOR      Y5, Y4, Y4
-	VPAND     const14<>+0(SB), Y4, Y4
-	VPSUBB    const12<>+0(SB), Y4, Y4
+	VPMOVZXBD 2(CX), Y0
+	VPSLLD    $0x0c, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const18<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, (AX)
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, (AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
-	VPMOVZXBD 10(CX), Y4
-	VPSLLD    $0x0c, Y4, Y5
-	VPOR      Y5, Y4, Y4
-	VPAND     const13<>+0(SB), Y4, Y4
-	VPSLLW    $0x06, Y4, Y5
-	VPOR      Y5, Y4, Y4
-	VPAND     const14<>+0(SB), Y4, Y4
-	VPSUBB    const12<>+0(SB), Y4, Y4
+	VPMOVZXBD 10(CX), Y0
+	VPSLLD    $0x0c, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const18<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z3, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z3, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, 64(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 64(AX)
+	ADDQ      $+18, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -6470,31 +6256,31 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const15<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
+	VMOVDQU      const22<>+0(SB), Y3
+	VPSHUFB      Y1, Y3, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
 	VMOVUPS      Y3, (AX)
-	VMOVUPS      Y4, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VMOVUPS      Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVUPS      Y3, 64(AX)
 	VMOVUPS      Y1, 96(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
@@ -6503,11 +6289,11 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const15<>+0(SB)/8, $0xf6eaddcfbfad9881
-DATA const15<>+8(SB)/8, $0x7159453526190d01
-DATA const15<>+16(SB)/8, $0xf6eaddcfbfad9881
-DATA const15<>+24(SB)/8, $0x7159453526190d01
-GLOBL const15<>(SB), RODATA|NOPTR, $32
+DATA const22<>+0(SB)/8, $0xf6eaddcfbfad9881
+DATA const22<>+8(SB)/8, $0x7159453526190d01
+DATA const22<>+16(SB)/8, $0xf6eaddcfbfad9881
+DATA const22<>+24(SB)/8, $0x7159453526190d01
+GLOBL const22<>(SB), RODATA|NOPTR, $32
 
 // func avx2IQ4_NLToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -6521,31 +6307,31 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const15<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
+	VMOVDQU      const22<>+0(SB), Y3
+	VPSHUFB      Y1, Y3, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
 	VMOVNTPS     Y3, (AX)
-	VMOVNTPS     Y4, 32(AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VMOVNTPS     Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVNTPS     Y3, 64(AX)
 	VMOVNTPS     Y1, 96(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
@@ -6569,36 +6355,32 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const15<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
+	VMOVDQU      const22<>+0(SB), Y3
+	VPSHUFB      Y1, Y3, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, (AX)
 	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y0, Y3
-	VMOVUPS      Y3, (AX)
-	VEXTRACTI128 $+1, Y1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y3, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVUPS      Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, 48(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -6618,36 +6400,36 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const15<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y2
+	VMOVDQU      const22<>+0(SB), Y3
+	VPSHUFB      Y1, Y3, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
 	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y0, Y3
-	VMOVNTPS     Y3, (AX)
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     X0, (AX)
+	VPSHUFD      $0x0e, X1, X0
 	VPMOVSXBD    X0, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X0
+	VCVTPS2PH    $0x00, Y3, X0
+	VMOVNTPS     X0, 16(AX)
+	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X0
+	VMOVNTPS     X0, 32(AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X0
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VCVTPS2PH    $0x00, Y1, X0
+	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -6672,62 +6454,65 @@ loop:
 	VPSRLW       $0x04, X2, X3
 	VINSERTI128  $0x01, X3, Y2, Y3
 	VPAND        const0<>+0(SB), Y3, Y3
-	VMOVDQU      const15<>+0(SB), Y4
-	VPSHUFB      Y3, Y4, Y3
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y4
 	VCMPPS       $0x03, Y4, Y4, Y5
 	VANDPS       const4<>+0(SB), Y4, Y6
 	VORPS        const5<>+0(SB), Y6, Y6
 	VBLENDVPS    Y5, Y6, Y4, Y4
+	VMOVDQU      const22<>+0(SB), Y5
+	VPSHUFB      Y3, Y5, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y4, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y4, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y4, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y4, Y3, Y3
-	VPSRLD       $0x10, Y5, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y4, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 32(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y4, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y4, Y4
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y6, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y4, Y4
+	VMOVUPS Y4, 32(AX)
+	ADDQ    $+18, CX
+	ADDQ    $+64, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -6745,62 +6530,65 @@ loop:
 	VPSRLW       $0x04, X2, X3
 	VINSERTI128  $0x01, X3, Y2, Y3
 	VPAND        const0<>+0(SB), Y3, Y3
-	VMOVDQU      const15<>+0(SB), Y4
-	VPSHUFB      Y3, Y4, Y3
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y4
 	VCMPPS       $0x03, Y4, Y4, Y5
 	VANDPS       const4<>+0(SB), Y4, Y6
 	VORPS        const5<>+0(SB), Y6, Y6
 	VBLENDVPS    Y5, Y6, Y4, Y4
+	VMOVDQU      const22<>+0(SB), Y5
+	VPSHUFB      Y3, Y5, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y4, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, (AX)
-	VEXTRACTI128 $+1, Y3, X2
-	VPMOVSXBD    X2, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VEXTRACTI128 $+1, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y3
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y4, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y4, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, (AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y4, Y3, Y3
-	VPSRLD       $0x10, Y5, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y4, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y3, Y4
-	VPAND        Y0, Y4, Y4
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y4, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 32(AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y4, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y4
+	VPSLLD   $0x10, Y5, Y6
+	VPBLENDW $0xaa, Y5, Y4, Y4
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y4, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y6, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y4, Y4
+	VMOVNTPS Y4, 32(AX)
+	ADDQ     $+18, CX
+	ADDQ     $+64, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -6819,20 +6607,20 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const15<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
+	VMOVDQU      const22<>+0(SB), Y3
+	VPSHUFB      Y1, Y3, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVUPS      Z3, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVUPS      Z3, (AX)
 	VMOVUPS      Z1, 64(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
@@ -6853,20 +6641,20 @@ loop:
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const15<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
+	VMOVDQU      const22<>+0(SB), Y3
+	VPSHUFB      Y1, Y3, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
+	VMOVNTPS     Z3, (AX)
+	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVNTPS     Z3, (AX)
 	VMOVNTPS     Z1, 64(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
@@ -6879,74 +6667,78 @@ loop:
 	RET
 
 // func avx512IQ4_NLToF16(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F
 TEXT ·avx512IQ4_NLToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      2(CX), X0
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const15<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
 
+	// The outputs of all codes.
+	VMOVUPS   const23<>+0(SB), Z3
+	VMULPS    Z2, Z3, Z3
+	VCVTPS2PH $0x00, Z3, Y4
+
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z3, Y4
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z4, Z1
-	VMOVUPS      Z1, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z4, Z1, Z1
+	VMOVUPS   Z1, (AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
+DATA const23<>+0(SB)/8, $0xc2d00000c2fe0000
+DATA const23<>+8(SB)/8, $0xc2820000c2a60000
+DATA const23<>+16(SB)/8, $0xc20c0000c2440000
+DATA const23<>+24(SB)/8, $0xc1200000c1b00000
+DATA const23<>+32(SB)/8, $0x415000003f800000
+DATA const23<>+40(SB)/8, $0x4218000041c80000
+DATA const23<>+48(SB)/8, $0x428a000042540000
+DATA const23<>+56(SB)/8, $0x42e2000042b20000
+GLOBL const23<>(SB), RODATA|NOPTR, $64
+
 // func avx512IQ4_NLToF16NT(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
 TEXT ·avx512IQ4_NLToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVDQU      2(CX), X0
 	VPSRLW       $0x04, X0, X1
 	VINSERTI128  $0x01, X1, Y0, Y1
 	VPAND        const0<>+0(SB), Y1, Y1
-	VMOVDQU      const15<>+0(SB), Y2
-	VPSHUFB      Y1, Y2, Y1
 	VPBROADCASTW (CX), Y2
 	VCVTPH2PS    Y2, Z2
 
+	// The outputs of all codes.
+	VMOVUPS   const23<>+0(SB), Z3
+	VMULPS    Z2, Z3, Z3
+	VCVTPS2PH $0x00, Z3, Y4
+
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VEXTRACTI128 $+1, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z3, Y4
-	VCVTPS2PH    $0x00, Z1, Y1
-	VINSERTI64X4 $0x01, Y1, Z4, Z1
-	VMOVNTPS     Z1, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z4, Z1, Z1
+	VMOVNTPS  Z1, (AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -6959,48 +6751,40 @@ TEXT ·avx512IQ4_NLToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VMOVDQU      2(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VMOVDQU      const15<>+0(SB), Y5
-	VPSHUFB      Y4, Y5, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
+	VMOVDQU          2(CX), X1
+	VPSRLW           $0x04, X1, X0
+	VINSERTI128      $0x01, X0, Y1, Y0
+	VPAND            const0<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y2
+	VCVTPH2PS        Y2, Z2
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+
+	// The outputs of all codes.
+	VMOVUPS const23<>+0(SB), Z3
+	VMULPS  Z2, Z3, Z3
+	VPSLLD  $0x0f, Z3, Z2
+	VPSRLD  $0x1f, Z2, Z2
+	VPADDD  const9<>+0(SB), Z3, Z3
+	VPADDD  Z2, Z3, Z3
+	VPSRLD  $0x10, Z3, Z3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z5, Z6, Z6
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VPSRLD       $0x10, Z6, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z5, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVUPS   Z0, (AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -7010,48 +6794,40 @@ TEXT ·avx512IQ4_NLToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPMOVZXBQ    const6<>+0(SB), Z2
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VMOVDQU      2(CX), X3
-	VPSRLW       $0x04, X3, X4
-	VINSERTI128  $0x01, X4, Y3, Y4
-	VPAND        const0<>+0(SB), Y4, Y4
-	VMOVDQU      const15<>+0(SB), Y5
-	VPSHUFB      Y4, Y5, Y4
-	VPBROADCASTW (CX), Y5
-	VCVTPH2PS    Y5, Z5
-	VCMPPS       $0x03, Z5, Z5, K1
-	VPANDD.BCST  const4<>+0(SB), Z5, K1, Z5
-	VPORD.BCST   const5<>+0(SB), Z5, K1, Z5
+	VMOVDQU          2(CX), X1
+	VPSRLW           $0x04, X1, X0
+	VINSERTI128      $0x01, X0, Y1, Y0
+	VPAND            const0<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y2
+	VCVTPH2PS        Y2, Z2
+	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+
+	// The outputs of all codes.
+	VMOVUPS const23<>+0(SB), Z3
+	VMULPS  Z2, Z3, Z3
+	VPSLLD  $0x0f, Z3, Z2
+	VPSRLD  $0x1f, Z2, Z2
+	VPADDD  const9<>+0(SB), Z3, Z3
+	VPADDD  Z2, Z3, Z3
+	VPSRLD  $0x10, Z3, Z3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z5, Z6, Z6
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VPSRLD       $0x10, Z6, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z5, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z4, Z5
-	VPANDD       Z0, Z5, Z5
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z5, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, (AX)
-	ADDQ         $+18, CX
-	ADDQ         $+64, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVNTPS  Z0, (AX)
+	ADDQ      $+18, CX
+	ADDQ      $+64, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE

@@ -70,80 +70,72 @@ loop:
 	RET
 
 // func avx2F32ToF16(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, F16C
 TEXT ·avx2F32ToF16(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVUPS     (CX), Y0
-	VMOVUPS     32(CX), Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVUPS     Y0, (AX)
-	VMOVUPS     64(CX), Y0
-	VMOVUPS     96(CX), Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVUPS     Y0, 32(AX)
-	VMOVUPS     128(CX), Y0
-	VMOVUPS     160(CX), Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVUPS     Y0, 64(AX)
-	VMOVUPS     192(CX), Y0
-	VMOVUPS     224(CX), Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVUPS     Y0, 96(AX)
-	ADDQ        $+256, CX
-	ADDQ        $+128, AX
-	DECQ        DX
-	JNZ         loop
+	VMOVUPS   (CX), Y0
+	VMOVUPS   32(CX), Y1
+	VCVTPS2PH $0x00, Y0, (AX)
+	VCVTPS2PH $0x00, Y1, 16(AX)
+	VMOVUPS   64(CX), Y0
+	VMOVUPS   96(CX), Y1
+	VCVTPS2PH $0x00, Y0, 32(AX)
+	VCVTPS2PH $0x00, Y1, 48(AX)
+	VMOVUPS   128(CX), Y0
+	VMOVUPS   160(CX), Y1
+	VCVTPS2PH $0x00, Y0, 64(AX)
+	VCVTPS2PH $0x00, Y1, 80(AX)
+	VMOVUPS   192(CX), Y0
+	VMOVUPS   224(CX), Y1
+	VCVTPS2PH $0x00, Y0, 96(AX)
+	VCVTPS2PH $0x00, Y1, 112(AX)
+	ADDQ      $+256, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
 // func avx2F32ToF16NT(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, F16C, MMX+
+// Requires: AVX, F16C, MMX+
 TEXT ·avx2F32ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVUPS     (CX), Y0
-	VMOVUPS     32(CX), Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVNTPS    Y0, (AX)
-	VMOVUPS     64(CX), Y0
-	VMOVUPS     96(CX), Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVNTPS    Y0, 32(AX)
-	VMOVUPS     128(CX), Y0
-	VMOVUPS     160(CX), Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVNTPS    Y0, 64(AX)
-	VMOVUPS     192(CX), Y0
-	VMOVUPS     224(CX), Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVNTPS    Y0, 96(AX)
-	ADDQ        $+256, CX
-	ADDQ        $+128, AX
-	DECQ        DX
-	JNZ         loop
+	VMOVUPS   (CX), Y0
+	VMOVUPS   32(CX), Y1
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, (AX)
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 16(AX)
+	VMOVUPS   64(CX), Y0
+	VMOVUPS   96(CX), Y1
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 32(AX)
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 48(AX)
+	VMOVUPS   128(CX), Y0
+	VMOVUPS   160(CX), Y1
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 64(AX)
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 80(AX)
+	VMOVUPS   192(CX), Y0
+	VMOVUPS   224(CX), Y1
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 96(AX)
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 112(AX)
+	ADDQ      $+256, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -157,101 +149,109 @@ TEXT ·avx2F32ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
 	VPBROADCASTD const0<>+0(SB), Y0
-	VPBROADCASTD const1<>+0(SB), Y1
+	VPBROADCASTD const1<>+0(SB), Y0
 
 loop:
-	VMOVUPS   (CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VMOVUPS   32(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVUPS   Y2, (AX)
-	VMOVUPS   64(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VMOVUPS   96(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVUPS   Y2, 32(AX)
-	VMOVUPS   128(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VMOVUPS   160(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVUPS   Y2, 64(AX)
-	VMOVUPS   192(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VMOVUPS   224(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVUPS   Y2, 96(AX)
+	VMOVUPS   (CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VMOVUPS   32(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVUPS   Y0, (AX)
+	VMOVUPS   64(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VMOVUPS   96(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVUPS   Y0, 32(AX)
+	VMOVUPS   128(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VMOVUPS   160(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVUPS   Y0, 64(AX)
+	VMOVUPS   192(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VMOVUPS   224(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVUPS   Y0, 96(AX)
 	ADDQ      $+256, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -259,16 +259,16 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const0<>+0(SB)/8, $0x0000000100000001
-DATA const0<>+8(SB)/8, $0x0000000100000001
-DATA const0<>+16(SB)/8, $0x0000000100000001
-DATA const0<>+24(SB)/8, $0x0000000100000001
+DATA const0<>+0(SB)/8, $0x0001000100010001
+DATA const0<>+8(SB)/8, $0x0001000100010001
+DATA const0<>+16(SB)/8, $0x0001000100010001
+DATA const0<>+24(SB)/8, $0x0001000100010001
 GLOBL const0<>(SB), RODATA|NOPTR, $32
 
-DATA const1<>+0(SB)/8, $0x00007fff00007fff
-DATA const1<>+8(SB)/8, $0x00007fff00007fff
-DATA const1<>+16(SB)/8, $0x00007fff00007fff
-DATA const1<>+24(SB)/8, $0x00007fff00007fff
+DATA const1<>+0(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const1<>+8(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const1<>+16(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const1<>+24(SB)/8, $0x7ffe7ffe7ffe7ffe
 GLOBL const1<>(SB), RODATA|NOPTR, $32
 
 DATA const2<>+0(SB)/8, $0xffff0000ffff0000
@@ -283,6 +283,12 @@ DATA const3<>+16(SB)/8, $0x0040000000400000
 DATA const3<>+24(SB)/8, $0x0040000000400000
 GLOBL const3<>(SB), RODATA|NOPTR, $32
 
+DATA const4<>+0(SB)/8, $0x00007fff00007fff
+DATA const4<>+8(SB)/8, $0x00007fff00007fff
+DATA const4<>+16(SB)/8, $0x00007fff00007fff
+DATA const4<>+24(SB)/8, $0x00007fff00007fff
+GLOBL const4<>(SB), RODATA|NOPTR, $32
+
 // func avx2F32ToBF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, MMX+
 TEXT ·avx2F32ToBF16NT(SB), NOSPLIT, $0-24
@@ -290,101 +296,109 @@ TEXT ·avx2F32ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
 	VPBROADCASTD const0<>+0(SB), Y0
-	VPBROADCASTD const1<>+0(SB), Y1
+	VPBROADCASTD const1<>+0(SB), Y0
 
 loop:
-	VMOVUPS   (CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VMOVUPS   32(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVNTPS  Y2, (AX)
-	VMOVUPS   64(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VMOVUPS   96(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVNTPS  Y2, 32(AX)
-	VMOVUPS   128(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VMOVUPS   160(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVNTPS  Y2, 64(AX)
-	VMOVUPS   192(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VMOVUPS   224(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVNTPS  Y2, 96(AX)
+	VMOVUPS   (CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VMOVUPS   32(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVNTPS  Y0, (AX)
+	VMOVUPS   64(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VMOVUPS   96(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVNTPS  Y0, 32(AX)
+	VMOVUPS   128(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VMOVUPS   160(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVNTPS  Y0, 64(AX)
+	VMOVUPS   192(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VMOVUPS   224(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVNTPS  Y0, 96(AX)
 	ADDQ      $+256, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -447,54 +461,54 @@ loop:
 // func avx512F32ToF16(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX512F
 TEXT ·avx512F32ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
-	VMOVUPS      (CX), Z0
-	VMOVUPS      64(CX), Z1
-	VCVTPS2PH    $0x00, Z0, Y2
-	VCVTPS2PH    $0x00, Z1, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVUPS      Z0, (AX)
-	VMOVUPS      128(CX), Z0
-	VMOVUPS      192(CX), Z1
-	VCVTPS2PH    $0x00, Z0, Y2
-	VCVTPS2PH    $0x00, Z1, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVUPS      Z0, 64(AX)
-	ADDQ         $+256, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VMOVUPS   (CX), Z0
+	VMOVUPS   64(CX), Z1
+	VCVTPS2PH $0x00, Z0, (AX)
+	VCVTPS2PH $0x00, Z1, 32(AX)
+	VMOVUPS   128(CX), Z0
+	VMOVUPS   192(CX), Z1
+	VCVTPS2PH $0x00, Z0, 64(AX)
+	VCVTPS2PH $0x00, Z1, 96(AX)
+	ADDQ      $+256, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
 // func avx512F32ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·avx512F32ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
-	VMOVUPS      (CX), Z0
-	VMOVUPS      64(CX), Z1
-	VCVTPS2PH    $0x00, Z0, Y2
-	VCVTPS2PH    $0x00, Z1, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVNTPS     Z0, (AX)
-	VMOVUPS      128(CX), Z0
-	VMOVUPS      192(CX), Z1
-	VCVTPS2PH    $0x00, Z0, Y2
-	VCVTPS2PH    $0x00, Z1, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVNTPS     Z0, 64(AX)
-	ADDQ         $+256, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VMOVUPS   (CX), Z0
+	VMOVUPS   64(CX), Z1
+	VCVTPS2PH $0x00, Z0, Y0
+	VMOVNTPS  Y0, (AX)
+	VCVTPS2PH $0x00, Z1, Y0
+	VMOVNTPS  Y0, 32(AX)
+	VMOVUPS   128(CX), Z0
+	VMOVUPS   192(CX), Z1
+	VCVTPS2PH $0x00, Z0, Y0
+	VMOVNTPS  Y0, 64(AX)
+	VCVTPS2PH $0x00, Z1, Y0
+	VMOVNTPS  Y0, 96(AX)
+	ADDQ      $+256, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -507,65 +521,88 @@ TEXT ·avx512F32ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const0<>+0(SB), Z0
-	VPBROADCASTD const1<>+0(SB), Z1
-	VPMOVZXBQ    const4<>+0(SB), Z2
+	VPBROADCASTD const1<>+0(SB), Z0
+	VPBROADCASTD const2<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
 
 loop:
-	VMOVUPS     (CX), Z3
-	VCMPPS      $0x03, Z3, Z3, K1
-	VPANDD.BCST const2<>+0(SB), Z3, K1, Z3
-	VPORD.BCST  const3<>+0(SB), Z3, K1, Z3
-	VMOVUPS     64(CX), Z4
-	VCMPPS      $0x03, Z4, Z4, K1
-	VPANDD.BCST const2<>+0(SB), Z4, K1, Z4
-	VPORD.BCST  const3<>+0(SB), Z4, K1, Z4
-	VPSRLD      $0x10, Z3, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z3, Z3
-	VPADDD      Z5, Z3, Z3
-	VPSRLD      $0x10, Z3, Z3
-	VPSRLD      $0x10, Z4, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z4, Z4
-	VPADDD      Z5, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
-	VPACKUSDW   Z4, Z3, Z3
-	VPERMQ      Z3, Z2, Z3
-	VMOVUPS     Z3, (AX)
-	VMOVUPS     128(CX), Z3
-	VCMPPS      $0x03, Z3, Z3, K1
-	VPANDD.BCST const2<>+0(SB), Z3, K1, Z3
-	VPORD.BCST  const3<>+0(SB), Z3, K1, Z3
-	VMOVUPS     192(CX), Z4
-	VCMPPS      $0x03, Z4, Z4, K1
-	VPANDD.BCST const2<>+0(SB), Z4, K1, Z4
-	VPORD.BCST  const3<>+0(SB), Z4, K1, Z4
-	VPSRLD      $0x10, Z3, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z3, Z3
-	VPADDD      Z5, Z3, Z3
-	VPSRLD      $0x10, Z3, Z3
-	VPSRLD      $0x10, Z4, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z4, Z4
-	VPADDD      Z5, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
-	VPACKUSDW   Z4, Z3, Z3
-	VPERMQ      Z3, Z2, Z3
-	VMOVUPS     Z3, 64(AX)
-	ADDQ        $+256, CX
-	ADDQ        $+128, AX
-	DECQ        DX
-	JNZ         loop
+	VMOVUPS          (CX), Z0
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z0, Z0
+	VMOVUPS          64(CX), Z1
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z1, Z1
+	VPSLLD           $0x0f, Z0, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z0, Z0
+	VPADDD           Z2, Z0, Z0
+	VPSRLD           $0x10, Z0, Z0
+	VPSLLD           $0x0f, Z1, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z1, Z1
+	VPADDD           Z2, Z1, Z1
+	VPSRLD           $0x10, Z1, Z1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW        Z1, Z0, Z0
+	VPMOVZXBQ        const8<>+0(SB), Z1
+	VPERMQ           Z0, Z1, Z0
+	VMOVUPS          Z0, (AX)
+	VMOVUPS          128(CX), Z0
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z0, Z0
+	VMOVUPS          192(CX), Z1
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z1, Z1
+	VPSLLD           $0x0f, Z0, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z0, Z0
+	VPADDD           Z2, Z0, Z0
+	VPSRLD           $0x10, Z0, Z0
+	VPSLLD           $0x0f, Z1, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z1, Z1
+	VPADDD           Z2, Z1, Z1
+	VPSRLD           $0x10, Z1, Z1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Z1, Z0, Z0
+	VPMOVZXBQ const8<>+0(SB), Z1
+	VPERMQ    Z0, Z1, Z0
+	VMOVUPS   Z0, 64(AX)
+	ADDQ      $+256, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
-DATA const4<>+0(SB)/8, $0x0705030106040200
-DATA const4<>+8(SB)/8, $0x0705030106040200
-DATA const4<>+16(SB)/8, $0x0705030106040200
-DATA const4<>+24(SB)/8, $0x0705030106040200
-GLOBL const4<>(SB), RODATA|NOPTR, $32
+DATA const5<>+0(SB)/8, $0x0000ffff0000ffff
+DATA const5<>+8(SB)/8, $0x0000ffff0000ffff
+DATA const5<>+16(SB)/8, $0x0000ffff0000ffff
+DATA const5<>+24(SB)/8, $0x0000ffff0000ffff
+GLOBL const5<>(SB), RODATA|NOPTR, $32
+
+DATA const6<>+0(SB)/8, $0x0000003300000033
+DATA const6<>+8(SB)/8, $0x0000003300000033
+DATA const6<>+16(SB)/8, $0x0000003300000033
+DATA const6<>+24(SB)/8, $0x0000003300000033
+GLOBL const6<>(SB), RODATA|NOPTR, $32
+
+DATA const7<>+0(SB)/8, $0x00007fff00007fff
+DATA const7<>+8(SB)/8, $0x00007fff00007fff
+DATA const7<>+16(SB)/8, $0x00007fff00007fff
+DATA const7<>+24(SB)/8, $0x00007fff00007fff
+DATA const7<>+32(SB)/8, $0x00007fff00007fff
+DATA const7<>+40(SB)/8, $0x00007fff00007fff
+DATA const7<>+48(SB)/8, $0x00007fff00007fff
+DATA const7<>+56(SB)/8, $0x00007fff00007fff
+GLOBL const7<>(SB), RODATA|NOPTR, $64
+
+DATA const8<>+0(SB)/8, $0x0705030106040200
+DATA const8<>+8(SB)/8, $0x0705030106040200
+DATA const8<>+16(SB)/8, $0x0705030106040200
+DATA const8<>+24(SB)/8, $0x0705030106040200
+GLOBL const8<>(SB), RODATA|NOPTR, $32
 
 // func avx512F32ToBF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX512BW, AVX512F, MMX+
@@ -573,57 +610,58 @@ TEXT ·avx512F32ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const0<>+0(SB), Z0
-	VPBROADCASTD const1<>+0(SB), Z1
-	VPMOVZXBQ    const4<>+0(SB), Z2
+	VPBROADCASTD const1<>+0(SB), Z0
+	VPBROADCASTD const2<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
 
 loop:
-	VMOVUPS     (CX), Z3
-	VCMPPS      $0x03, Z3, Z3, K1
-	VPANDD.BCST const2<>+0(SB), Z3, K1, Z3
-	VPORD.BCST  const3<>+0(SB), Z3, K1, Z3
-	VMOVUPS     64(CX), Z4
-	VCMPPS      $0x03, Z4, Z4, K1
-	VPANDD.BCST const2<>+0(SB), Z4, K1, Z4
-	VPORD.BCST  const3<>+0(SB), Z4, K1, Z4
-	VPSRLD      $0x10, Z3, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z3, Z3
-	VPADDD      Z5, Z3, Z3
-	VPSRLD      $0x10, Z3, Z3
-	VPSRLD      $0x10, Z4, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z4, Z4
-	VPADDD      Z5, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
-	VPACKUSDW   Z4, Z3, Z3
-	VPERMQ      Z3, Z2, Z3
-	VMOVNTPS    Z3, (AX)
-	VMOVUPS     128(CX), Z3
-	VCMPPS      $0x03, Z3, Z3, K1
-	VPANDD.BCST const2<>+0(SB), Z3, K1, Z3
-	VPORD.BCST  const3<>+0(SB), Z3, K1, Z3
-	VMOVUPS     192(CX), Z4
-	VCMPPS      $0x03, Z4, Z4, K1
-	VPANDD.BCST const2<>+0(SB), Z4, K1, Z4
-	VPORD.BCST  const3<>+0(SB), Z4, K1, Z4
-	VPSRLD      $0x10, Z3, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z3, Z3
-	VPADDD      Z5, Z3, Z3
-	VPSRLD      $0x10, Z3, Z3
-	VPSRLD      $0x10, Z4, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z4, Z4
-	VPADDD      Z5, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
-	VPACKUSDW   Z4, Z3, Z3
-	VPERMQ      Z3, Z2, Z3
-	VMOVNTPS    Z3, 64(AX)
-	ADDQ        $+256, CX
-	ADDQ        $+128, AX
-	DECQ        DX
-	JNZ         loop
+	VMOVUPS          (CX), Z0
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z0, Z0
+	VMOVUPS          64(CX), Z1
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z1, Z1
+	VPSLLD           $0x0f, Z0, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z0, Z0
+	VPADDD           Z2, Z0, Z0
+	VPSRLD           $0x10, Z0, Z0
+	VPSLLD           $0x0f, Z1, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z1, Z1
+	VPADDD           Z2, Z1, Z1
+	VPSRLD           $0x10, Z1, Z1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW        Z1, Z0, Z0
+	VPMOVZXBQ        const8<>+0(SB), Z1
+	VPERMQ           Z0, Z1, Z0
+	VMOVNTPS         Z0, (AX)
+	VMOVUPS          128(CX), Z0
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z0, Z0
+	VMOVUPS          192(CX), Z1
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z1, Z1
+	VPSLLD           $0x0f, Z0, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z0, Z0
+	VPADDD           Z2, Z0, Z0
+	VPSRLD           $0x10, Z0, Z0
+	VPSLLD           $0x0f, Z1, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z1, Z1
+	VPADDD           Z2, Z1, Z1
+	VPSRLD           $0x10, Z1, Z1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Z1, Z0, Z0
+	VPMOVZXBQ const8<>+0(SB), Z1
+	VPERMQ    Z0, Z1, Z0
+	VMOVNTPS  Z0, 64(AX)
+	ADDQ      $+256, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -751,101 +789,109 @@ TEXT ·avx2F16ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
 	VPBROADCASTD const0<>+0(SB), Y0
-	VPBROADCASTD const1<>+0(SB), Y1
+	VPBROADCASTD const1<>+0(SB), Y0
 
 loop:
-	VCVTPH2PS (CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VCVTPH2PS 16(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVUPS   Y2, (AX)
-	VCVTPH2PS 32(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VCVTPH2PS 48(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVUPS   Y2, 32(AX)
-	VCVTPH2PS 64(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VCVTPH2PS 80(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVUPS   Y2, 64(AX)
-	VCVTPH2PS 96(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VCVTPH2PS 112(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVUPS   Y2, 96(AX)
+	VCVTPH2PS (CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VCVTPH2PS 16(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVUPS   Y0, (AX)
+	VCVTPH2PS 32(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VCVTPH2PS 48(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVUPS   Y0, 32(AX)
+	VCVTPH2PS 64(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VCVTPH2PS 80(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVUPS   Y0, 64(AX)
+	VCVTPH2PS 96(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VCVTPH2PS 112(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVUPS   Y0, 96(AX)
 	ADDQ      $+128, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -860,101 +906,109 @@ TEXT ·avx2F16ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
 	VPBROADCASTD const0<>+0(SB), Y0
-	VPBROADCASTD const1<>+0(SB), Y1
+	VPBROADCASTD const1<>+0(SB), Y0
 
 loop:
-	VCVTPH2PS (CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VCVTPH2PS 16(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVNTPS  Y2, (AX)
-	VCVTPH2PS 32(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VCVTPH2PS 48(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVNTPS  Y2, 32(AX)
-	VCVTPH2PS 64(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VCVTPH2PS 80(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVNTPS  Y2, 64(AX)
-	VCVTPH2PS 96(CX), Y2
-	VCMPPS    $0x03, Y2, Y2, Y3
-	VANDPS    const2<>+0(SB), Y2, Y4
-	VORPS     const3<>+0(SB), Y4, Y4
-	VBLENDVPS Y3, Y4, Y2, Y2
-	VCVTPH2PS 112(CX), Y3
-	VCMPPS    $0x03, Y3, Y3, Y4
-	VANDPS    const2<>+0(SB), Y3, Y5
-	VORPS     const3<>+0(SB), Y5, Y5
-	VBLENDVPS Y4, Y5, Y3, Y3
-	VPSRLD    $0x10, Y2, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y2, Y2
-	VPADDD    Y4, Y2, Y2
-	VPSRLD    $0x10, Y2, Y2
-	VPSRLD    $0x10, Y3, Y4
-	VPAND     Y0, Y4, Y4
-	VPADDD    Y1, Y3, Y3
-	VPADDD    Y4, Y3, Y3
-	VPSRLD    $0x10, Y3, Y3
-	VPACKUSDW Y3, Y2, Y2
-	VPERMQ    $0xd8, Y2, Y2
-	VMOVNTPS  Y2, 96(AX)
+	VCVTPH2PS (CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VCVTPH2PS 16(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVNTPS  Y0, (AX)
+	VCVTPH2PS 32(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VCVTPH2PS 48(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVNTPS  Y0, 32(AX)
+	VCVTPH2PS 64(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VCVTPH2PS 80(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVNTPS  Y0, 64(AX)
+	VCVTPH2PS 96(CX), Y0
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VANDPS    const2<>+0(SB), Y0, Y2
+	VORPS     const3<>+0(SB), Y2, Y2
+	VBLENDVPS Y1, Y2, Y0, Y0
+	VCVTPH2PS 112(CX), Y1
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VANDPS    const2<>+0(SB), Y1, Y3
+	VORPS     const3<>+0(SB), Y3, Y3
+	VBLENDVPS Y2, Y3, Y1, Y1
+	VPSLLD    $0x0f, Y0, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y0, Y0
+	VPADDD    Y2, Y0, Y0
+	VPSRLD    $0x10, Y0, Y0
+	VPSLLD    $0x0f, Y1, Y2
+	VPSRLD    $0x1f, Y2, Y2
+	VPADDD    const4<>+0(SB), Y1, Y1
+	VPADDD    Y2, Y1, Y1
+	VPSRLD    $0x10, Y1, Y1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Y1, Y0, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVNTPS  Y0, 96(AX)
 	ADDQ      $+128, CX
 	ADDQ      $+128, AX
 	DECQ      DX
@@ -1017,9 +1071,11 @@ loop:
 // func avx512F16ToF16(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX512F
 TEXT ·avx512F16ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVUPS (CX), Z0
@@ -1036,9 +1092,11 @@ loop:
 // func avx512F16ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·avx512F16ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VMOVUPS  (CX), Z0
@@ -1061,57 +1119,58 @@ TEXT ·avx512F16ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const0<>+0(SB), Z0
-	VPBROADCASTD const1<>+0(SB), Z1
-	VPMOVZXBQ    const4<>+0(SB), Z2
+	VPBROADCASTD const1<>+0(SB), Z0
+	VPBROADCASTD const2<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
 
 loop:
-	VCVTPH2PS   (CX), Z3
-	VCMPPS      $0x03, Z3, Z3, K1
-	VPANDD.BCST const2<>+0(SB), Z3, K1, Z3
-	VPORD.BCST  const3<>+0(SB), Z3, K1, Z3
-	VCVTPH2PS   32(CX), Z4
-	VCMPPS      $0x03, Z4, Z4, K1
-	VPANDD.BCST const2<>+0(SB), Z4, K1, Z4
-	VPORD.BCST  const3<>+0(SB), Z4, K1, Z4
-	VPSRLD      $0x10, Z3, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z3, Z3
-	VPADDD      Z5, Z3, Z3
-	VPSRLD      $0x10, Z3, Z3
-	VPSRLD      $0x10, Z4, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z4, Z4
-	VPADDD      Z5, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
-	VPACKUSDW   Z4, Z3, Z3
-	VPERMQ      Z3, Z2, Z3
-	VMOVUPS     Z3, (AX)
-	VCVTPH2PS   64(CX), Z3
-	VCMPPS      $0x03, Z3, Z3, K1
-	VPANDD.BCST const2<>+0(SB), Z3, K1, Z3
-	VPORD.BCST  const3<>+0(SB), Z3, K1, Z3
-	VCVTPH2PS   96(CX), Z4
-	VCMPPS      $0x03, Z4, Z4, K1
-	VPANDD.BCST const2<>+0(SB), Z4, K1, Z4
-	VPORD.BCST  const3<>+0(SB), Z4, K1, Z4
-	VPSRLD      $0x10, Z3, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z3, Z3
-	VPADDD      Z5, Z3, Z3
-	VPSRLD      $0x10, Z3, Z3
-	VPSRLD      $0x10, Z4, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z4, Z4
-	VPADDD      Z5, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
-	VPACKUSDW   Z4, Z3, Z3
-	VPERMQ      Z3, Z2, Z3
-	VMOVUPS     Z3, 64(AX)
-	ADDQ        $+128, CX
-	ADDQ        $+128, AX
-	DECQ        DX
-	JNZ         loop
+	VCVTPH2PS        (CX), Z0
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z0, Z0
+	VCVTPH2PS        32(CX), Z1
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z1, Z1
+	VPSLLD           $0x0f, Z0, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z0, Z0
+	VPADDD           Z2, Z0, Z0
+	VPSRLD           $0x10, Z0, Z0
+	VPSLLD           $0x0f, Z1, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z1, Z1
+	VPADDD           Z2, Z1, Z1
+	VPSRLD           $0x10, Z1, Z1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW        Z1, Z0, Z0
+	VPMOVZXBQ        const8<>+0(SB), Z1
+	VPERMQ           Z0, Z1, Z0
+	VMOVUPS          Z0, (AX)
+	VCVTPH2PS        64(CX), Z0
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z0, Z0
+	VCVTPH2PS        96(CX), Z1
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z1, Z1
+	VPSLLD           $0x0f, Z0, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z0, Z0
+	VPADDD           Z2, Z0, Z0
+	VPSRLD           $0x10, Z0, Z0
+	VPSLLD           $0x0f, Z1, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z1, Z1
+	VPADDD           Z2, Z1, Z1
+	VPSRLD           $0x10, Z1, Z1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Z1, Z0, Z0
+	VPMOVZXBQ const8<>+0(SB), Z1
+	VPERMQ    Z0, Z1, Z0
+	VMOVUPS   Z0, 64(AX)
+	ADDQ      $+128, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -1121,57 +1180,58 @@ TEXT ·avx512F16ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const0<>+0(SB), Z0
-	VPBROADCASTD const1<>+0(SB), Z1
-	VPMOVZXBQ    const4<>+0(SB), Z2
+	VPBROADCASTD const1<>+0(SB), Z0
+	VPBROADCASTD const2<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
 
 loop:
-	VCVTPH2PS   (CX), Z3
-	VCMPPS      $0x03, Z3, Z3, K1
-	VPANDD.BCST const2<>+0(SB), Z3, K1, Z3
-	VPORD.BCST  const3<>+0(SB), Z3, K1, Z3
-	VCVTPH2PS   32(CX), Z4
-	VCMPPS      $0x03, Z4, Z4, K1
-	VPANDD.BCST const2<>+0(SB), Z4, K1, Z4
-	VPORD.BCST  const3<>+0(SB), Z4, K1, Z4
-	VPSRLD      $0x10, Z3, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z3, Z3
-	VPADDD      Z5, Z3, Z3
-	VPSRLD      $0x10, Z3, Z3
-	VPSRLD      $0x10, Z4, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z4, Z4
-	VPADDD      Z5, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
-	VPACKUSDW   Z4, Z3, Z3
-	VPERMQ      Z3, Z2, Z3
-	VMOVNTPS    Z3, (AX)
-	VCVTPH2PS   64(CX), Z3
-	VCMPPS      $0x03, Z3, Z3, K1
-	VPANDD.BCST const2<>+0(SB), Z3, K1, Z3
-	VPORD.BCST  const3<>+0(SB), Z3, K1, Z3
-	VCVTPH2PS   96(CX), Z4
-	VCMPPS      $0x03, Z4, Z4, K1
-	VPANDD.BCST const2<>+0(SB), Z4, K1, Z4
-	VPORD.BCST  const3<>+0(SB), Z4, K1, Z4
-	VPSRLD      $0x10, Z3, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z3, Z3
-	VPADDD      Z5, Z3, Z3
-	VPSRLD      $0x10, Z3, Z3
-	VPSRLD      $0x10, Z4, Z5
-	VPANDD      Z0, Z5, Z5
-	VPADDD      Z1, Z4, Z4
-	VPADDD      Z5, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
-	VPACKUSDW   Z4, Z3, Z3
-	VPERMQ      Z3, Z2, Z3
-	VMOVNTPS    Z3, 64(AX)
-	ADDQ        $+128, CX
-	ADDQ        $+128, AX
-	DECQ        DX
-	JNZ         loop
+	VCVTPH2PS        (CX), Z0
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z0, Z0
+	VCVTPH2PS        32(CX), Z1
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z1, Z1
+	VPSLLD           $0x0f, Z0, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z0, Z0
+	VPADDD           Z2, Z0, Z0
+	VPSRLD           $0x10, Z0, Z0
+	VPSLLD           $0x0f, Z1, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z1, Z1
+	VPADDD           Z2, Z1, Z1
+	VPSRLD           $0x10, Z1, Z1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW        Z1, Z0, Z0
+	VPMOVZXBQ        const8<>+0(SB), Z1
+	VPERMQ           Z0, Z1, Z0
+	VMOVNTPS         Z0, (AX)
+	VCVTPH2PS        64(CX), Z0
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z0, Z0
+	VCVTPH2PS        96(CX), Z1
+	VFIXUPIMMPS.BCST $0x00, const6<>+0(SB), Z1, Z1
+	VPSLLD           $0x0f, Z0, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z0, Z0
+	VPADDD           Z2, Z0, Z0
+	VPSRLD           $0x10, Z0, Z0
+	VPSLLD           $0x0f, Z1, Z2
+	VPSRLD           $0x1f, Z2, Z2
+	VPADDD           const7<>+0(SB), Z1, Z1
+	VPADDD           Z2, Z1, Z1
+	VPSRLD           $0x10, Z1, Z1
+
+	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	VPACKUSDW Z1, Z0, Z0
+	VPMOVZXBQ const8<>+0(SB), Z1
+	VPERMQ    Z0, Z1, Z0
+	VMOVNTPS  Z0, 64(AX)
+	ADDQ      $+128, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -1267,42 +1327,34 @@ TEXT ·avx2BF16ToF16(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VPMOVZXWD   (CX), Y0
-	VPSLLD      $0x10, Y0, Y0
-	VPMOVZXWD   16(CX), Y1
-	VPSLLD      $0x10, Y1, Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVUPS     Y0, (AX)
-	VPMOVZXWD   32(CX), Y0
-	VPSLLD      $0x10, Y0, Y0
-	VPMOVZXWD   48(CX), Y1
-	VPSLLD      $0x10, Y1, Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVUPS     Y0, 32(AX)
-	VPMOVZXWD   64(CX), Y0
-	VPSLLD      $0x10, Y0, Y0
-	VPMOVZXWD   80(CX), Y1
-	VPSLLD      $0x10, Y1, Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVUPS     Y0, 64(AX)
-	VPMOVZXWD   96(CX), Y0
-	VPSLLD      $0x10, Y0, Y0
-	VPMOVZXWD   112(CX), Y1
-	VPSLLD      $0x10, Y1, Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVUPS     Y0, 96(AX)
-	ADDQ        $+128, CX
-	ADDQ        $+128, AX
-	DECQ        DX
-	JNZ         loop
+	VPMOVZXWD (CX), Y0
+	VPSLLD    $0x10, Y0, Y0
+	VPMOVZXWD 16(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCVTPS2PH $0x00, Y0, (AX)
+	VCVTPS2PH $0x00, Y1, 16(AX)
+	VPMOVZXWD 32(CX), Y0
+	VPSLLD    $0x10, Y0, Y0
+	VPMOVZXWD 48(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCVTPS2PH $0x00, Y0, 32(AX)
+	VCVTPS2PH $0x00, Y1, 48(AX)
+	VPMOVZXWD 64(CX), Y0
+	VPSLLD    $0x10, Y0, Y0
+	VPMOVZXWD 80(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCVTPS2PH $0x00, Y0, 64(AX)
+	VCVTPS2PH $0x00, Y1, 80(AX)
+	VPMOVZXWD 96(CX), Y0
+	VPSLLD    $0x10, Y0, Y0
+	VPMOVZXWD 112(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCVTPS2PH $0x00, Y0, 96(AX)
+	VCVTPS2PH $0x00, Y1, 112(AX)
+	ADDQ      $+128, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -1314,42 +1366,42 @@ TEXT ·avx2BF16ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VPMOVZXWD   (CX), Y0
-	VPSLLD      $0x10, Y0, Y0
-	VPMOVZXWD   16(CX), Y1
-	VPSLLD      $0x10, Y1, Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVNTPS    Y0, (AX)
-	VPMOVZXWD   32(CX), Y0
-	VPSLLD      $0x10, Y0, Y0
-	VPMOVZXWD   48(CX), Y1
-	VPSLLD      $0x10, Y1, Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVNTPS    Y0, 32(AX)
-	VPMOVZXWD   64(CX), Y0
-	VPSLLD      $0x10, Y0, Y0
-	VPMOVZXWD   80(CX), Y1
-	VPSLLD      $0x10, Y1, Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVNTPS    Y0, 64(AX)
-	VPMOVZXWD   96(CX), Y0
-	VPSLLD      $0x10, Y0, Y0
-	VPMOVZXWD   112(CX), Y1
-	VPSLLD      $0x10, Y1, Y1
-	VCVTPS2PH   $0x00, Y0, X2
-	VCVTPS2PH   $0x00, Y1, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VMOVNTPS    Y0, 96(AX)
-	ADDQ        $+128, CX
-	ADDQ        $+128, AX
-	DECQ        DX
-	JNZ         loop
+	VPMOVZXWD (CX), Y0
+	VPSLLD    $0x10, Y0, Y0
+	VPMOVZXWD 16(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, (AX)
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 16(AX)
+	VPMOVZXWD 32(CX), Y0
+	VPSLLD    $0x10, Y0, Y0
+	VPMOVZXWD 48(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 32(AX)
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 48(AX)
+	VPMOVZXWD 64(CX), Y0
+	VPSLLD    $0x10, Y0, Y0
+	VPMOVZXWD 80(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 64(AX)
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 80(AX)
+	VPMOVZXWD 96(CX), Y0
+	VPSLLD    $0x10, Y0, Y0
+	VPMOVZXWD 112(CX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VCVTPS2PH $0x00, Y0, X0
+	VMOVNTPS  X0, 96(AX)
+	VCVTPS2PH $0x00, Y1, X0
+	VMOVNTPS  X0, 112(AX)
+	ADDQ      $+128, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -1469,62 +1521,62 @@ loop:
 // func avx512BF16ToF16(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX512F
 TEXT ·avx512BF16ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
-	VPMOVZXWD    (CX), Z0
-	VPSLLD       $0x10, Z0, Z0
-	VPMOVZXWD    32(CX), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VCVTPS2PH    $0x00, Z0, Y2
-	VCVTPS2PH    $0x00, Z1, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVUPS      Z0, (AX)
-	VPMOVZXWD    64(CX), Z0
-	VPSLLD       $0x10, Z0, Z0
-	VPMOVZXWD    96(CX), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VCVTPS2PH    $0x00, Z0, Y2
-	VCVTPS2PH    $0x00, Z1, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVUPS      Z0, 64(AX)
-	ADDQ         $+128, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXWD (CX), Z0
+	VPSLLD    $0x10, Z0, Z0
+	VPMOVZXWD 32(CX), Z1
+	VPSLLD    $0x10, Z1, Z1
+	VCVTPS2PH $0x00, Z0, (AX)
+	VCVTPS2PH $0x00, Z1, 32(AX)
+	VPMOVZXWD 64(CX), Z0
+	VPSLLD    $0x10, Z0, Z0
+	VPMOVZXWD 96(CX), Z1
+	VPSLLD    $0x10, Z1, Z1
+	VCVTPS2PH $0x00, Z0, 64(AX)
+	VCVTPS2PH $0x00, Z1, 96(AX)
+	ADDQ      $+128, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
 // func avx512BF16ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX512F, MMX+
 TEXT ·avx512BF16ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
-	VPMOVZXWD    (CX), Z0
-	VPSLLD       $0x10, Z0, Z0
-	VPMOVZXWD    32(CX), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VCVTPS2PH    $0x00, Z0, Y2
-	VCVTPS2PH    $0x00, Z1, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVNTPS     Z0, (AX)
-	VPMOVZXWD    64(CX), Z0
-	VPSLLD       $0x10, Z0, Z0
-	VPMOVZXWD    96(CX), Z1
-	VPSLLD       $0x10, Z1, Z1
-	VCVTPS2PH    $0x00, Z0, Y2
-	VCVTPS2PH    $0x00, Z1, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVNTPS     Z0, 64(AX)
-	ADDQ         $+128, CX
-	ADDQ         $+128, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXWD (CX), Z0
+	VPSLLD    $0x10, Z0, Z0
+	VPMOVZXWD 32(CX), Z1
+	VPSLLD    $0x10, Z1, Z1
+	VCVTPS2PH $0x00, Z0, Y0
+	VMOVNTPS  Y0, (AX)
+	VCVTPS2PH $0x00, Z1, Y0
+	VMOVNTPS  Y0, 32(AX)
+	VPMOVZXWD 64(CX), Z0
+	VPSLLD    $0x10, Z0, Z0
+	VPMOVZXWD 96(CX), Z1
+	VPSLLD    $0x10, Z1, Z1
+	VCVTPS2PH $0x00, Z0, Y0
+	VMOVNTPS  Y0, 64(AX)
+	VCVTPS2PH $0x00, Z1, Y0
+	VMOVNTPS  Y0, 96(AX)
+	ADDQ      $+128, CX
+	ADDQ      $+128, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -1537,9 +1589,12 @@ TEXT ·avx512BF16ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const0<>+0(SB), Z0
 	VPBROADCASTD const1<>+0(SB), Z0
-	VPMOVZXBQ    const4<>+0(SB), Z0
+	VPBROADCASTD const2<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
 
 loop:
 	VMOVUPS (CX), Z0
@@ -1559,9 +1614,12 @@ TEXT ·avx512BF16ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const0<>+0(SB), Z0
 	VPBROADCASTD const1<>+0(SB), Z0
-	VPMOVZXBQ    const4<>+0(SB), Z0
+	VPBROADCASTD const2<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
 
 loop:
 	VMOVUPS  (CX), Z0

@@ -19,31 +19,30 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVUPS      Y3, (AX)
-	VMOVUPS      Y5, 32(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y3, 64(AX)
 	VMOVUPS      Y2, 96(AX)
 	VPADDB       Y1, Y1, Y2
 	VPADDB       Y1, Y2, Y2
@@ -51,31 +50,30 @@ loop:
 	VPCMPEQB     Y2, Y1, Y1
 	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y1, Y3, Y1
-	VPXOR  const2<>+0(SB), Y1, Y1
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X1, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVUPS      Y3, 128(AX)
-	VMOVUPS      Y5, 160(AX)
-	VEXTRACTI128 $+1, Y1, X3
+	VPSHUFD      $0x0e, X1, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y3, 160(AX)
+	VEXTRACTI128 $0x01, Y1, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 192(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y3, 192(AX)
 	VMOVUPS      Y1, 224(AX)
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
@@ -83,31 +81,30 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVUPS      Y3, 256(AX)
-	VMOVUPS      Y5, 288(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Y3, 288(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 320(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y3, 320(AX)
 	VMOVUPS      Y2, 352(AX)
 	VPADDB       Y1, Y1, Y2
 	VPADDB       Y1, Y2, Y2
@@ -115,31 +112,30 @@ loop:
 	VPCMPEQB     Y2, Y1, Y1
 	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y1, Y3, Y1
-	VPXOR  const2<>+0(SB), Y1, Y1
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X1, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVUPS      Y3, 384(AX)
-	VMOVUPS      Y5, 416(AX)
-	VEXTRACTI128 $+1, Y1, X3
+	VPSHUFD      $0x0e, X1, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y3, 416(AX)
+	VEXTRACTI128 $0x01, Y1, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 448(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y3, 448(AX)
 	VMOVUPS      Y1, 480(AX)
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
@@ -147,32 +143,31 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VPSHUFD      $0x0e, X2, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y1, 512(AX)
-	VMOVUPS      Y3, 544(AX)
-	VEXTRACTI128 $+1, Y2, X1
+	VPSHUFD      $0x0e, X2, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y1, 544(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
 	VMOVUPS      Y1, 576(AX)
-	VMOVUPS      Y2, 608(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 608(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X4
@@ -183,32 +178,31 @@ loop:
 	VPCMPEQB    Y2, Y3, Y3
 	VPMAXUB     const1<>+0(SB), Y2, Y5
 	VPCMPEQB    Y2, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y5, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB      Y3, Y5, Y3
+	VPABSB      Y3, Y3
+	VPADDB      const2<>+0(SB), Y3, Y3
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X3, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X3, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVUPS      Y2, 640(AX)
-	VMOVUPS      Y5, 672(AX)
-	VEXTRACTI128 $+1, Y3, X2
+	VPSHUFD      $0x0e, X3, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y2, 672(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
 	VMOVUPS      Y2, 704(AX)
-	VMOVUPS      Y3, 736(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPSHUFD      $0x0e, X2, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 736(AX)
 	VPADDB       X1, X1, X4
 	VPADDB       X1, X4, X4
 	VPADDB       X4, X4, X1
@@ -218,32 +212,31 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y5
 	VPCMPEQB     Y2, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y5, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y5, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X3, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X3, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVUPS      Y2, 768(AX)
-	VMOVUPS      Y5, 800(AX)
-	VEXTRACTI128 $+1, Y3, X2
+	VPSHUFD      $0x0e, X3, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y2, 800(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
 	VMOVUPS      Y2, 832(AX)
-	VMOVUPS      Y3, 864(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPSHUFD      $0x0e, X2, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 864(AX)
 	VPADDB       X1, X1, X4
 	VPADDB       X1, X4, X4
 
@@ -259,32 +252,31 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X2, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VPSHUFD      $0x0e, X2, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y1, 896(AX)
-	VMOVUPS      Y3, 928(AX)
-	VEXTRACTI128 $+1, Y2, X1
+	VPSHUFD      $0x0e, X2, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y1, 928(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
 	VMOVUPS      Y1, 960(AX)
-	VMOVUPS      Y2, 992(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 992(AX)
 	ADDQ         $+54, CX
 	ADDQ         $+1024, AX
 	DECQ         DX
@@ -337,31 +329,30 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVNTPS     Y3, (AX)
-	VMOVNTPS     Y5, 32(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y3, 64(AX)
 	VMOVNTPS     Y2, 96(AX)
 	VPADDB       Y1, Y1, Y2
 	VPADDB       Y1, Y2, Y2
@@ -369,31 +360,30 @@ loop:
 	VPCMPEQB     Y2, Y1, Y1
 	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y1, Y3, Y1
-	VPXOR  const2<>+0(SB), Y1, Y1
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X1, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVNTPS     Y3, 128(AX)
-	VMOVNTPS     Y5, 160(AX)
-	VEXTRACTI128 $+1, Y1, X3
+	VPSHUFD      $0x0e, X1, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y3, 160(AX)
+	VEXTRACTI128 $0x01, Y1, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 192(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y3, 192(AX)
 	VMOVNTPS     Y1, 224(AX)
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
@@ -401,31 +391,30 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVNTPS     Y3, 256(AX)
-	VMOVNTPS     Y5, 288(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Y3, 288(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 320(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y3, 320(AX)
 	VMOVNTPS     Y2, 352(AX)
 	VPADDB       Y1, Y1, Y2
 	VPADDB       Y1, Y2, Y2
@@ -433,31 +422,30 @@ loop:
 	VPCMPEQB     Y2, Y1, Y1
 	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y1, Y3, Y1
-	VPXOR  const2<>+0(SB), Y1, Y1
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X1, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVNTPS     Y3, 384(AX)
-	VMOVNTPS     Y5, 416(AX)
-	VEXTRACTI128 $+1, Y1, X3
+	VPSHUFD      $0x0e, X1, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y3, 416(AX)
+	VEXTRACTI128 $0x01, Y1, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 448(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y3, 448(AX)
 	VMOVNTPS     Y1, 480(AX)
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
@@ -465,32 +453,31 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VPSHUFD      $0x0e, X2, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y1, 512(AX)
-	VMOVNTPS     Y3, 544(AX)
-	VEXTRACTI128 $+1, Y2, X1
+	VPSHUFD      $0x0e, X2, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y1, 544(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
 	VMOVNTPS     Y1, 576(AX)
-	VMOVNTPS     Y2, 608(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 608(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X4
@@ -501,32 +488,31 @@ loop:
 	VPCMPEQB    Y2, Y3, Y3
 	VPMAXUB     const1<>+0(SB), Y2, Y5
 	VPCMPEQB    Y2, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y5, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB      Y3, Y5, Y3
+	VPABSB      Y3, Y3
+	VPADDB      const2<>+0(SB), Y3, Y3
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X3, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X3, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVNTPS     Y2, 640(AX)
-	VMOVNTPS     Y5, 672(AX)
-	VEXTRACTI128 $+1, Y3, X2
+	VPSHUFD      $0x0e, X3, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y2, 672(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
 	VMOVNTPS     Y2, 704(AX)
-	VMOVNTPS     Y3, 736(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPSHUFD      $0x0e, X2, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 736(AX)
 	VPADDB       X1, X1, X4
 	VPADDB       X1, X4, X4
 	VPADDB       X4, X4, X1
@@ -536,32 +522,31 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y5
 	VPCMPEQB     Y2, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y5, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y5, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X3, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X3, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
 	VMOVNTPS     Y2, 768(AX)
-	VMOVNTPS     Y5, 800(AX)
-	VEXTRACTI128 $+1, Y3, X2
+	VPSHUFD      $0x0e, X3, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y2, 800(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
 	VMOVNTPS     Y2, 832(AX)
-	VMOVNTPS     Y3, 864(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPSHUFD      $0x0e, X2, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 864(AX)
 	VPADDB       X1, X1, X4
 	VPADDB       X1, X4, X4
 
@@ -577,32 +562,31 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X2, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VPSHUFD      $0x0e, X2, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y1, 896(AX)
-	VMOVNTPS     Y3, 928(AX)
-	VEXTRACTI128 $+1, Y2, X1
+	VPSHUFD      $0x0e, X2, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y1, 928(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
 	VMOVNTPS     Y1, 960(AX)
-	VMOVNTPS     Y2, 992(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 992(AX)
 	ADDQ         $+54, CX
 	ADDQ         $+1024, AX
 	DECQ         DX
@@ -628,180 +612,155 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y5, X3
-	VINSERTI128  $0x01, X3, Y4, Y3
-	VMOVUPS      Y3, (AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, (AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, 16(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVUPS      Y2, 32(AX)
+	VCVTPS2PH    $0x00, Y2, 48(AX)
 	VPADDB       Y1, Y1, Y2
 	VPADDB       Y1, Y2, Y2
 	VPMAXUB      const0<>+0(SB), Y2, Y1
 	VPCMPEQB     Y2, Y1, Y1
 	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y1, Y3, Y1
-	VPXOR  const2<>+0(SB), Y1, Y1
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X1, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y5, X3
-	VINSERTI128  $0x01, X3, Y4, Y3
-	VMOVUPS      Y3, 64(AX)
-	VEXTRACTI128 $+1, Y1, X3
+	VCVTPS2PH    $0x00, Y3, 64(AX)
+	VPSHUFD      $0x0e, X1, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y3, 80(AX)
+	VEXTRACTI128 $0x01, Y1, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 96(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVUPS      Y1, 96(AX)
+	VCVTPS2PH    $0x00, Y1, 112(AX)
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 	VPMAXUB      const0<>+0(SB), Y1, Y2
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y5, X3
-	VINSERTI128  $0x01, X3, Y4, Y3
-	VMOVUPS      Y3, 128(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, 128(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, 144(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 160(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVUPS      Y2, 160(AX)
+	VCVTPS2PH    $0x00, Y2, 176(AX)
 	VPADDB       Y1, Y1, Y2
 	VPADDB       Y1, Y2, Y2
 	VPMAXUB      const0<>+0(SB), Y2, Y1
 	VPCMPEQB     Y2, Y1, Y1
 	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y1, Y3, Y1
-	VPXOR  const2<>+0(SB), Y1, Y1
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X1, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y5, X3
-	VINSERTI128  $0x01, X3, Y4, Y3
-	VMOVUPS      Y3, 192(AX)
-	VEXTRACTI128 $+1, Y1, X3
+	VCVTPS2PH    $0x00, Y3, 192(AX)
+	VPSHUFD      $0x0e, X1, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y3, 208(AX)
+	VEXTRACTI128 $0x01, Y1, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 224(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVUPS      Y1, 224(AX)
+	VCVTPS2PH    $0x00, Y1, 240(AX)
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 	VPMAXUB      const0<>+0(SB), Y1, Y2
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VPSHUFD      $0x0e, X2, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y1, X4
-	VCVTPS2PH    $0x00, Y3, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVUPS      Y1, 256(AX)
-	VEXTRACTI128 $+1, Y2, X1
+	VCVTPS2PH    $0x00, Y1, 256(AX)
+	VPSHUFD      $0x0e, X2, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y1, X4
-	VCVTPS2PH    $0x00, Y2, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVUPS      Y1, 288(AX)
+	VCVTPS2PH    $0x00, Y1, 272(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 288(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 304(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X4
@@ -812,36 +771,31 @@ loop:
 	VPCMPEQB    Y2, Y3, Y3
 	VPMAXUB     const1<>+0(SB), Y2, Y5
 	VPCMPEQB    Y2, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y5, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB      Y3, Y5, Y3
+	VPABSB      Y3, Y3
+	VPADDB      const2<>+0(SB), Y3, Y3
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X3, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X3, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y2, X4
-	VCVTPS2PH    $0x00, Y5, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVUPS      Y2, 320(AX)
-	VEXTRACTI128 $+1, Y3, X2
+	VCVTPS2PH    $0x00, Y2, 320(AX)
+	VPSHUFD      $0x0e, X3, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y2, X4
-	VCVTPS2PH    $0x00, Y3, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVUPS      Y2, 352(AX)
+	VCVTPS2PH    $0x00, Y2, 336(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 352(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPSHUFD      $0x0e, X2, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 368(AX)
 	VPADDB       X1, X1, X4
 	VPADDB       X1, X4, X4
 	VPADDB       X4, X4, X1
@@ -851,36 +805,31 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y5
 	VPCMPEQB     Y2, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y5, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y5, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X3, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X3, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y2, X4
-	VCVTPS2PH    $0x00, Y5, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVUPS      Y2, 384(AX)
-	VEXTRACTI128 $+1, Y3, X2
+	VCVTPS2PH    $0x00, Y2, 384(AX)
+	VPSHUFD      $0x0e, X3, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y2, X4
-	VCVTPS2PH    $0x00, Y3, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVUPS      Y2, 416(AX)
+	VCVTPS2PH    $0x00, Y2, 400(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 416(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPSHUFD      $0x0e, X2, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 432(AX)
 	VPADDB       X1, X1, X4
 	VPADDB       X1, X4, X4
 
@@ -896,36 +845,31 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X2, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VPSHUFD      $0x0e, X2, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y1, X4
-	VCVTPS2PH    $0x00, Y3, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVUPS      Y1, 448(AX)
-	VEXTRACTI128 $+1, Y2, X1
+	VCVTPS2PH    $0x00, Y1, 448(AX)
+	VPSHUFD      $0x0e, X2, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y1, X4
-	VCVTPS2PH    $0x00, Y2, X0
-	VINSERTI128  $0x01, X0, Y4, Y0
-	VMOVUPS      Y0, 480(AX)
+	VCVTPS2PH    $0x00, Y1, 464(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 480(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 496(AX)
 	ADDQ         $+54, CX
 	ADDQ         $+512, AX
 	DECQ         DX
@@ -948,180 +892,175 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y5, X3
-	VINSERTI128  $0x01, X3, Y4, Y3
-	VMOVNTPS     Y3, (AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, (AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 16(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X4
 	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVNTPS     Y2, 32(AX)
+	VMOVNTPS     X2, 48(AX)
 	VPADDB       Y1, Y1, Y2
 	VPADDB       Y1, Y2, Y2
 	VPMAXUB      const0<>+0(SB), Y2, Y1
 	VPCMPEQB     Y2, Y1, Y1
 	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y1, Y3, Y1
-	VPXOR  const2<>+0(SB), Y1, Y1
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X1, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y5, X3
-	VINSERTI128  $0x01, X3, Y4, Y3
-	VMOVNTPS     Y3, 64(AX)
-	VEXTRACTI128 $+1, Y1, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 64(AX)
+	VPSHUFD      $0x0e, X1, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 80(AX)
+	VEXTRACTI128 $0x01, Y1, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 96(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X4
 	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVNTPS     Y1, 96(AX)
+	VMOVNTPS     X1, 112(AX)
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 	VPMAXUB      const0<>+0(SB), Y1, Y2
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y5, X3
-	VINSERTI128  $0x01, X3, Y4, Y3
-	VMOVNTPS     Y3, 128(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 128(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 144(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 160(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X4
 	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVNTPS     Y2, 160(AX)
+	VMOVNTPS     X2, 176(AX)
 	VPADDB       Y1, Y1, Y2
 	VPADDB       Y1, Y2, Y2
 	VPMAXUB      const0<>+0(SB), Y2, Y1
 	VPCMPEQB     Y2, Y1, Y1
 	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y1, Y3, Y1
-	VPXOR  const2<>+0(SB), Y1, Y1
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X1, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y3, X4
-	VCVTPS2PH    $0x00, Y5, X3
-	VINSERTI128  $0x01, X3, Y4, Y3
-	VMOVNTPS     Y3, 192(AX)
-	VEXTRACTI128 $+1, Y1, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 192(AX)
+	VPSHUFD      $0x0e, X1, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 208(AX)
+	VEXTRACTI128 $0x01, Y1, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 224(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y3, X4
 	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVNTPS     Y1, 224(AX)
+	VMOVNTPS     X1, 240(AX)
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 	VPMAXUB      const0<>+0(SB), Y1, Y2
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VPSHUFD      $0x0e, X2, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y1, X4
-	VCVTPS2PH    $0x00, Y3, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVNTPS     Y1, 256(AX)
-	VEXTRACTI128 $+1, Y2, X1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 256(AX)
+	VPSHUFD      $0x0e, X2, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y1, X4
-	VCVTPS2PH    $0x00, Y2, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVNTPS     Y1, 288(AX)
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 272(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 288(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 304(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X4
@@ -1132,36 +1071,35 @@ loop:
 	VPCMPEQB    Y2, Y3, Y3
 	VPMAXUB     const1<>+0(SB), Y2, Y5
 	VPCMPEQB    Y2, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y5, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB      Y3, Y5, Y3
+	VPABSB      Y3, Y3
+	VPADDB      const2<>+0(SB), Y3, Y3
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X3, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X3, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y2, X4
-	VCVTPS2PH    $0x00, Y5, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVNTPS     Y2, 320(AX)
-	VEXTRACTI128 $+1, Y3, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 320(AX)
+	VPSHUFD      $0x0e, X3, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y2, X4
-	VCVTPS2PH    $0x00, Y3, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVNTPS     Y2, 352(AX)
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 336(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 352(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPSHUFD      $0x0e, X2, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 368(AX)
 	VPADDB       X1, X1, X4
 	VPADDB       X1, X4, X4
 	VPADDB       X4, X4, X1
@@ -1171,36 +1109,35 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y5
 	VPCMPEQB     Y2, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y5, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y5, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X3, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X3, X4
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y0, Y5, Y5
-	VCVTPS2PH    $0x00, Y2, X4
-	VCVTPS2PH    $0x00, Y5, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVNTPS     Y2, 384(AX)
-	VEXTRACTI128 $+1, Y3, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 384(AX)
+	VPSHUFD      $0x0e, X3, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y2, X4
-	VCVTPS2PH    $0x00, Y3, X2
-	VINSERTI128  $0x01, X2, Y4, Y2
-	VMOVNTPS     Y2, 416(AX)
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 400(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 416(AX)
+	VEXTRACTI128 $0x01, Y3, X2
+	VPSHUFD      $0x0e, X2, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 432(AX)
 	VPADDB       X1, X1, X4
 	VPADDB       X1, X4, X4
 
@@ -1216,36 +1153,35 @@ loop:
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
 	VPCMPEQB     Y1, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X2, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VPSHUFD      $0x0e, X2, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y1, X4
-	VCVTPS2PH    $0x00, Y3, X1
-	VINSERTI128  $0x01, X1, Y4, Y1
-	VMOVNTPS     Y1, 448(AX)
-	VEXTRACTI128 $+1, Y2, X1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 448(AX)
+	VPSHUFD      $0x0e, X2, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VEXTRACTI128 $+1, Y2, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y1, X4
-	VCVTPS2PH    $0x00, Y2, X0
-	VINSERTI128  $0x01, X0, Y4, Y0
-	VMOVNTPS     Y0, 480(AX)
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 464(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 480(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X0
+	VMOVNTPS     X0, 496(AX)
 	ADDQ         $+54, CX
 	ADDQ         $+512, AX
 	DECQ         DX
@@ -1277,270 +1213,280 @@ loop:
 	VPCMPEQB     Y3, Y4, Y4
 	VPMAXUB      const1<>+0(SB), Y3, Y6
 	VPCMPEQB     Y3, Y6, Y6
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y6, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB       Y4, Y6, Y4
+	VPABSB       Y4, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSHUFD      $0x0e, X4, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, (AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y7
+	VPSLLD    $0x18, Y7, Y6
+	VPSRAD    $0x18, Y6, Y6
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVUPS      Y8, (AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y6
+	VPSLLD       $0x18, Y6, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y4, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y7, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 32(AX)
-	VPADDB       Y3, Y3, Y4
-	VPADDB       Y3, Y4, Y4
-	VPMAXUB      const0<>+0(SB), Y4, Y3
-	VPCMPEQB     Y4, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y4, Y6
-	VPCMPEQB     Y4, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y2, Y6, Y6
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y6, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y4, Y8, Y8
+	VPAND    Y0, Y7, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y8, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y7, Y7
+	VMOVUPS  Y7, 32(AX)
+	VPADDB   Y3, Y3, Y4
+	VPADDB   Y3, Y4, Y4
+	VPMAXUB  const0<>+0(SB), Y4, Y3
+	VPCMPEQB Y4, Y3, Y3
+	VPMAXUB  const1<>+0(SB), Y4, Y6
+	VPCMPEQB Y4, Y6, Y6
+	VPADDB   Y3, Y6, Y3
+	VPABSB   Y3, Y3
+	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 64(AX)
-	VEXTRACTI128 $+1, Y3, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y7
+	VPSLLD    $0x18, Y7, Y6
+	VPSRAD    $0x18, Y6, Y6
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVUPS      Y8, 64(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y6
+	VPSLLD       $0x18, Y6, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y3, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y7, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 96(AX)
-	VPADDB       Y4, Y4, Y3
-	VPADDB       Y4, Y3, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y6
-	VPCMPEQB     Y3, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y2, Y6, Y6
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y6, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y8, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y7, Y7
+	VMOVUPS  Y7, 96(AX)
+	VPADDB   Y4, Y4, Y3
+	VPADDB   Y4, Y3, Y3
+	VPMAXUB  const0<>+0(SB), Y3, Y4
+	VPCMPEQB Y3, Y4, Y4
+	VPMAXUB  const1<>+0(SB), Y3, Y6
+	VPCMPEQB Y3, Y6, Y6
+	VPADDB   Y4, Y6, Y4
+	VPABSB   Y4, Y4
+	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X4, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSHUFD      $0x0e, X4, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 128(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y7
+	VPSLLD    $0x18, Y7, Y6
+	VPSRAD    $0x18, Y6, Y6
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVUPS      Y8, 128(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y6
+	VPSLLD       $0x18, Y6, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y4, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y7, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 160(AX)
-	VPADDB       Y3, Y3, Y4
-	VPADDB       Y3, Y4, Y4
-	VPMAXUB      const0<>+0(SB), Y4, Y3
-	VPCMPEQB     Y4, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y4, Y6
-	VPCMPEQB     Y4, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y2, Y6, Y6
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y6, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y4, Y8, Y8
+	VPAND    Y0, Y7, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y8, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y7, Y7
+	VMOVUPS  Y7, 160(AX)
+	VPADDB   Y3, Y3, Y4
+	VPADDB   Y3, Y4, Y4
+	VPMAXUB  const0<>+0(SB), Y4, Y3
+	VPCMPEQB Y4, Y3, Y3
+	VPMAXUB  const1<>+0(SB), Y4, Y6
+	VPCMPEQB Y4, Y6, Y6
+	VPADDB   Y3, Y6, Y3
+	VPABSB   Y3, Y3
+	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X3, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 192(AX)
-	VEXTRACTI128 $+1, Y3, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y7
+	VPSLLD    $0x18, Y7, Y6
+	VPSRAD    $0x18, Y6, Y6
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVUPS      Y8, 192(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y6
+	VPSLLD       $0x18, Y6, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y3, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y7, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVUPS      Y6, 224(AX)
-	VPADDB       Y4, Y4, Y3
-	VPADDB       Y4, Y3, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y6
-	VPCMPEQB     Y3, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y2, Y6, Y6
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y6, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y8, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y7, Y7
+	VMOVUPS  Y7, 224(AX)
+	VPADDB   Y4, Y4, Y3
+	VPADDB   Y4, Y3, Y3
+	VPMAXUB  const0<>+0(SB), Y3, Y4
+	VPCMPEQB Y3, Y4, Y4
+	VPMAXUB  const1<>+0(SB), Y3, Y6
+	VPCMPEQB Y3, Y6, Y6
+	VPADDB   Y4, Y6, Y4
+	VPABSB   Y4, Y4
+	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X4, Y3
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y7, Y7
+	VMOVUPS      Y7, 256(AX)
+	VEXTRACTI128 $0x01, Y4, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X4, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y3, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y7, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVUPS      Y3, 256(AX)
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y3, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y6, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVUPS      Y3, 288(AX)
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y4, Y7
+	VPBLENDW $0xaa, Y4, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y7, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y6, Y6
+	VMOVUPS Y6, 288(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X5
@@ -1551,113 +1497,117 @@ loop:
 	VPCMPEQB    Y4, Y6, Y6
 	VPMAXUB     const1<>+0(SB), Y4, Y7
 	VPCMPEQB    Y4, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	VPADDB      Y6, Y7, Y6
+	VPABSB      Y6, Y6
+	VPADDB      const2<>+0(SB), Y6, Y6
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X6, Y4
+	VPMOVSXWD X6, Y7
+	VPSLLD    $0x18, Y7, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y4, Y9, Y9
+	VPAND    Y0, Y8, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y8, Y8
+	VMOVUPS      Y8, 320(AX)
+	VEXTRACTI128 $0x01, Y6, X4
+	VPMOVSXWD    X4, Y6
+	VPSLLD       $0x18, Y6, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X6, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y4, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y8, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 320(AX)
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y6, X5
-	VPSHUFD      $0x0e, X5, X5
-	VPMOVSXBD    X5, Y6
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y4, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y7, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 352(AX)
-	VPADDB       X3, X3, X5
-	VPADDB       X3, X5, X5
-	VPADDB       X5, X5, X3
-	VPADDB       X5, X3, X3
-	VINSERTI128  $0x01, X3, Y5, Y4
-	VPMAXUB      const0<>+0(SB), Y4, Y6
-	VPCMPEQB     Y4, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y4, Y7
-	VPCMPEQB     Y4, Y7, Y7
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y4, Y8, Y8
+	VPAND    Y0, Y7, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW      Y8, Y4, Y4
+	VPSRLW      $0x0f, Y4, Y4
+	VPADDW      Y4, Y7, Y7
+	VMOVUPS     Y7, 352(AX)
+	VPADDB      X3, X3, X5
+	VPADDB      X3, X5, X5
+	VPADDB      X5, X5, X3
+	VPADDB      X5, X3, X3
+	VINSERTI128 $0x01, X3, Y5, Y4
+	VPMAXUB     const0<>+0(SB), Y4, Y6
+	VPCMPEQB    Y4, Y6, Y6
+	VPMAXUB     const1<>+0(SB), Y4, Y7
+	VPCMPEQB    Y4, Y7, Y7
+	VPADDB      Y6, Y7, Y6
+	VPABSB      Y6, Y6
+	VPADDB      const2<>+0(SB), Y6, Y6
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X6, Y4
+	VPMOVSXWD X6, Y7
+	VPSLLD    $0x18, Y7, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y4, Y9, Y9
+	VPAND    Y0, Y8, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y8, Y8
+	VMOVUPS      Y8, 384(AX)
+	VEXTRACTI128 $0x01, Y6, X4
+	VPMOVSXWD    X4, Y6
+	VPSLLD       $0x18, Y6, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X6, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y4, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y8, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 384(AX)
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y6, X5
-	VPSHUFD      $0x0e, X5, X5
-	VPMOVSXBD    X5, Y6
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y4, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y7, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 416(AX)
-	VPADDB       X3, X3, X5
-	VPADDB       X3, X5, X5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y4, Y8, Y8
+	VPAND    Y0, Y7, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y8, Y4, Y4
+	VPSRLW  $0x0f, Y4, Y4
+	VPADDW  Y4, Y7, Y7
+	VMOVUPS Y7, 416(AX)
+	VPADDB  X3, X3, X5
+	VPADDB  X3, X5, X5
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
 	VPBROADCASTD 48(CX), X4
@@ -1671,71 +1621,73 @@ loop:
 	VPCMPEQB     Y3, Y4, Y4
 	VPMAXUB      const1<>+0(SB), Y3, Y6
 	VPCMPEQB     Y3, Y6, Y6
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y6, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB       Y4, Y6, Y4
+	VPABSB       Y4, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X4, Y3
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y7, Y7
+	VMOVUPS      Y7, 448(AX)
+	VEXTRACTI128 $0x01, Y4, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X4, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y3, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y7, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVUPS      Y3, 448(AX)
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y3, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y2, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y4, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y2, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVUPS      Y3, 480(AX)
-	ADDQ         $+54, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y6, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y2, Y2
+	VMOVUPS Y2, 480(AX)
+	ADDQ    $+54, CX
+	ADDQ    $+512, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
-DATA const5<>+0(SB)/8, $0x0000000100000001
-DATA const5<>+8(SB)/8, $0x0000000100000001
-DATA const5<>+16(SB)/8, $0x0000000100000001
-DATA const5<>+24(SB)/8, $0x0000000100000001
+DATA const5<>+0(SB)/8, $0x0001000100010001
+DATA const5<>+8(SB)/8, $0x0001000100010001
+DATA const5<>+16(SB)/8, $0x0001000100010001
+DATA const5<>+24(SB)/8, $0x0001000100010001
 GLOBL const5<>(SB), RODATA|NOPTR, $32
 
-DATA const6<>+0(SB)/8, $0x00007fff00007fff
-DATA const6<>+8(SB)/8, $0x00007fff00007fff
-DATA const6<>+16(SB)/8, $0x00007fff00007fff
-DATA const6<>+24(SB)/8, $0x00007fff00007fff
+DATA const6<>+0(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const6<>+8(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const6<>+16(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const6<>+24(SB)/8, $0x7ffe7ffe7ffe7ffe
 GLOBL const6<>(SB), RODATA|NOPTR, $32
 
 DATA const7<>+0(SB)/8, $0xffff0000ffff0000
@@ -1771,270 +1723,280 @@ loop:
 	VPCMPEQB     Y3, Y4, Y4
 	VPMAXUB      const1<>+0(SB), Y3, Y6
 	VPCMPEQB     Y3, Y6, Y6
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y6, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB       Y4, Y6, Y4
+	VPABSB       Y4, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSHUFD      $0x0e, X4, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, (AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y7
+	VPSLLD    $0x18, Y7, Y6
+	VPSRAD    $0x18, Y6, Y6
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVNTPS     Y8, (AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y6
+	VPSLLD       $0x18, Y6, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y4, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y7, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 32(AX)
-	VPADDB       Y3, Y3, Y4
-	VPADDB       Y3, Y4, Y4
-	VPMAXUB      const0<>+0(SB), Y4, Y3
-	VPCMPEQB     Y4, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y4, Y6
-	VPCMPEQB     Y4, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y2, Y6, Y6
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y6, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y4, Y8, Y8
+	VPAND    Y0, Y7, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y8, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y7, Y7
+	VMOVNTPS Y7, 32(AX)
+	VPADDB   Y3, Y3, Y4
+	VPADDB   Y3, Y4, Y4
+	VPMAXUB  const0<>+0(SB), Y4, Y3
+	VPCMPEQB Y4, Y3, Y3
+	VPMAXUB  const1<>+0(SB), Y4, Y6
+	VPCMPEQB Y4, Y6, Y6
+	VPADDB   Y3, Y6, Y3
+	VPABSB   Y3, Y3
+	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 64(AX)
-	VEXTRACTI128 $+1, Y3, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y7
+	VPSLLD    $0x18, Y7, Y6
+	VPSRAD    $0x18, Y6, Y6
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVNTPS     Y8, 64(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y6
+	VPSLLD       $0x18, Y6, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y3, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y7, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 96(AX)
-	VPADDB       Y4, Y4, Y3
-	VPADDB       Y4, Y3, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y6
-	VPCMPEQB     Y3, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y2, Y6, Y6
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y6, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y8, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y7, Y7
+	VMOVNTPS Y7, 96(AX)
+	VPADDB   Y4, Y4, Y3
+	VPADDB   Y4, Y3, Y3
+	VPMAXUB  const0<>+0(SB), Y3, Y4
+	VPCMPEQB Y3, Y4, Y4
+	VPMAXUB  const1<>+0(SB), Y3, Y6
+	VPCMPEQB Y3, Y6, Y6
+	VPADDB   Y4, Y6, Y4
+	VPABSB   Y4, Y4
+	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X4, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSHUFD      $0x0e, X4, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 128(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y7
+	VPSLLD    $0x18, Y7, Y6
+	VPSRAD    $0x18, Y6, Y6
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVNTPS     Y8, 128(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y6
+	VPSLLD       $0x18, Y6, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y4, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y7, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 160(AX)
-	VPADDB       Y3, Y3, Y4
-	VPADDB       Y3, Y4, Y4
-	VPMAXUB      const0<>+0(SB), Y4, Y3
-	VPCMPEQB     Y4, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y4, Y6
-	VPCMPEQB     Y4, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y2, Y6, Y6
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y6, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y4, Y8, Y8
+	VPAND    Y0, Y7, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y8, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y7, Y7
+	VMOVNTPS Y7, 160(AX)
+	VPADDB   Y3, Y3, Y4
+	VPADDB   Y3, Y4, Y4
+	VPMAXUB  const0<>+0(SB), Y4, Y3
+	VPCMPEQB Y4, Y3, Y3
+	VPMAXUB  const1<>+0(SB), Y4, Y6
+	VPCMPEQB Y4, Y6, Y6
+	VPADDB   Y3, Y6, Y3
+	VPABSB   Y3, Y3
+	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X3, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y6, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y8, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 192(AX)
-	VEXTRACTI128 $+1, Y3, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y7
+	VPSLLD    $0x18, Y7, Y6
+	VPSRAD    $0x18, Y6, Y6
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y6, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y6, Y9, Y9
+	VPAND    Y0, Y8, Y6
+	VPOR     Y1, Y6, Y6
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y6, Y6
+	VPSRLW       $0x0f, Y6, Y6
+	VPADDW       Y6, Y8, Y8
+	VMOVNTPS     Y8, 192(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y6
+	VPSLLD       $0x18, Y6, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPSRLD       $0x10, Y3, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y7, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y6, Y6
-	VPERMQ       $0xd8, Y6, Y6
-	VMOVNTPS     Y6, 224(AX)
-	VPADDB       Y4, Y4, Y3
-	VPADDB       Y4, Y3, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y6
-	VPCMPEQB     Y3, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y2, Y6, Y6
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y6, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y8, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y7, Y7
+	VMOVNTPS Y7, 224(AX)
+	VPADDB   Y4, Y4, Y3
+	VPADDB   Y4, Y3, Y3
+	VPMAXUB  const0<>+0(SB), Y3, Y4
+	VPCMPEQB Y3, Y4, Y4
+	VPMAXUB  const1<>+0(SB), Y3, Y6
+	VPCMPEQB Y3, Y6, Y6
+	VPADDB   Y4, Y6, Y4
+	VPABSB   Y4, Y4
+	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X4, Y3
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y7, Y7
+	VMOVNTPS     Y7, 256(AX)
+	VEXTRACTI128 $0x01, Y4, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X4, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y3, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y7, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVNTPS     Y3, 256(AX)
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y3, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y6, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVNTPS     Y3, 288(AX)
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y4, Y7
+	VPBLENDW $0xaa, Y4, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y6, Y6
+	VMOVNTPS Y6, 288(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X5
@@ -2045,113 +2007,117 @@ loop:
 	VPCMPEQB    Y4, Y6, Y6
 	VPMAXUB     const1<>+0(SB), Y4, Y7
 	VPCMPEQB    Y4, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	VPADDB      Y6, Y7, Y6
+	VPABSB      Y6, Y6
+	VPADDB      const2<>+0(SB), Y6, Y6
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X6, Y4
+	VPMOVSXWD X6, Y7
+	VPSLLD    $0x18, Y7, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y4, Y9, Y9
+	VPAND    Y0, Y8, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y8, Y8
+	VMOVNTPS     Y8, 320(AX)
+	VEXTRACTI128 $0x01, Y6, X4
+	VPMOVSXWD    X4, Y6
+	VPSLLD       $0x18, Y6, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X6, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y4, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y8, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 320(AX)
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y6, X5
-	VPSHUFD      $0x0e, X5, X5
-	VPMOVSXBD    X5, Y6
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y4, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y7, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 352(AX)
-	VPADDB       X3, X3, X5
-	VPADDB       X3, X5, X5
-	VPADDB       X5, X5, X3
-	VPADDB       X5, X3, X3
-	VINSERTI128  $0x01, X3, Y5, Y4
-	VPMAXUB      const0<>+0(SB), Y4, Y6
-	VPCMPEQB     Y4, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y4, Y7
-	VPCMPEQB     Y4, Y7, Y7
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y4, Y8, Y8
+	VPAND    Y0, Y7, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW      Y8, Y4, Y4
+	VPSRLW      $0x0f, Y4, Y4
+	VPADDW      Y4, Y7, Y7
+	VMOVNTPS    Y7, 352(AX)
+	VPADDB      X3, X3, X5
+	VPADDB      X3, X5, X5
+	VPADDB      X5, X5, X3
+	VPADDB      X5, X3, X3
+	VINSERTI128 $0x01, X3, Y5, Y4
+	VPMAXUB     const0<>+0(SB), Y4, Y6
+	VPCMPEQB    Y4, Y6, Y6
+	VPMAXUB     const1<>+0(SB), Y4, Y7
+	VPCMPEQB    Y4, Y7, Y7
+	VPADDB      Y6, Y7, Y6
+	VPABSB      Y6, Y6
+	VPADDB      const2<>+0(SB), Y6, Y6
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X6, Y4
+	VPMOVSXWD X6, Y7
+	VPSLLD    $0x18, Y7, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y7, Y7
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y7, Y7
+	VMULPS    Y2, Y7, Y7
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y8
+	VPSLLD   $0x10, Y7, Y9
+	VPBLENDW $0xaa, Y7, Y8, Y8
+	VPBLENDW $0x55, Y4, Y9, Y9
+	VPAND    Y0, Y8, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y9, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y8, Y8
+	VMOVNTPS     Y8, 384(AX)
+	VEXTRACTI128 $0x01, Y6, X4
+	VPMOVSXWD    X4, Y6
+	VPSLLD       $0x18, Y6, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y6, Y6
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X6, X5
-	VPMOVSXBD    X5, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMULPS       Y2, Y7, Y7
-	VPSRLD       $0x10, Y4, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y8, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y7, Y8
-	VPAND        Y0, Y8, Y8
-	VPADDD       Y1, Y7, Y7
-	VPADDD       Y8, Y7, Y7
-	VPSRLD       $0x10, Y7, Y7
-	VPACKUSDW    Y7, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 384(AX)
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y6, X5
-	VPSHUFD      $0x0e, X5, X5
-	VPMOVSXBD    X5, Y6
 	VCVTDQ2PS    Y6, Y6
 	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y4, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y7, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 416(AX)
-	VPADDB       X3, X3, X5
-	VPADDB       X3, X5, X5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y4, Y8, Y8
+	VPAND    Y0, Y7, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y8, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y7, Y7
+	VMOVNTPS Y7, 416(AX)
+	VPADDB   X3, X3, X5
+	VPADDB   X3, X5, X5
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
 	VPBROADCASTD 48(CX), X4
@@ -2165,58 +2131,60 @@ loop:
 	VPCMPEQB     Y3, Y4, Y4
 	VPMAXUB      const1<>+0(SB), Y3, Y6
 	VPCMPEQB     Y3, Y6, Y6
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y6, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB       Y4, Y6, Y4
+	VPABSB       Y4, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X4, Y3
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y7, Y7
+	VMOVNTPS     Y7, 448(AX)
+	VEXTRACTI128 $0x01, Y4, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSHUFD      $0x0e, X4, X5
-	VPMOVSXBD    X5, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y3, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y7, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVNTPS     Y3, 448(AX)
-	VEXTRACTI128 $+1, Y4, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y3, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y2, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPSRLD       $0x10, Y4, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y2, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y3, Y3
-	VPERMQ       $0xd8, Y3, Y3
-	VMOVNTPS     Y3, 480(AX)
-	ADDQ         $+54, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y6, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y2, Y2
+	VMOVNTPS Y2, 480(AX)
+	ADDQ     $+54, CX
+	ADDQ     $+512, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -2238,20 +2206,19 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y4
 	VPCMPEQB     Y2, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X3, Z4
 	VCVTDQ2PS    Z4, Z4
 	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y3, X1
+	VMOVUPS      Z4, (AX)
+	VEXTRACTI128 $0x01, Y3, X1
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VMOVUPS      Z4, (AX)
 	VMOVUPS      Z3, 64(AX)
 	VPADDB       Y2, Y2, Y3
 	VPADDB       Y2, Y3, Y3
@@ -2259,20 +2226,19 @@ loop:
 	VPCMPEQB     Y3, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y3, Y4
 	VPCMPEQB     Y3, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y4, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y4, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X2, Z4
 	VCVTDQ2PS    Z4, Z4
 	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y2, X1
+	VMOVUPS      Z4, 128(AX)
+	VEXTRACTI128 $0x01, Y2, X1
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z4, 128(AX)
 	VMOVUPS      Z2, 192(AX)
 	VPADDB       Y3, Y3, Y2
 	VPADDB       Y3, Y2, Y2
@@ -2280,20 +2246,19 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y4
 	VPCMPEQB     Y2, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X3, Z4
 	VCVTDQ2PS    Z4, Z4
 	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y3, X1
+	VMOVUPS      Z4, 256(AX)
+	VEXTRACTI128 $0x01, Y3, X1
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VMOVUPS      Z4, 256(AX)
 	VMOVUPS      Z3, 320(AX)
 	VPADDB       Y2, Y2, Y3
 	VPADDB       Y2, Y3, Y3
@@ -2301,20 +2266,19 @@ loop:
 	VPCMPEQB     Y3, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y3, Y4
 	VPCMPEQB     Y3, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y4, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y4, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X2, Z4
 	VCVTDQ2PS    Z4, Z4
 	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y2, X1
+	VMOVUPS      Z4, 384(AX)
+	VEXTRACTI128 $0x01, Y2, X1
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z4, 384(AX)
 	VMOVUPS      Z2, 448(AX)
 	VPADDB       Y3, Y3, Y2
 	VPADDB       Y3, Y2, Y2
@@ -2322,21 +2286,20 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y4
 	VPCMPEQB     Y2, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X3, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
 	VMOVUPS      Z2, 512(AX)
-	VMOVUPS      Z3, 576(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z0, Z2, Z2
+	VMOVUPS      Z2, 576(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X1
@@ -2347,21 +2310,20 @@ loop:
 	VPCMPEQB    Y3, Y4, Y4
 	VPMAXUB     const1<>+0(SB), Y3, Y5
 	VPCMPEQB    Y3, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y5, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
+	VPADDB      const2<>+0(SB), Y4, Y4
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X4, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
 	VMOVUPS      Z3, 640(AX)
-	VMOVUPS      Z4, 704(AX)
+	VEXTRACTI128 $0x01, Y4, X1
+	VPMOVSXBD    X1, Z3
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z0, Z3, Z3
+	VMOVUPS      Z3, 704(AX)
 	VPADDB       X2, X2, X1
 	VPADDB       X2, X1, X1
 	VPADDB       X1, X1, X2
@@ -2371,21 +2333,20 @@ loop:
 	VPCMPEQB     Y3, Y4, Y4
 	VPMAXUB      const1<>+0(SB), Y3, Y5
 	VPCMPEQB     Y3, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y5, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB       Y4, Y5, Y4
+	VPABSB       Y4, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X4, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
 	VMOVUPS      Z3, 768(AX)
-	VMOVUPS      Z4, 832(AX)
+	VEXTRACTI128 $0x01, Y4, X1
+	VPMOVSXBD    X1, Z3
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z0, Z3, Z3
+	VMOVUPS      Z3, 832(AX)
 	VPADDB       X2, X2, X1
 	VPADDB       X2, X1, X1
 
@@ -2401,21 +2362,20 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y4
 	VPCMPEQB     Y2, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X3, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
 	VMOVUPS      Z2, 896(AX)
-	VMOVUPS      Z3, 960(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z0, Z2, Z2
+	VMOVUPS      Z2, 960(AX)
 	ADDQ         $+54, CX
 	ADDQ         $+1024, AX
 	DECQ         DX
@@ -2438,20 +2398,19 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y4
 	VPCMPEQB     Y2, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X3, Z4
 	VCVTDQ2PS    Z4, Z4
 	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y3, X1
+	VMOVNTPS     Z4, (AX)
+	VEXTRACTI128 $0x01, Y3, X1
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VMOVNTPS     Z4, (AX)
 	VMOVNTPS     Z3, 64(AX)
 	VPADDB       Y2, Y2, Y3
 	VPADDB       Y2, Y3, Y3
@@ -2459,20 +2418,19 @@ loop:
 	VPCMPEQB     Y3, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y3, Y4
 	VPCMPEQB     Y3, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y4, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y4, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X2, Z4
 	VCVTDQ2PS    Z4, Z4
 	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y2, X1
+	VMOVNTPS     Z4, 128(AX)
+	VEXTRACTI128 $0x01, Y2, X1
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z4, 128(AX)
 	VMOVNTPS     Z2, 192(AX)
 	VPADDB       Y3, Y3, Y2
 	VPADDB       Y3, Y2, Y2
@@ -2480,20 +2438,19 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y4
 	VPCMPEQB     Y2, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X3, Z4
 	VCVTDQ2PS    Z4, Z4
 	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y3, X1
+	VMOVNTPS     Z4, 256(AX)
+	VEXTRACTI128 $0x01, Y3, X1
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VMOVNTPS     Z4, 256(AX)
 	VMOVNTPS     Z3, 320(AX)
 	VPADDB       Y2, Y2, Y3
 	VPADDB       Y2, Y3, Y3
@@ -2501,20 +2458,19 @@ loop:
 	VPCMPEQB     Y3, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y3, Y4
 	VPCMPEQB     Y3, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y4, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPADDB       Y2, Y4, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X2, Z4
 	VCVTDQ2PS    Z4, Z4
 	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y2, X1
+	VMOVNTPS     Z4, 384(AX)
+	VEXTRACTI128 $0x01, Y2, X1
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z4, 384(AX)
 	VMOVNTPS     Z2, 448(AX)
 	VPADDB       Y3, Y3, Y2
 	VPADDB       Y3, Y2, Y2
@@ -2522,21 +2478,20 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y4
 	VPCMPEQB     Y2, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X3, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
 	VMOVNTPS     Z2, 512(AX)
-	VMOVNTPS     Z3, 576(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z0, Z2, Z2
+	VMOVNTPS     Z2, 576(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X1
@@ -2547,21 +2502,20 @@ loop:
 	VPCMPEQB    Y3, Y4, Y4
 	VPMAXUB     const1<>+0(SB), Y3, Y5
 	VPCMPEQB    Y3, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y5, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
+	VPADDB      const2<>+0(SB), Y4, Y4
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X4, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
 	VMOVNTPS     Z3, 640(AX)
-	VMOVNTPS     Z4, 704(AX)
+	VEXTRACTI128 $0x01, Y4, X1
+	VPMOVSXBD    X1, Z3
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z0, Z3, Z3
+	VMOVNTPS     Z3, 704(AX)
 	VPADDB       X2, X2, X1
 	VPADDB       X2, X1, X1
 	VPADDB       X1, X1, X2
@@ -2571,21 +2525,20 @@ loop:
 	VPCMPEQB     Y3, Y4, Y4
 	VPMAXUB      const1<>+0(SB), Y3, Y5
 	VPCMPEQB     Y3, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y5, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB       Y4, Y5, Y4
+	VPABSB       Y4, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X4, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
 	VMOVNTPS     Z3, 768(AX)
-	VMOVNTPS     Z4, 832(AX)
+	VEXTRACTI128 $0x01, Y4, X1
+	VPMOVSXBD    X1, Z3
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z0, Z3, Z3
+	VMOVNTPS     Z3, 832(AX)
 	VPADDB       X2, X2, X1
 	VPADDB       X2, X1, X1
 
@@ -2601,21 +2554,20 @@ loop:
 	VPCMPEQB     Y2, Y3, Y3
 	VPMAXUB      const1<>+0(SB), Y2, Y4
 	VPCMPEQB     Y2, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
+	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X3, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
 	VMOVNTPS     Z2, 896(AX)
-	VMOVNTPS     Z3, 960(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z0, Z2, Z2
+	VMOVNTPS     Z2, 960(AX)
 	ADDQ         $+54, CX
 	ADDQ         $+1024, AX
 	DECQ         DX
@@ -2627,434 +2579,298 @@ loop:
 	RET
 
 // func avx512TQ1_0ToF16(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F
 TEXT ·avx512TQ1_0ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW 52(CX), Y0
 	VCVTPH2PS    Y0, Z0
-	VMOVDQU      (CX), Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	// The outputs of all codes.
+	VMOVUPS   const9<>+0(SB), Z2
+	VMULPS    Z0, Z2, Z2
+	VCVTPS2PH $0x00, Z2, Y3
+	VMOVDQU   (CX), Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y2, Y4, Y2
+	VPABSB    Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y3, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z4, Y5
-	VCVTPS2PH    $0x00, Z3, Y3
-	VINSERTI64X4 $0x01, Y3, Z5, Z3
-	VMOVUPS      Z3, (AX)
-	VPADDB       Y2, Y2, Y5
-	VPADDB       Y2, Y5, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y2
-	VPCMPEQB     Y5, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y5, Y3
-	VPCMPEQB     Y5, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z3, Z2, Z2
+	VMOVUPS   Z2, (AX)
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPMAXUB   const0<>+0(SB), Y2, Y0
+	VPCMPEQB  Y2, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y4
+	VPCMPEQB  Y2, Y4, Y4
+	VPADDB    Y0, Y4, Y0
+	VPABSB    Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z2, Z3
-	VMOVUPS      Z3, 64(AX)
-	VPADDB       Y5, Y5, Y2
-	VPADDB       Y5, Y2, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y3, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVUPS   Z0, 64(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y2, Y4, Y2
+	VPABSB    Y2, Y2
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y5
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z5, Z3
-	VMOVUPS      Z3, 128(AX)
-	VPADDB       Y2, Y2, Y5
-	VPADDB       Y2, Y5, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y2
-	VPCMPEQB     Y5, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y5, Y3
-	VPCMPEQB     Y5, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z3, Z2, Z2
+	VMOVUPS   Z2, 128(AX)
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPMAXUB   const0<>+0(SB), Y2, Y0
+	VPCMPEQB  Y2, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y4
+	VPCMPEQB  Y2, Y4, Y4
+	VPADDB    Y0, Y4, Y0
+	VPABSB    Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X2, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z2, Z3
-	VMOVUPS      Z3, 192(AX)
-	VPADDB       Y5, Y5, Y2
-	VPADDB       Y5, Y2, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y3, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVUPS   Z0, 192(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y2, Y4, Y2
+	VPABSB    Y2, Y2
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z2, Z3
-	VMOVUPS      Z3, 256(AX)
+	VPMOVZXBW Y2, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVUPS   Z0, 256(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X1
-	VPADDB      X1, X1, X2
-	VPADDB      X1, X2, X2
-	VINSERTI128 $0x01, X2, Y1, Y3
-	VPMAXUB     const0<>+0(SB), Y3, Y4
-	VPCMPEQB    Y3, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y3, Y5
-	VPCMPEQB    Y3, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y5, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB      X1, X1, X0
+	VPADDB      X1, X0, X0
+	VINSERTI128 $0x01, X0, Y1, Y2
+	VPMAXUB     const0<>+0(SB), Y2, Y4
+	VPCMPEQB    Y2, Y4, Y4
+	VPMAXUB     const1<>+0(SB), Y2, Y5
+	VPCMPEQB    Y2, Y5, Y5
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y5
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z5, Z3
-	VMOVUPS      Z3, 320(AX)
-	VPADDB       X2, X2, X1
-	VPADDB       X2, X1, X1
-	VPADDB       X1, X1, X2
-	VPADDB       X1, X2, X2
-	VINSERTI128  $0x01, X2, Y1, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y5
-	VPCMPEQB     Y3, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y5, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPMOVZXBW   Y4, Z2
+	VPERMW      Z3, Z2, Z2
+	VMOVUPS     Z2, 320(AX)
+	VPADDB      X0, X0, X1
+	VPADDB      X0, X1, X1
+	VPADDB      X1, X1, X0
+	VPADDB      X1, X0, X0
+	VINSERTI128 $0x01, X0, Y1, Y2
+	VPMAXUB     const0<>+0(SB), Y2, Y4
+	VPCMPEQB    Y2, Y4, Y4
+	VPMAXUB     const1<>+0(SB), Y2, Y5
+	VPCMPEQB    Y2, Y5, Y5
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y5
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z5, Z3
-	VMOVUPS      Z3, 384(AX)
-	VPADDB       X2, X2, X1
-	VPADDB       X2, X1, X1
+	VPMOVZXBW Y4, Z2
+	VPERMW    Z3, Z2, Z2
+	VMOVUPS   Z2, 384(AX)
+	VPADDB    X0, X0, X1
+	VPADDB    X0, X1, X1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X3
-	VPMOVZXBW    X3, Y2
-	VPMULLW      const3<>+0(SB), Y2, Y2
-	VPAND        const4<>+0(SB), Y2, Y2
-	VEXTRACTI128 $0x01, Y2, X3
-	VPACKUSWB    X3, X2, X3
-	VINSERTI128  $0x01, X3, Y1, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y4, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPBROADCASTD 48(CX), X2
+	VPMOVZXBW    X2, Y0
+	VPMULLW      const3<>+0(SB), Y0, Y0
+	VPAND        const4<>+0(SB), Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X2
+	VPACKUSWB    X2, X0, X2
+	VINSERTI128  $0x01, X2, Y1, Y0
+	VPMAXUB      const0<>+0(SB), Y0, Y2
+	VPCMPEQB     Y0, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y0, Y4
+	VPCMPEQB     Y0, Y4, Y4
+	VPADDB       Y2, Y4, Y2
+	VPABSB       Y2, Y2
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X2, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VCVTPS2PH    $0x00, Z4, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVUPS      Z0, 448(AX)
-	ADDQ         $+54, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y2, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVUPS   Z0, 448(AX)
+	ADDQ      $+54, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
+DATA const9<>+0(SB)/8, $0x00000000bf800000
+DATA const9<>+8(SB)/8, $0x400000003f800000
+DATA const9<>+16(SB)/8, $0x4080000040400000
+DATA const9<>+24(SB)/8, $0x40c0000040a00000
+DATA const9<>+32(SB)/8, $0x4100000040e00000
+DATA const9<>+40(SB)/8, $0x4120000041100000
+DATA const9<>+48(SB)/8, $0x4140000041300000
+DATA const9<>+56(SB)/8, $0x4160000041500000
+GLOBL const9<>(SB), RODATA|NOPTR, $64
+
 // func avx512TQ1_0ToF16NT(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
 TEXT ·avx512TQ1_0ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW 52(CX), Y0
 	VCVTPH2PS    Y0, Z0
-	VMOVDQU      (CX), Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y3, Y4, Y3
-	VPXOR  const2<>+0(SB), Y3, Y3
+	// The outputs of all codes.
+	VMOVUPS   const9<>+0(SB), Z2
+	VMULPS    Z0, Z2, Z2
+	VCVTPS2PH $0x00, Z2, Y3
+	VMOVDQU   (CX), Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y2, Y4, Y2
+	VPABSB    Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VEXTRACTI128 $+1, Y3, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z4, Y5
-	VCVTPS2PH    $0x00, Z3, Y3
-	VINSERTI64X4 $0x01, Y3, Z5, Z3
-	VMOVNTPS     Z3, (AX)
-	VPADDB       Y2, Y2, Y5
-	VPADDB       Y2, Y5, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y2
-	VPCMPEQB     Y5, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y5, Y3
-	VPCMPEQB     Y5, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z3, Z2, Z2
+	VMOVNTPS  Z2, (AX)
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPMAXUB   const0<>+0(SB), Y2, Y0
+	VPCMPEQB  Y2, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y4
+	VPCMPEQB  Y2, Y4, Y4
+	VPADDB    Y0, Y4, Y0
+	VPABSB    Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z2, Z3
-	VMOVNTPS     Z3, 64(AX)
-	VPADDB       Y5, Y5, Y2
-	VPADDB       Y5, Y2, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y3, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVNTPS  Z0, 64(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y2, Y4, Y2
+	VPABSB    Y2, Y2
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y5
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z5, Z3
-	VMOVNTPS     Z3, 128(AX)
-	VPADDB       Y2, Y2, Y5
-	VPADDB       Y2, Y5, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y2
-	VPCMPEQB     Y5, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y5, Y3
-	VPCMPEQB     Y5, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y3, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z3, Z2, Z2
+	VMOVNTPS  Z2, 128(AX)
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPMAXUB   const0<>+0(SB), Y2, Y0
+	VPCMPEQB  Y2, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y4
+	VPCMPEQB  Y2, Y4, Y4
+	VPADDB    Y0, Y4, Y0
+	VPABSB    Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X2, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z2, Z3
-	VMOVNTPS     Z3, 192(AX)
-	VPADDB       Y5, Y5, Y2
-	VPADDB       Y5, Y2, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y3, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVNTPS  Z0, 192(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y2, Y4, Y2
+	VPABSB    Y2, Y2
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z2, Z3
-	VMOVNTPS     Z3, 256(AX)
+	VPMOVZXBW Y2, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVNTPS  Z0, 256(AX)
 
 	// Runs of 16 outputs, two at a time.
 	VMOVDQU     32(CX), X1
-	VPADDB      X1, X1, X2
-	VPADDB      X1, X2, X2
-	VINSERTI128 $0x01, X2, Y1, Y3
-	VPMAXUB     const0<>+0(SB), Y3, Y4
-	VPCMPEQB    Y3, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y3, Y5
-	VPCMPEQB    Y3, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y5, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPADDB      X1, X1, X0
+	VPADDB      X1, X0, X0
+	VINSERTI128 $0x01, X0, Y1, Y2
+	VPMAXUB     const0<>+0(SB), Y2, Y4
+	VPCMPEQB    Y2, Y4, Y4
+	VPMAXUB     const1<>+0(SB), Y2, Y5
+	VPCMPEQB    Y2, Y5, Y5
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y5
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z5, Z3
-	VMOVNTPS     Z3, 320(AX)
-	VPADDB       X2, X2, X1
-	VPADDB       X2, X1, X1
-	VPADDB       X1, X1, X2
-	VPADDB       X1, X2, X2
-	VINSERTI128  $0x01, X2, Y1, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y5
-	VPCMPEQB     Y3, Y5, Y5
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y4, Y5, Y4
-	VPXOR  const2<>+0(SB), Y4, Y4
+	VPMOVZXBW   Y4, Z2
+	VPERMW      Z3, Z2, Z2
+	VMOVNTPS    Z2, 320(AX)
+	VPADDB      X0, X0, X1
+	VPADDB      X0, X1, X1
+	VPADDB      X1, X1, X0
+	VPADDB      X1, X0, X0
+	VINSERTI128 $0x01, X0, Y1, Y2
+	VPMAXUB     const0<>+0(SB), Y2, Y4
+	VPCMPEQB    Y2, Y4, Y4
+	VPMAXUB     const1<>+0(SB), Y2, Y5
+	VPCMPEQB    Y2, Y5, Y5
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y4, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y5
-	VCVTPS2PH    $0x00, Z4, Y3
-	VINSERTI64X4 $0x01, Y3, Z5, Z3
-	VMOVNTPS     Z3, 384(AX)
-	VPADDB       X2, X2, X1
-	VPADDB       X2, X1, X1
+	VPMOVZXBW Y4, Z2
+	VPERMW    Z3, Z2, Z2
+	VMOVNTPS  Z2, 384(AX)
+	VPADDB    X0, X0, X1
+	VPADDB    X0, X1, X1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X3
-	VPMOVZXBW    X3, Y2
-	VPMULLW      const3<>+0(SB), Y2, Y2
-	VPAND        const4<>+0(SB), Y2, Y2
-	VEXTRACTI128 $0x01, Y2, X3
-	VPACKUSWB    X3, X2, X3
-	VINSERTI128  $0x01, X3, Y1, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y2, Y4, Y2
-	VPXOR  const2<>+0(SB), Y2, Y2
+	VPBROADCASTD 48(CX), X2
+	VPMOVZXBW    X2, Y0
+	VPMULLW      const3<>+0(SB), Y0, Y0
+	VPAND        const4<>+0(SB), Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X2
+	VPACKUSWB    X2, X0, X2
+	VINSERTI128  $0x01, X2, Y1, Y0
+	VPMAXUB      const0<>+0(SB), Y0, Y2
+	VPCMPEQB     Y0, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y0, Y4
+	VPCMPEQB     Y0, Y4, Y4
+	VPADDB       Y2, Y4, Y2
+	VPABSB       Y2, Y2
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X2, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X1
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VCVTPS2PH    $0x00, Z4, Y0
-	VINSERTI64X4 $0x01, Y0, Z2, Z0
-	VMOVNTPS     Z0, 448(AX)
-	ADDQ         $+54, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y2, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVNTPS  Z0, 448(AX)
+	ADDQ      $+54, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -3067,299 +2883,181 @@ TEXT ·avx512TQ1_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const5<>+0(SB), Z0
-	VPBROADCASTD const6<>+0(SB), Z1
-	VPMOVZXBQ    const9<>+0(SB), Z2
+	VPBROADCASTD const6<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const10<>+0(SB), Z0
 
 loop:
-	VPBROADCASTW 52(CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const7<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const8<>+0(SB), Z3, K1, Z3
-	VMOVDQU      (CX), Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y6
-	VPCMPEQB     Y5, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y5, Y7
-	VPCMPEQB     Y5, Y7, Y7
+	VPBROADCASTW     52(CX), Y0
+	VCVTPH2PS        Y0, Z0
+	VFIXUPIMMPS.BCST $0x00, const11<>+0(SB), Z0, Z0
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	// The outputs of all codes.
+	VMOVUPS  const9<>+0(SB), Z2
+	VMULPS   Z0, Z2, Z2
+	VPSLLD   $0x0f, Z2, Z0
+	VPSRLD   $0x1f, Z0, Z0
+	VPADDD   const12<>+0(SB), Z2, Z2
+	VPADDD   Z0, Z2, Z2
+	VPSRLD   $0x10, Z2, Z2
+	VMOVDQU  (CX), Y0
+	VPMAXUB  const0<>+0(SB), Y0, Y3
+	VPCMPEQB Y0, Y3, Y3
+	VPMAXUB  const1<>+0(SB), Y0, Y4
+	VPCMPEQB Y0, Y4, Y4
+	VPADDB   Y3, Y4, Y3
+	VPABSB   Y3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X6, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z6, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z8, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPACKUSDW    Z6, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVUPS      Z7, (AX)
-	VPADDB       Y5, Y5, Y6
-	VPADDB       Y5, Y6, Y6
-	VPMAXUB      const0<>+0(SB), Y6, Y5
-	VPCMPEQB     Y6, Y5, Y5
-	VPMAXUB      const1<>+0(SB), Y6, Y7
-	VPCMPEQB     Y6, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y5, Y7, Y5
-	VPXOR  const2<>+0(SB), Y5, Y5
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z3
+	VPERMW    Z2, Z3, Z3
+	VMOVUPS   Z3, (AX)
+	VPADDB    Y0, Y0, Y3
+	VPADDB    Y0, Y3, Y3
+	VPMAXUB   const0<>+0(SB), Y3, Y0
+	VPCMPEQB  Y3, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y3, Y4
+	VPCMPEQB  Y3, Y4, Y4
+	VPADDB    Y0, Y4, Y0
+	VPABSB    Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X5, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VEXTRACTI128 $+1, Y5, X4
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z5, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z8, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVUPS      Z7, 64(AX)
-	VPADDB       Y6, Y6, Y5
-	VPADDB       Y6, Y5, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y6
-	VPCMPEQB     Y5, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y5, Y7
-	VPCMPEQB     Y5, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, 64(AX)
+	VPADDB    Y3, Y3, Y0
+	VPADDB    Y3, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y3, Y4, Y3
+	VPABSB    Y3, Y3
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X6, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z6, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z8, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPACKUSDW    Z6, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVUPS      Z7, 128(AX)
-	VPADDB       Y5, Y5, Y6
-	VPADDB       Y5, Y6, Y6
-	VPMAXUB      const0<>+0(SB), Y6, Y5
-	VPCMPEQB     Y6, Y5, Y5
-	VPMAXUB      const1<>+0(SB), Y6, Y7
-	VPCMPEQB     Y6, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y5, Y7, Y5
-	VPXOR  const2<>+0(SB), Y5, Y5
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z3
+	VPERMW    Z2, Z3, Z3
+	VMOVUPS   Z3, 128(AX)
+	VPADDB    Y0, Y0, Y3
+	VPADDB    Y0, Y3, Y3
+	VPMAXUB   const0<>+0(SB), Y3, Y0
+	VPCMPEQB  Y3, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y3, Y4
+	VPCMPEQB  Y3, Y4, Y4
+	VPADDB    Y0, Y4, Y0
+	VPABSB    Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X5, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VEXTRACTI128 $+1, Y5, X4
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z5, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z8, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVUPS      Z7, 192(AX)
-	VPADDB       Y6, Y6, Y5
-	VPADDB       Y6, Y5, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y6
-	VPCMPEQB     Y5, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y5, Y7
-	VPCMPEQB     Y5, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, 192(AX)
+	VPADDB    Y3, Y3, Y0
+	VPADDB    Y3, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y3, Y4, Y3
+	VPABSB    Y3, Y3
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X6, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPACKUSDW    Z6, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, 256(AX)
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, 256(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X4
-	VPADDB      X4, X4, X5
-	VPADDB      X4, X5, X5
-	VINSERTI128 $0x01, X5, Y4, Y6
-	VPMAXUB     const0<>+0(SB), Y6, Y7
-	VPCMPEQB    Y6, Y7, Y7
-	VPMAXUB     const1<>+0(SB), Y6, Y8
-	VPCMPEQB    Y6, Y8, Y8
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y7, Y8, Y7
-	VPXOR  const2<>+0(SB), Y7, Y7
+	VMOVDQU     32(CX), X1
+	VPADDB      X1, X1, X0
+	VPADDB      X1, X0, X0
+	VINSERTI128 $0x01, X0, Y1, Y3
+	VPMAXUB     const0<>+0(SB), Y3, Y4
+	VPCMPEQB    Y3, Y4, Y4
+	VPMAXUB     const1<>+0(SB), Y3, Y5
+	VPCMPEQB    Y3, Y5, Y5
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X7, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y7, X4
-	VPMOVSXBD    X4, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VPSRLD       $0x10, Z6, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z8, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPACKUSDW    Z7, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, 320(AX)
-	VPADDB       X5, X5, X4
-	VPADDB       X5, X4, X4
-	VPADDB       X4, X4, X5
-	VPADDB       X4, X5, X5
-	VINSERTI128  $0x01, X5, Y4, Y6
-	VPMAXUB      const0<>+0(SB), Y6, Y7
-	VPCMPEQB     Y6, Y7, Y7
-	VPMAXUB      const1<>+0(SB), Y6, Y8
-	VPCMPEQB     Y6, Y8, Y8
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y7, Y8, Y7
-	VPXOR  const2<>+0(SB), Y7, Y7
+	VPADDB      Y4, Y4, Y4
+	VPMOVZXBW   Y4, Z3
+	VPERMW      Z2, Z3, Z3
+	VMOVUPS     Z3, 320(AX)
+	VPADDB      X0, X0, X1
+	VPADDB      X0, X1, X1
+	VPADDB      X1, X1, X0
+	VPADDB      X1, X0, X0
+	VINSERTI128 $0x01, X0, Y1, Y3
+	VPMAXUB     const0<>+0(SB), Y3, Y4
+	VPCMPEQB    Y3, Y4, Y4
+	VPMAXUB     const1<>+0(SB), Y3, Y5
+	VPCMPEQB    Y3, Y5, Y5
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X7, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y7, X4
-	VPMOVSXBD    X4, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VPSRLD       $0x10, Z6, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z8, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPACKUSDW    Z7, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, 384(AX)
-	VPADDB       X5, X5, X4
-	VPADDB       X5, X4, X4
+	VPADDB    Y4, Y4, Y4
+	VPMOVZXBW Y4, Z3
+	VPERMW    Z2, Z3, Z3
+	VMOVUPS   Z3, 384(AX)
+	VPADDB    X0, X0, X1
+	VPADDB    X0, X1, X1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X6
-	VPMOVZXBW    X6, Y5
-	VPMULLW      const3<>+0(SB), Y5, Y5
-	VPAND        const4<>+0(SB), Y5, Y5
-	VEXTRACTI128 $0x01, Y5, X6
-	VPACKUSWB    X6, X5, X6
-	VINSERTI128  $0x01, X6, Y4, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y6
-	VPCMPEQB     Y5, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y5, Y7
-	VPCMPEQB     Y5, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	VPBROADCASTD 48(CX), X3
+	VPMOVZXBW    X3, Y0
+	VPMULLW      const3<>+0(SB), Y0, Y0
+	VPAND        const4<>+0(SB), Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X3
+	VPACKUSWB    X3, X0, X3
+	VINSERTI128  $0x01, X3, Y1, Y0
+	VPMAXUB      const0<>+0(SB), Y0, Y3
+	VPCMPEQB     Y0, Y3, Y3
+	VPMAXUB      const1<>+0(SB), Y0, Y4
+	VPCMPEQB     Y0, Y4, Y4
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X6, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VPSRLD       $0x10, Z5, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z3, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z6, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z3, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPACKUSDW    Z6, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, 448(AX)
-	ADDQ         $+54, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, 448(AX)
+	ADDQ      $+54, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
-DATA const9<>+0(SB)/8, $0x0705030106040200
-DATA const9<>+8(SB)/8, $0x0705030106040200
-DATA const9<>+16(SB)/8, $0x0705030106040200
-DATA const9<>+24(SB)/8, $0x0705030106040200
-GLOBL const9<>(SB), RODATA|NOPTR, $32
+DATA const10<>+0(SB)/8, $0x0000ffff0000ffff
+DATA const10<>+8(SB)/8, $0x0000ffff0000ffff
+DATA const10<>+16(SB)/8, $0x0000ffff0000ffff
+DATA const10<>+24(SB)/8, $0x0000ffff0000ffff
+GLOBL const10<>(SB), RODATA|NOPTR, $32
+
+DATA const11<>+0(SB)/8, $0x0000003300000033
+DATA const11<>+8(SB)/8, $0x0000003300000033
+DATA const11<>+16(SB)/8, $0x0000003300000033
+DATA const11<>+24(SB)/8, $0x0000003300000033
+GLOBL const11<>(SB), RODATA|NOPTR, $32
+
+DATA const12<>+0(SB)/8, $0x00007fff00007fff
+DATA const12<>+8(SB)/8, $0x00007fff00007fff
+DATA const12<>+16(SB)/8, $0x00007fff00007fff
+DATA const12<>+24(SB)/8, $0x00007fff00007fff
+DATA const12<>+32(SB)/8, $0x00007fff00007fff
+DATA const12<>+40(SB)/8, $0x00007fff00007fff
+DATA const12<>+48(SB)/8, $0x00007fff00007fff
+DATA const12<>+56(SB)/8, $0x00007fff00007fff
+GLOBL const12<>(SB), RODATA|NOPTR, $64
 
 // func avx512TQ1_0ToBF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -3367,291 +3065,157 @@ TEXT ·avx512TQ1_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const5<>+0(SB), Z0
-	VPBROADCASTD const6<>+0(SB), Z1
-	VPMOVZXBQ    const9<>+0(SB), Z2
+	VPBROADCASTD const6<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const10<>+0(SB), Z0
 
 loop:
-	VPBROADCASTW 52(CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const7<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const8<>+0(SB), Z3, K1, Z3
-	VMOVDQU      (CX), Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y6
-	VPCMPEQB     Y5, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y5, Y7
-	VPCMPEQB     Y5, Y7, Y7
+	VPBROADCASTW     52(CX), Y0
+	VCVTPH2PS        Y0, Z0
+	VFIXUPIMMPS.BCST $0x00, const11<>+0(SB), Z0, Z0
 
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	// The outputs of all codes.
+	VMOVUPS  const9<>+0(SB), Z2
+	VMULPS   Z0, Z2, Z2
+	VPSLLD   $0x0f, Z2, Z0
+	VPSRLD   $0x1f, Z0, Z0
+	VPADDD   const12<>+0(SB), Z2, Z2
+	VPADDD   Z0, Z2, Z2
+	VPSRLD   $0x10, Z2, Z2
+	VMOVDQU  (CX), Y0
+	VPMAXUB  const0<>+0(SB), Y0, Y3
+	VPCMPEQB Y0, Y3, Y3
+	VPMAXUB  const1<>+0(SB), Y0, Y4
+	VPCMPEQB Y0, Y4, Y4
+	VPADDB   Y3, Y4, Y3
+	VPABSB   Y3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X6, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z6, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z8, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPACKUSDW    Z6, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVNTPS     Z7, (AX)
-	VPADDB       Y5, Y5, Y6
-	VPADDB       Y5, Y6, Y6
-	VPMAXUB      const0<>+0(SB), Y6, Y5
-	VPCMPEQB     Y6, Y5, Y5
-	VPMAXUB      const1<>+0(SB), Y6, Y7
-	VPCMPEQB     Y6, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y5, Y7, Y5
-	VPXOR  const2<>+0(SB), Y5, Y5
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z3
+	VPERMW    Z2, Z3, Z3
+	VMOVNTPS  Z3, (AX)
+	VPADDB    Y0, Y0, Y3
+	VPADDB    Y0, Y3, Y3
+	VPMAXUB   const0<>+0(SB), Y3, Y0
+	VPCMPEQB  Y3, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y3, Y4
+	VPCMPEQB  Y3, Y4, Y4
+	VPADDB    Y0, Y4, Y0
+	VPABSB    Y0, Y0
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X5, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VEXTRACTI128 $+1, Y5, X4
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z5, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z8, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVNTPS     Z7, 64(AX)
-	VPADDB       Y6, Y6, Y5
-	VPADDB       Y6, Y5, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y6
-	VPCMPEQB     Y5, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y5, Y7
-	VPCMPEQB     Y5, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, 64(AX)
+	VPADDB    Y3, Y3, Y0
+	VPADDB    Y3, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y3, Y4, Y3
+	VPABSB    Y3, Y3
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X6, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z6, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z8, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPACKUSDW    Z6, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVNTPS     Z7, 128(AX)
-	VPADDB       Y5, Y5, Y6
-	VPADDB       Y5, Y6, Y6
-	VPMAXUB      const0<>+0(SB), Y6, Y5
-	VPCMPEQB     Y6, Y5, Y5
-	VPMAXUB      const1<>+0(SB), Y6, Y7
-	VPCMPEQB     Y6, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y5, Y7, Y5
-	VPXOR  const2<>+0(SB), Y5, Y5
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z3
+	VPERMW    Z2, Z3, Z3
+	VMOVNTPS  Z3, 128(AX)
+	VPADDB    Y0, Y0, Y3
+	VPADDB    Y0, Y3, Y3
+	VPMAXUB   const0<>+0(SB), Y3, Y0
+	VPCMPEQB  Y3, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y3, Y4
+	VPCMPEQB  Y3, Y4, Y4
+	VPADDB    Y0, Y4, Y0
+	VPABSB    Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X5, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VEXTRACTI128 $+1, Y5, X4
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPSRLD       $0x10, Z5, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z8, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z7, Z7
-	VPERMQ       Z7, Z2, Z7
-	VMOVNTPS     Z7, 192(AX)
-	VPADDB       Y6, Y6, Y5
-	VPADDB       Y6, Y5, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y6
-	VPCMPEQB     Y5, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y5, Y7
-	VPCMPEQB     Y5, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, 192(AX)
+	VPADDB    Y3, Y3, Y0
+	VPADDB    Y3, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y3, Y4, Y3
+	VPABSB    Y3, Y3
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X6, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPACKUSDW    Z6, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, 256(AX)
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, 256(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X4
-	VPADDB      X4, X4, X5
-	VPADDB      X4, X5, X5
-	VINSERTI128 $0x01, X5, Y4, Y6
-	VPMAXUB     const0<>+0(SB), Y6, Y7
-	VPCMPEQB    Y6, Y7, Y7
-	VPMAXUB     const1<>+0(SB), Y6, Y8
-	VPCMPEQB    Y6, Y8, Y8
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y7, Y8, Y7
-	VPXOR  const2<>+0(SB), Y7, Y7
+	VMOVDQU     32(CX), X1
+	VPADDB      X1, X1, X0
+	VPADDB      X1, X0, X0
+	VINSERTI128 $0x01, X0, Y1, Y3
+	VPMAXUB     const0<>+0(SB), Y3, Y4
+	VPCMPEQB    Y3, Y4, Y4
+	VPMAXUB     const1<>+0(SB), Y3, Y5
+	VPCMPEQB    Y3, Y5, Y5
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X7, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y7, X4
-	VPMOVSXBD    X4, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VPSRLD       $0x10, Z6, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z8, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPACKUSDW    Z7, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, 320(AX)
-	VPADDB       X5, X5, X4
-	VPADDB       X5, X4, X4
-	VPADDB       X4, X4, X5
-	VPADDB       X4, X5, X5
-	VINSERTI128  $0x01, X5, Y4, Y6
-	VPMAXUB      const0<>+0(SB), Y6, Y7
-	VPCMPEQB     Y6, Y7, Y7
-	VPMAXUB      const1<>+0(SB), Y6, Y8
-	VPCMPEQB     Y6, Y8, Y8
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y7, Y8, Y7
-	VPXOR  const2<>+0(SB), Y7, Y7
+	VPADDB      Y4, Y4, Y4
+	VPMOVZXBW   Y4, Z3
+	VPERMW      Z2, Z3, Z3
+	VMOVNTPS    Z3, 320(AX)
+	VPADDB      X0, X0, X1
+	VPADDB      X0, X1, X1
+	VPADDB      X1, X1, X0
+	VPADDB      X1, X0, X0
+	VINSERTI128 $0x01, X0, Y1, Y3
+	VPMAXUB     const0<>+0(SB), Y3, Y4
+	VPCMPEQB    Y3, Y4, Y4
+	VPMAXUB     const1<>+0(SB), Y3, Y5
+	VPCMPEQB    Y3, Y5, Y5
+	VPADDB      Y4, Y5, Y4
+	VPABSB      Y4, Y4
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X7, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y7, X4
-	VPMOVSXBD    X4, Z7
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z3, Z7, Z7
-	VPSRLD       $0x10, Z6, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z8, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z7, Z8
-	VPANDD       Z0, Z8, Z8
-	VPADDD       Z1, Z7, Z7
-	VPADDD       Z8, Z7, Z7
-	VPSRLD       $0x10, Z7, Z7
-	VPACKUSDW    Z7, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, 384(AX)
-	VPADDB       X5, X5, X4
-	VPADDB       X5, X4, X4
+	VPADDB    Y4, Y4, Y4
+	VPMOVZXBW Y4, Z3
+	VPERMW    Z2, Z3, Z3
+	VMOVNTPS  Z3, 384(AX)
+	VPADDB    X0, X0, X1
+	VPADDB    X0, X1, X1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X6
-	VPMOVZXBW    X6, Y5
-	VPMULLW      const3<>+0(SB), Y5, Y5
-	VPAND        const4<>+0(SB), Y5, Y5
-	VEXTRACTI128 $0x01, Y5, X6
-	VPACKUSWB    X6, X5, X6
-	VINSERTI128  $0x01, X6, Y4, Y5
-	VPMAXUB      const0<>+0(SB), Y5, Y6
-	VPCMPEQB     Y5, Y6, Y6
-	VPMAXUB      const1<>+0(SB), Y5, Y7
-	VPCMPEQB     Y5, Y7, Y7
-
-	// The masks are minus one each, and inverting a sum takes it from -1.
-	VPADDB Y6, Y7, Y6
-	VPXOR  const2<>+0(SB), Y6, Y6
+	VPBROADCASTD 48(CX), X3
+	VPMOVZXBW    X3, Y0
+	VPMULLW      const3<>+0(SB), Y0, Y0
+	VPAND        const4<>+0(SB), Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X3
+	VPACKUSWB    X3, X0, X3
+	VINSERTI128  $0x01, X3, Y1, Y0
+	VPMAXUB      const0<>+0(SB), Y0, Y3
+	VPCMPEQB     Y0, Y3, Y3
+	VPMAXUB      const1<>+0(SB), Y0, Y4
+	VPCMPEQB     Y0, Y4, Y4
+	VPADDB       Y3, Y4, Y3
+	VPABSB       Y3, Y3
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X6, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y6, X4
-	VPMOVSXBD    X4, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VPSRLD       $0x10, Z5, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z3, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z6, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z3, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPACKUSDW    Z6, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, 448(AX)
-	ADDQ         $+54, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, 448(AX)
+	ADDQ      $+54, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -3669,204 +3233,204 @@ loop:
 	VPBROADCASTW 64(CX), X0
 	VCVTPH2PS    X0, Y0
 	VMOVDQU      (CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVUPS      Y3, (AX)
-	VMOVUPS      Y4, 32(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y3, 64(AX)
 	VMOVUPS      Y2, 96(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVUPS      Y3, 128(AX)
-	VMOVUPS      Y4, 160(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Y3, 160(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 192(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y3, 192(AX)
 	VMOVUPS      Y2, 224(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVUPS      Y3, 256(AX)
-	VMOVUPS      Y4, 288(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Y3, 288(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 320(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y3, 320(AX)
 	VMOVUPS      Y2, 352(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y2, 384(AX)
-	VMOVUPS      Y3, 416(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y2, 416(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 448(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y2, 448(AX)
 	VMOVUPS      Y1, 480(AX)
 	VMOVDQU      32(CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVUPS      Y3, 512(AX)
-	VMOVUPS      Y4, 544(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Y3, 544(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 576(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y3, 576(AX)
 	VMOVUPS      Y2, 608(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVUPS      Y3, 640(AX)
-	VMOVUPS      Y4, 672(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Y3, 672(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 704(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y3, 704(AX)
 	VMOVUPS      Y2, 736(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVUPS      Y3, 768(AX)
-	VMOVUPS      Y4, 800(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Y3, 800(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVUPS      Y3, 832(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y3, 832(AX)
 	VMOVUPS      Y2, 864(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVUPS      Y2, 896(AX)
-	VMOVUPS      Y3, 928(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Y2, 928(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 960(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVUPS      Y2, 960(AX)
 	VMOVUPS      Y1, 992(AX)
 	ADDQ         $+66, CX
 	ADDQ         $+1024, AX
@@ -3875,17 +3439,11 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const10<>+0(SB)/8, $0x0303030303030303
-DATA const10<>+8(SB)/8, $0x0303030303030303
-DATA const10<>+16(SB)/8, $0x0303030303030303
-DATA const10<>+24(SB)/8, $0x0303030303030303
-GLOBL const10<>(SB), RODATA|NOPTR, $32
-
-DATA const11<>+0(SB)/8, $0x0101010101010101
-DATA const11<>+8(SB)/8, $0x0101010101010101
-DATA const11<>+16(SB)/8, $0x0101010101010101
-DATA const11<>+24(SB)/8, $0x0101010101010101
-GLOBL const11<>(SB), RODATA|NOPTR, $32
+DATA const13<>+0(SB)/8, $0x0303030303030303
+DATA const13<>+8(SB)/8, $0x0303030303030303
+DATA const13<>+16(SB)/8, $0x0303030303030303
+DATA const13<>+24(SB)/8, $0x0303030303030303
+GLOBL const13<>(SB), RODATA|NOPTR, $32
 
 // func avx2TQ2_0ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -3898,204 +3456,204 @@ loop:
 	VPBROADCASTW 64(CX), X0
 	VCVTPH2PS    X0, Y0
 	VMOVDQU      (CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVNTPS     Y3, (AX)
-	VMOVNTPS     Y4, 32(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y3, 64(AX)
 	VMOVNTPS     Y2, 96(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVNTPS     Y3, 128(AX)
-	VMOVNTPS     Y4, 160(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Y3, 160(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 192(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y3, 192(AX)
 	VMOVNTPS     Y2, 224(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVNTPS     Y3, 256(AX)
-	VMOVNTPS     Y4, 288(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Y3, 288(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 320(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y3, 320(AX)
 	VMOVNTPS     Y2, 352(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y2, 384(AX)
-	VMOVNTPS     Y3, 416(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y2, 416(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 448(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y2, 448(AX)
 	VMOVNTPS     Y1, 480(AX)
 	VMOVDQU      32(CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVNTPS     Y3, 512(AX)
-	VMOVNTPS     Y4, 544(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Y3, 544(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 576(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y3, 576(AX)
 	VMOVNTPS     Y2, 608(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVNTPS     Y3, 640(AX)
-	VMOVNTPS     Y4, 672(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Y3, 672(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 704(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y3, 704(AX)
 	VMOVNTPS     Y2, 736(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
 	VMOVNTPS     Y3, 768(AX)
-	VMOVNTPS     Y4, 800(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Y3, 800(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VMOVNTPS     Y3, 832(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y3, 832(AX)
 	VMOVNTPS     Y2, 864(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
 	VMOVNTPS     Y2, 896(AX)
-	VMOVNTPS     Y3, 928(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Y2, 928(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VMOVNTPS     Y2, 960(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VMOVNTPS     Y2, 960(AX)
 	VMOVNTPS     Y1, 992(AX)
 	ADDQ         $+66, CX
 	ADDQ         $+1024, AX
@@ -4118,237 +3676,205 @@ loop:
 	VPBROADCASTW 64(CX), X0
 	VCVTPH2PS    X0, Y0
 	VMOVDQU      (CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVUPS      Y3, (AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, (AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, 16(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVUPS      Y2, 32(AX)
+	VCVTPS2PH    $0x00, Y2, 48(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVUPS      Y3, 64(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, 64(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, 80(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 96(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVUPS      Y2, 96(AX)
+	VCVTPS2PH    $0x00, Y2, 112(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVUPS      Y3, 128(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, 128(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, 144(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 160(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVUPS      Y2, 160(AX)
+	VCVTPS2PH    $0x00, Y2, 176(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y2, X5
-	VCVTPS2PH    $0x00, Y3, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVUPS      Y2, 192(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, 192(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, 208(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 224(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X5
-	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y5, Y1
-	VMOVUPS      Y1, 224(AX)
+	VCVTPS2PH    $0x00, Y1, 240(AX)
 	VMOVDQU      32(CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVUPS      Y3, 256(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, 256(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, 272(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 288(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVUPS      Y2, 288(AX)
+	VCVTPS2PH    $0x00, Y2, 304(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVUPS      Y3, 320(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, 320(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, 336(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 352(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVUPS      Y2, 352(AX)
+	VCVTPS2PH    $0x00, Y2, 368(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVUPS      Y3, 384(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, 384(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, 400(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, 416(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVUPS      Y2, 416(AX)
+	VCVTPS2PH    $0x00, Y2, 432(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y2, X5
-	VCVTPS2PH    $0x00, Y3, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVUPS      Y2, 448(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, 448(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, 464(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 480(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X5
-	VCVTPS2PH    $0x00, Y1, X0
-	VINSERTI128  $0x01, X0, Y5, Y0
-	VMOVUPS      Y0, 480(AX)
+	VCVTPS2PH    $0x00, Y1, 496(AX)
 	ADDQ         $+66, CX
 	ADDQ         $+512, AX
 	DECQ         DX
@@ -4367,237 +3893,237 @@ loop:
 	VPBROADCASTW 64(CX), X0
 	VCVTPH2PS    X0, Y0
 	VMOVDQU      (CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVNTPS     Y3, (AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, (AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 16(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
 	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVNTPS     Y2, 32(AX)
+	VMOVNTPS     X2, 48(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVNTPS     Y3, 64(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 64(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 80(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 96(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
 	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVNTPS     Y2, 96(AX)
+	VMOVNTPS     X2, 112(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVNTPS     Y3, 128(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 128(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 144(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 160(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
 	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVNTPS     Y2, 160(AX)
+	VMOVNTPS     X2, 176(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y2, X5
-	VCVTPS2PH    $0x00, Y3, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVNTPS     Y2, 192(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 192(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 208(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 224(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X5
 	VCVTPS2PH    $0x00, Y1, X1
-	VINSERTI128  $0x01, X1, Y5, Y1
-	VMOVNTPS     Y1, 224(AX)
+	VMOVNTPS     X1, 240(AX)
 	VMOVDQU      32(CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVNTPS     Y3, 256(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 256(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 272(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 288(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
 	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVNTPS     Y2, 288(AX)
+	VMOVNTPS     X2, 304(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVNTPS     Y3, 320(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 320(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 336(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 352(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
 	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVNTPS     Y2, 352(AX)
+	VMOVNTPS     X2, 368(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X2, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VPSHUFD      $0x0e, X2, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y0, Y4, Y4
-	VCVTPS2PH    $0x00, Y3, X5
-	VCVTPS2PH    $0x00, Y4, X3
-	VINSERTI128  $0x01, X3, Y5, Y3
-	VMOVNTPS     Y3, 384(AX)
-	VEXTRACTI128 $+1, Y2, X3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 384(AX)
+	VPSHUFD      $0x0e, X2, X3
 	VPMOVSXBD    X3, Y3
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y0, Y3, Y3
-	VEXTRACTI128 $+1, Y2, X2
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 400(AX)
+	VEXTRACTI128 $0x01, Y2, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y0, Y3, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 416(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPSHUFD      $0x0e, X2, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y3, X5
 	VCVTPS2PH    $0x00, Y2, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVNTPS     Y2, 416(AX)
+	VMOVNTPS     X2, 432(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X1, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VPSHUFD      $0x0e, X1, X3
-	VPMOVSXBD    X3, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y0, Y3, Y3
-	VCVTPS2PH    $0x00, Y2, X5
-	VCVTPS2PH    $0x00, Y3, X2
-	VINSERTI128  $0x01, X2, Y5, Y2
-	VMOVNTPS     Y2, 448(AX)
-	VEXTRACTI128 $+1, Y1, X2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 448(AX)
+	VPSHUFD      $0x0e, X1, X2
 	VPMOVSXBD    X2, Y2
 	VCVTDQ2PS    Y2, Y2
 	VMULPS       Y0, Y2, Y2
-	VEXTRACTI128 $+1, Y1, X1
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 464(AX)
+	VEXTRACTI128 $0x01, Y1, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 480(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPSHUFD      $0x0e, X1, X1
 	VPMOVSXBD    X1, Y1
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y0, Y1, Y1
-	VCVTPS2PH    $0x00, Y2, X5
 	VCVTPS2PH    $0x00, Y1, X0
-	VINSERTI128  $0x01, X0, Y5, Y0
-	VMOVNTPS     Y0, 480(AX)
+	VMOVNTPS     X0, 496(AX)
 	ADDQ         $+66, CX
 	ADDQ         $+512, AX
 	DECQ         DX
@@ -4625,385 +4151,409 @@ loop:
 	VORPS        const8<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 	VMOVDQU      (CX), Y3
-	VPAND        const10<>+0(SB), Y3, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VPAND        const13<>+0(SB), Y3, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, (AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, (AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 32(AX)
-	VPSRLW       $0x02, Y3, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y7, Y4, Y4
+	VPSRLW  $0x0f, Y4, Y4
+	VPADDW  Y4, Y6, Y6
+	VMOVUPS Y6, 32(AX)
+	VPSRLW  $0x02, Y3, Y4
+	VPAND   const13<>+0(SB), Y4, Y4
+	VPADDB  const2<>+0(SB), Y4, Y4
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 64(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, 64(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 96(AX)
-	VPSRLW       $0x04, Y3, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y7, Y4, Y4
+	VPSRLW  $0x0f, Y4, Y4
+	VPADDW  Y4, Y6, Y6
+	VMOVUPS Y6, 96(AX)
+	VPSRLW  $0x04, Y3, Y4
+	VPAND   const13<>+0(SB), Y4, Y4
+	VPADDB  const2<>+0(SB), Y4, Y4
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 128(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, 128(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 160(AX)
-	VPSRLW       $0x06, Y3, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y7, Y4, Y4
+	VPSRLW  $0x0f, Y4, Y4
+	VPADDW  Y4, Y6, Y6
+	VMOVUPS Y6, 160(AX)
+	VPSRLW  $0x06, Y3, Y3
+	VPAND   const13<>+0(SB), Y3, Y3
+	VPADDB  const2<>+0(SB), Y3, Y3
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 192(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, 192(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 224(AX)
-	VMOVDQU      32(CX), Y3
-	VPAND        const10<>+0(SB), Y3, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y6, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y5, Y5
+	VMOVUPS Y5, 224(AX)
+	VMOVDQU 32(CX), Y3
+	VPAND   const13<>+0(SB), Y3, Y4
+	VPADDB  const2<>+0(SB), Y4, Y4
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 256(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, 256(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 288(AX)
-	VPSRLW       $0x02, Y3, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y7, Y4, Y4
+	VPSRLW  $0x0f, Y4, Y4
+	VPADDW  Y4, Y6, Y6
+	VMOVUPS Y6, 288(AX)
+	VPSRLW  $0x02, Y3, Y4
+	VPAND   const13<>+0(SB), Y4, Y4
+	VPADDB  const2<>+0(SB), Y4, Y4
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 320(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, 320(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 352(AX)
-	VPSRLW       $0x04, Y3, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y7, Y4, Y4
+	VPSRLW  $0x0f, Y4, Y4
+	VPADDW  Y4, Y6, Y6
+	VMOVUPS Y6, 352(AX)
+	VPSRLW  $0x04, Y3, Y4
+	VPAND   const13<>+0(SB), Y4, Y4
+	VPADDB  const2<>+0(SB), Y4, Y4
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 384(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, 384(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVUPS      Y5, 416(AX)
-	VPSRLW       $0x06, Y3, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y7, Y4, Y4
+	VPSRLW  $0x0f, Y4, Y4
+	VPADDW  Y4, Y6, Y6
+	VMOVUPS Y6, 416(AX)
+	VPSRLW  $0x06, Y3, Y3
+	VPAND   const13<>+0(SB), Y3, Y3
+	VPADDB  const2<>+0(SB), Y3, Y3
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 448(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, 448(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y2, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y2, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVUPS      Y4, 480(AX)
-	ADDQ         $+66, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y2, Y2
+	VMOVUPS Y2, 480(AX)
+	ADDQ    $+66, CX
+	ADDQ    $+512, AX
+	DECQ    DX
+	JNZ     loop
 	VZEROUPPER
 	RET
 
@@ -5024,385 +4574,409 @@ loop:
 	VORPS        const8<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 	VMOVDQU      (CX), Y3
-	VPAND        const10<>+0(SB), Y3, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VPAND        const13<>+0(SB), Y3, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, (AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, (AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 32(AX)
-	VPSRLW       $0x02, Y3, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y6, Y6
+	VMOVNTPS Y6, 32(AX)
+	VPSRLW   $0x02, Y3, Y4
+	VPAND    const13<>+0(SB), Y4, Y4
+	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 64(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, 64(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 96(AX)
-	VPSRLW       $0x04, Y3, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y6, Y6
+	VMOVNTPS Y6, 96(AX)
+	VPSRLW   $0x04, Y3, Y4
+	VPAND    const13<>+0(SB), Y4, Y4
+	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 128(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, 128(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 160(AX)
-	VPSRLW       $0x06, Y3, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y6, Y6
+	VMOVNTPS Y6, 160(AX)
+	VPSRLW   $0x06, Y3, Y3
+	VPAND    const13<>+0(SB), Y3, Y3
+	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 192(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, 192(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y5, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y5
-	VPAND        Y0, Y5, Y5
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y5, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 224(AX)
-	VMOVDQU      32(CX), Y3
-	VPAND        const10<>+0(SB), Y3, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y6, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y5, Y5
+	VMOVNTPS Y5, 224(AX)
+	VMOVDQU  32(CX), Y3
+	VPAND    const13<>+0(SB), Y3, Y4
+	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 256(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, 256(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 288(AX)
-	VPSRLW       $0x02, Y3, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y6, Y6
+	VMOVNTPS Y6, 288(AX)
+	VPSRLW   $0x02, Y3, Y4
+	VPAND    const13<>+0(SB), Y4, Y4
+	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 320(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, 320(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 352(AX)
-	VPSRLW       $0x04, Y3, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y6, Y6
+	VMOVNTPS Y6, 352(AX)
+	VPSRLW   $0x04, Y3, Y4
+	VPAND    const13<>+0(SB), Y4, Y4
+	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X4, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSHUFD      $0x0e, X4, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-	VPSRLD       $0x10, Y5, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y7, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y6, Y7
-	VPAND        Y0, Y7, Y7
-	VPADDD       Y1, Y6, Y6
-	VPADDD       Y7, Y6, Y6
-	VPSRLD       $0x10, Y6, Y6
-	VPACKUSDW    Y6, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 384(AX)
-	VEXTRACTI128 $+1, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VEXTRACTI128 $+1, Y4, X4
-	VPSHUFD      $0x0e, X4, X4
-	VPMOVSXBD    X4, Y4
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, 384(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
 	VCVTDQ2PS    Y4, Y4
 	VMULPS       Y2, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPACKUSDW    Y4, Y5, Y5
-	VPERMQ       $0xd8, Y5, Y5
-	VMOVNTPS     Y5, 416(AX)
-	VPSRLW       $0x06, Y3, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y4, Y4
+	VPSRLW   $0x0f, Y4, Y4
+	VPADDW   Y4, Y6, Y6
+	VMOVNTPS Y6, 416(AX)
+	VPSRLW   $0x06, Y3, Y3
+	VPAND    const13<>+0(SB), Y3, Y3
+	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X3, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VPSHUFD      $0x0e, X3, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y2, Y5, Y5
-	VPSRLD       $0x10, Y4, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y6, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y5, Y6
-	VPAND        Y0, Y6, Y6
-	VPADDD       Y1, Y5, Y5
-	VPADDD       Y6, Y5, Y5
-	VPSRLD       $0x10, Y5, Y5
-	VPACKUSDW    Y5, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 448(AX)
-	VEXTRACTI128 $+1, Y3, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VEXTRACTI128 $+1, Y3, X3
-	VPSHUFD      $0x0e, X3, X3
-	VPMOVSXBD    X3, Y3
+	VPMOVSXWD X3, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y2, Y4, Y4
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, 448(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y4
+	VPSLLD       $0x18, Y4, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y4, Y4
 	VCVTDQ2PS    Y3, Y3
 	VMULPS       Y2, Y3, Y3
-	VPSRLD       $0x10, Y4, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y4, Y4
-	VPADDD       Y2, Y4, Y4
-	VPSRLD       $0x10, Y4, Y4
-	VPSRLD       $0x10, Y3, Y2
-	VPAND        Y0, Y2, Y2
-	VPADDD       Y1, Y3, Y3
-	VPADDD       Y2, Y3, Y3
-	VPSRLD       $0x10, Y3, Y3
-	VPACKUSDW    Y3, Y4, Y4
-	VPERMQ       $0xd8, Y4, Y4
-	VMOVNTPS     Y4, 480(AX)
-	ADDQ         $+66, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y2
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y2, Y2
+	VPBLENDW $0x55, Y3, Y5, Y5
+	VPAND    Y0, Y2, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y2, Y2
+	VMOVNTPS Y2, 480(AX)
+	ADDQ     $+66, CX
+	ADDQ     $+512, AX
+	DECQ     DX
+	JNZ      loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -5420,116 +4994,116 @@ loop:
 	VPBROADCASTW 64(CX), Y0
 	VCVTPH2PS    Y0, Z0
 	VMOVDQU      (CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Z3, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z3, (AX)
 	VMOVUPS      Z2, 64(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Z3, 128(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z3, 128(AX)
 	VMOVUPS      Z2, 192(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Z3, 256(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z3, 256(AX)
 	VMOVUPS      Z2, 320(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Z2, 384(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVUPS      Z2, 384(AX)
 	VMOVUPS      Z1, 448(AX)
 	VMOVDQU      32(CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Z3, 512(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z3, 512(AX)
 	VMOVUPS      Z2, 576(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Z3, 640(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z3, 640(AX)
 	VMOVUPS      Z2, 704(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVUPS      Z3, 768(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z3, 768(AX)
 	VMOVUPS      Z2, 832(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVUPS      Z2, 896(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVUPS      Z2, 896(AX)
 	VMOVUPS      Z1, 960(AX)
 	ADDQ         $+66, CX
 	ADDQ         $+1024, AX
@@ -5549,116 +5123,116 @@ loop:
 	VPBROADCASTW 64(CX), Y0
 	VCVTPH2PS    Y0, Z0
 	VMOVDQU      (CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Z3, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z3, (AX)
 	VMOVNTPS     Z2, 64(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Z3, 128(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z3, 128(AX)
 	VMOVNTPS     Z2, 192(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Z3, 256(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z3, 256(AX)
 	VMOVNTPS     Z2, 320(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 96 to 127.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Z2, 384(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVNTPS     Z2, 384(AX)
 	VMOVNTPS     Z1, 448(AX)
 	VMOVDQU      32(CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y1, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Z3, 512(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z3, 512(AX)
 	VMOVNTPS     Z2, 576(AX)
 	VPSRLW       $0x02, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Z3, 640(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z3, 640(AX)
 	VMOVNTPS     Z2, 704(AX)
 	VPSRLW       $0x04, Y1, Y2
-	VPAND        const10<>+0(SB), Y2, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+	VPAND        const13<>+0(SB), Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
 	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
+	VMOVNTPS     Z3, 768(AX)
+	VEXTRACTI128 $0x01, Y2, X2
 	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z3, 768(AX)
 	VMOVNTPS     Z2, 832(AX)
 	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPAND        const13<>+0(SB), Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 224 to 255.
 	VPMOVSXBD    X1, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
+	VMOVNTPS     Z2, 896(AX)
+	VEXTRACTI128 $0x01, Y1, X1
 	VPMOVSXBD    X1, Z1
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z0, Z1, Z1
-	VMOVNTPS     Z2, 896(AX)
 	VMOVNTPS     Z1, 960(AX)
 	ADDQ         $+66, CX
 	ADDQ         $+1024, AX
@@ -5671,292 +5245,162 @@ loop:
 	RET
 
 // func avx512TQ2_0ToF16(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512BW, AVX512F
 TEXT ·avx512TQ2_0ToF16(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW 64(CX), Y0
 	VCVTPH2PS    Y0, Z0
-	VMOVDQU      (CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+
+	// The outputs of all codes.
+	VMOVUPS   const9<>+0(SB), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y2
+	VMOVDQU   (CX), Y0
+	VPAND     const13<>+0(SB), Y0, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X2, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z3, Y4
-	VCVTPS2PH    $0x00, Z2, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVUPS      Z2, (AX)
-	VPSRLW       $0x02, Y1, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVUPS   Z1, (AX)
+	VPSRLW    $0x02, Y0, Y1
+	VPAND     const13<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVUPS      Z2, 64(AX)
-	VPSRLW       $0x04, Y1, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVUPS   Z1, 64(AX)
+	VPSRLW    $0x04, Y0, Y1
+	VPAND     const13<>+0(SB), Y1, Y1
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVUPS      Z2, 128(AX)
-	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVUPS   Z1, 128(AX)
+	VPSRLW    $0x06, Y0, Y0
+	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y1
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z1, Z2
-	VMOVUPS      Z2, 192(AX)
-	VMOVDQU      32(CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, 192(AX)
+	VMOVDQU   32(CX), Y0
+	VPAND     const13<>+0(SB), Y0, Y1
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVUPS      Z2, 256(AX)
-	VPSRLW       $0x02, Y1, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVUPS   Z1, 256(AX)
+	VPSRLW    $0x02, Y0, Y1
+	VPAND     const13<>+0(SB), Y1, Y1
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVUPS      Z2, 320(AX)
-	VPSRLW       $0x04, Y1, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVUPS   Z1, 320(AX)
+	VPSRLW    $0x04, Y0, Y1
+	VPAND     const13<>+0(SB), Y1, Y1
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVUPS      Z2, 384(AX)
-	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVUPS   Z1, 384(AX)
+	VPSRLW    $0x06, Y0, Y0
+	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y1
-	VCVTPS2PH    $0x00, Z3, Y0
-	VINSERTI64X4 $0x01, Y0, Z1, Z0
-	VMOVUPS      Z0, 448(AX)
-	ADDQ         $+66, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, 448(AX)
+	ADDQ      $+66, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
 // func avx512TQ2_0ToF16NT(dst *byte, src *byte, steps int)
-// Requires: AVX, AVX2, AVX512F, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
 TEXT ·avx512TQ2_0ToF16NT(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ steps+16(FP), DX
+	MOVQ  dst+0(FP), AX
+	MOVQ  src+8(FP), CX
+	MOVQ  steps+16(FP), DX
+	MOVL  $0x0000ff00, BX
+	KMOVW BX, K1
 
 loop:
 	VPBROADCASTW 64(CX), Y0
 	VCVTPH2PS    Y0, Z0
-	VMOVDQU      (CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y2
-	VPSUBB       const11<>+0(SB), Y2, Y2
+
+	// The outputs of all codes.
+	VMOVUPS   const9<>+0(SB), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y2
+	VMOVDQU   (CX), Y0
+	VPAND     const13<>+0(SB), Y0, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X2, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VEXTRACTI128 $+1, Y2, X2
-	VPMOVSXBD    X2, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VCVTPS2PH    $0x00, Z3, Y4
-	VCVTPS2PH    $0x00, Z2, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVNTPS     Z2, (AX)
-	VPSRLW       $0x02, Y1, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVNTPS  Z1, (AX)
+	VPSRLW    $0x02, Y0, Y1
+	VPAND     const13<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVNTPS     Z2, 64(AX)
-	VPSRLW       $0x04, Y1, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVNTPS  Z1, 64(AX)
+	VPSRLW    $0x04, Y0, Y1
+	VPAND     const13<>+0(SB), Y1, Y1
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVNTPS     Z2, 128(AX)
-	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVNTPS  Z1, 128(AX)
+	VPSRLW    $0x06, Y0, Y0
+	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y1
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z1, Z2
-	VMOVNTPS     Z2, 192(AX)
-	VMOVDQU      32(CX), Y1
-	VPAND        const10<>+0(SB), Y1, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, 192(AX)
+	VMOVDQU   32(CX), Y0
+	VPAND     const13<>+0(SB), Y0, Y1
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVNTPS     Z2, 256(AX)
-	VPSRLW       $0x02, Y1, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVNTPS  Z1, 256(AX)
+	VPSRLW    $0x02, Y0, Y1
+	VPAND     const13<>+0(SB), Y1, Y1
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVNTPS     Z2, 320(AX)
-	VPSRLW       $0x04, Y1, Y3
-	VPAND        const10<>+0(SB), Y3, Y3
-	VPSUBB       const11<>+0(SB), Y3, Y3
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVNTPS  Z1, 320(AX)
+	VPSRLW    $0x04, Y0, Y1
+	VPAND     const13<>+0(SB), Y1, Y1
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y3, X3
-	VPMOVSXBD    X3, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y4
-	VCVTPS2PH    $0x00, Z3, Y2
-	VINSERTI64X4 $0x01, Y2, Z4, Z2
-	VMOVNTPS     Z2, 384(AX)
-	VPSRLW       $0x06, Y1, Y1
-	VPAND        const10<>+0(SB), Y1, Y1
-	VPSUBB       const11<>+0(SB), Y1, Y1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
+	VMOVNTPS  Z1, 384(AX)
+	VPSRLW    $0x06, Y0, Y0
+	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VEXTRACTI128 $+1, Y1, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VCVTPS2PH    $0x00, Z2, Y1
-	VCVTPS2PH    $0x00, Z3, Y0
-	VINSERTI64X4 $0x01, Y0, Z1, Z0
-	VMOVNTPS     Z0, 448(AX)
-	ADDQ         $+66, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, 448(AX)
+	ADDQ      $+66, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE
@@ -5969,220 +5413,94 @@ TEXT ·avx512TQ2_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const5<>+0(SB), Z0
-	VPBROADCASTD const6<>+0(SB), Z1
-	VPMOVZXBQ    const9<>+0(SB), Z2
+	VPBROADCASTD const6<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const10<>+0(SB), Z0
 
 loop:
-	VPBROADCASTW 64(CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const7<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const8<>+0(SB), Z3, K1, Z3
-	VMOVDQU      (CX), Y4
-	VPAND        const10<>+0(SB), Y4, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPBROADCASTW     64(CX), Y0
+	VCVTPH2PS        Y0, Z0
+	VFIXUPIMMPS.BCST $0x00, const11<>+0(SB), Z0, Z0
+
+	// The outputs of all codes.
+	VMOVUPS const9<>+0(SB), Z1
+	VMULPS  Z0, Z1, Z1
+	VPSLLD  $0x0f, Z1, Z0
+	VPSRLD  $0x1f, Z0, Z0
+	VPADDD  const12<>+0(SB), Z1, Z1
+	VPADDD  Z0, Z1, Z1
+	VPSRLD  $0x10, Z1, Z1
+	VMOVDQU (CX), Y0
+	VPAND   const13<>+0(SB), Y0, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, (AX)
-	VPSRLW       $0x02, Y4, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, (AX)
+	VPSRLW    $0x02, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, 64(AX)
-	VPSRLW       $0x04, Y4, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 64(AX)
+	VPSRLW    $0x04, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, 128(AX)
-	VPSRLW       $0x06, Y4, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 128(AX)
+	VPSRLW    $0x06, Y0, Y0
+	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, 192(AX)
-	VMOVDQU      32(CX), Y4
-	VPAND        const10<>+0(SB), Y4, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 192(AX)
+	VMOVDQU   32(CX), Y0
+	VPAND     const13<>+0(SB), Y0, Y2
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, 256(AX)
-	VPSRLW       $0x02, Y4, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 256(AX)
+	VPSRLW    $0x02, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, 320(AX)
-	VPSRLW       $0x04, Y4, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 320(AX)
+	VPSRLW    $0x04, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVUPS      Z6, 384(AX)
-	VPSRLW       $0x06, Y4, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 384(AX)
+	VPSRLW    $0x06, Y0, Y0
+	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z3, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z3, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVUPS      Z5, 448(AX)
-	ADDQ         $+66, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 448(AX)
+	ADDQ      $+66, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -6192,220 +5510,94 @@ TEXT ·avx512TQ2_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
+	MOVL         $0x0000ff00, BX
+	KMOVW        BX, K1
 	VPBROADCASTD const5<>+0(SB), Z0
-	VPBROADCASTD const6<>+0(SB), Z1
-	VPMOVZXBQ    const9<>+0(SB), Z2
+	VPBROADCASTD const6<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const10<>+0(SB), Z0
 
 loop:
-	VPBROADCASTW 64(CX), Y3
-	VCVTPH2PS    Y3, Z3
-	VCMPPS       $0x03, Z3, Z3, K1
-	VPANDD.BCST  const7<>+0(SB), Z3, K1, Z3
-	VPORD.BCST   const8<>+0(SB), Z3, K1, Z3
-	VMOVDQU      (CX), Y4
-	VPAND        const10<>+0(SB), Y4, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPBROADCASTW     64(CX), Y0
+	VCVTPH2PS        Y0, Z0
+	VFIXUPIMMPS.BCST $0x00, const11<>+0(SB), Z0, Z0
+
+	// The outputs of all codes.
+	VMOVUPS const9<>+0(SB), Z1
+	VMULPS  Z0, Z1, Z1
+	VPSLLD  $0x0f, Z1, Z0
+	VPSRLD  $0x1f, Z0, Z0
+	VPADDD  const12<>+0(SB), Z1, Z1
+	VPADDD  Z0, Z1, Z1
+	VPSRLD  $0x10, Z1, Z1
+	VMOVDQU (CX), Y0
+	VPAND   const13<>+0(SB), Y0, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, (AX)
-	VPSRLW       $0x02, Y4, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, (AX)
+	VPSRLW    $0x02, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, 64(AX)
-	VPSRLW       $0x04, Y4, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 64(AX)
+	VPSRLW    $0x04, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, 128(AX)
-	VPSRLW       $0x06, Y4, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 128(AX)
+	VPSRLW    $0x06, Y0, Y0
+	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z6, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z6
-	VPANDD       Z0, Z6, Z6
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z6, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, 192(AX)
-	VMOVDQU      32(CX), Y4
-	VPAND        const10<>+0(SB), Y4, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 192(AX)
+	VMOVDQU   32(CX), Y0
+	VPAND     const13<>+0(SB), Y0, Y2
 
 	// Outputs 128 to 159.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, 256(AX)
-	VPSRLW       $0x02, Y4, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 256(AX)
+	VPSRLW    $0x02, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, 320(AX)
-	VPSRLW       $0x04, Y4, Y5
-	VPAND        const10<>+0(SB), Y5, Y5
-	VPSUBB       const11<>+0(SB), Y5, Y5
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 320(AX)
+	VPSRLW    $0x04, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X5, Z6
-	VCVTDQ2PS    Z6, Z6
-	VMULPS       Z3, Z6, Z6
-	VEXTRACTI128 $+1, Y5, X5
-	VPMOVSXBD    X5, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VPSRLD       $0x10, Z6, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z6, Z6
-	VPADDD       Z7, Z6, Z6
-	VPSRLD       $0x10, Z6, Z6
-	VPSRLD       $0x10, Z5, Z7
-	VPANDD       Z0, Z7, Z7
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z7, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPACKUSDW    Z5, Z6, Z6
-	VPERMQ       Z6, Z2, Z6
-	VMOVNTPS     Z6, 384(AX)
-	VPSRLW       $0x06, Y4, Y4
-	VPAND        const10<>+0(SB), Y4, Y4
-	VPSUBB       const11<>+0(SB), Y4, Y4
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 384(AX)
+	VPSRLW    $0x06, Y0, Y0
+	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X4, Z5
-	VCVTDQ2PS    Z5, Z5
-	VMULPS       Z3, Z5, Z5
-	VEXTRACTI128 $+1, Y4, X4
-	VPMOVSXBD    X4, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z3, Z4, Z4
-	VPSRLD       $0x10, Z5, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z5, Z5
-	VPADDD       Z3, Z5, Z5
-	VPSRLD       $0x10, Z5, Z5
-	VPSRLD       $0x10, Z4, Z3
-	VPANDD       Z0, Z3, Z3
-	VPADDD       Z1, Z4, Z4
-	VPADDD       Z3, Z4, Z4
-	VPSRLD       $0x10, Z4, Z4
-	VPACKUSDW    Z4, Z5, Z5
-	VPERMQ       Z5, Z2, Z5
-	VMOVNTPS     Z5, 448(AX)
-	ADDQ         $+66, CX
-	ADDQ         $+512, AX
-	DECQ         DX
-	JNZ          loop
+	VPADDB    Y0, Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 448(AX)
+	ADDQ      $+66, CX
+	ADDQ      $+512, AX
+	DECQ      DX
+	JNZ       loop
 
 	// Non-temporal stores are weakly ordered.
 	SFENCE

@@ -90,7 +90,7 @@ func (p *pipeline) open() error {
 		return err
 	}
 	p.pool = pool
-	w.chunks = w.plan.cut(pool.BufferBytes())
+	w.chunks = w.plan.cut(pool.BufferBytes(), p.opts.Threads)
 	w.ready, w.issued = newLatch(len(w.plan.Tensors), w.chunks), newLatch(len(w.plan.Tensors), w.chunks)
 	if p.src, err = newSource(w.plan, w.chunks); err != nil {
 		return err

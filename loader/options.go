@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"regexp"
 	"runtime"
 	"strings"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/kernels"
-	"github.com/gguf2gpu/gguf2gpu/pinned"
 )
 
 // IO says how bytes come off the disk.
@@ -51,6 +51,10 @@ const (
 	// defaultStreams is the seed design's number. Copies in one direction take turns on the link; more than one stream
 	// only hides the gaps between them.
 	defaultStreams = 4
+	// defaultChunk is the size of a copy from which on the gaps between copies cost little; see loader/README.md.
+	defaultChunk = 4 << 20
+	// minDefaultStaging is the default staging memory on machines with few cores.
+	minDefaultStaging = 64 << 20
 	// maxDefaultStaging bounds the default staging memory on machines with many cores.
 	maxDefaultStaging = 128 << 20
 	// defaultStall is how long a load may stand still before it is given up.
@@ -79,6 +83,8 @@ type Options struct {
 	Progress func(done, total int64)
 	Trace    *Trace       // receives the pipeline's timeline; nil: none
 	Logger   *slog.Logger // nil: silent
+
+	readAt func(f *os.File, b []byte, off int64) (int, error) // nil: (*os.File).ReadAt; others are for tests
 }
 
 // ErrBadOption is matched by the errors that refuse an Options field.
@@ -91,9 +97,9 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("%w: %d streams: use 1 to 256, or 0 for the default", ErrBadOption, o.Streams)
 	case o.Threads < 0 || o.Threads > 1024:
 		return o, fmt.Errorf("%w: %d threads: use 1 to 1024, or 0 for the default", ErrBadOption, o.Threads)
-	case o.Chunk != 0 && (o.Chunk < pinned.MinBufferBytes || o.Chunk > 1<<30):
+	case o.Chunk != 0 && (o.Chunk < minChunk || o.Chunk > 1<<30):
 		return o, fmt.Errorf("%w: chunks of %d bytes: use 64 KiB to 1 GiB, or 0 for the default", ErrBadOption, o.Chunk)
-	case o.Staging < 0 || o.Staging > 0 && o.Staging < pinned.MinBufferBytes:
+	case o.Staging < 0 || o.Staging > 0 && o.Staging < minChunk:
 		return o, fmt.Errorf("%w: %d bytes of staging memory: use at least 64 KiB, or 0 for the default", ErrBadOption, o.Staging)
 	}
 	if o.Threads == 0 {
@@ -103,14 +109,14 @@ func (o Options) withDefaults() (Options, error) {
 		o.Streams = defaultStreams
 	}
 	if o.Chunk == 0 {
-		o.Chunk = pinned.DefaultBufferBytes
+		o.Chunk = defaultChunk
 		if o.Staging > 0 { // at least two chunks, so that filling and copying overlap
-			o.Chunk = max(pinned.MinBufferBytes, min(o.Chunk, int(o.Staging/2)))
+			o.Chunk = max(minChunk, min(o.Chunk, int(o.Staging/2)))
 		}
 	}
 	if o.Staging == 0 {
 		// A buffer for every worker to fill and as many again for the link to drain.
-		o.Staging = max(pinned.DefaultBudget, min(maxDefaultStaging, 2*int64(o.Threads)*int64(o.Chunk)))
+		o.Staging = max(minDefaultStaging, min(maxDefaultStaging, 2*int64(o.Threads)*int64(o.Chunk)))
 		o.Staging = max(o.Staging, 2*int64(o.Chunk))
 	}
 	if o.Staging < int64(o.Chunk) {
@@ -118,6 +124,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Stall == 0 {
 		o.Stall = defaultStall
+	}
+	if o.readAt == nil {
+		o.readAt = (*os.File).ReadAt
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

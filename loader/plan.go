@@ -9,12 +9,15 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/pinned"
 )
 
 const (
 	// deviceAlign is the alignment of every tensor in device memory, in bytes: what hipMalloc itself guarantees, and a
 	// multiple of what the widest vector loads of GPU kernels want.
 	deviceAlign = 256
+	// minChunk is the least size of a chunk in bytes: far above that of a block, and of what is worth a copy of its own.
+	minChunk = pinned.MinBufferBytes
 	// arenaBytes is the size from which on a new device allocation is begun: few enough allocations for the largest models,
 	// none so large that it must find half the device in one piece.
 	arenaBytes = 4 << 30
@@ -183,19 +186,26 @@ func (p *Plan) tensorOffset(c *chunk, s *segment) uint64 {
 	return c.off + uint64(s.dst) - p.Tensors[s.tensor].offset
 }
 
-// cut divides the plan into chunks of at most size bytes, on the device as well as in the file.
-func (p *Plan) cut(size int) []chunk {
+// cut divides the plan into chunks of at most size bytes, on the device as well as in the file. The first ones, up to ramp of
+// them, are smaller, the very first the smallest: so the link gets something to do while as many workers fill their first
+// chunks, and the workers do not come to its end all at once.
+func (p *Plan) cut(size, ramp int) []chunk {
 	segs := make([]segment, 0, len(p.Tensors)+int(p.DeviceBytes/uint64(size))+1)
 	var chunks []chunk
 	var cur chunk
-	var first, srcBytes int
-	end := func() {
+	var first, srcBytes, limit int
+	begin := func(arena int, off uint64) {
 		if len(segs) > first {
 			cur.segs = segs[first:len(segs):len(segs)]
 			chunks = append(chunks, cur)
 		}
-		first, srcBytes = len(segs), 0
+		cur = chunk{arena: arena, off: off}
+		first, srcBytes, limit = len(segs), 0, size
+		if len(chunks) < ramp {
+			limit = min(size, max(minChunk, size/ramp*(len(chunks)+1)))
+		}
 	}
+	begin(0, 0)
 	for i := range p.Tensors {
 		t := &p.Tensors[i]
 		blocks := int64(t.Elems() / uint64(t.Type.BlockElems()))
@@ -206,20 +216,15 @@ func (p *Plan) cut(size int) []chunk {
 		dst := int(t.Bytes / uint64(blocks)) // per block, whole: all blocks are alike
 		for b := int64(0); b < blocks; {
 			at := t.offset + uint64(b)*uint64(dst)
-			if len(segs) > first && cur.arena != t.arena {
-				end()
+			room := int64(0)
+			if len(segs) > first && cur.arena == t.arena {
+				room = min((int64(limit)-int64(at-cur.off))/int64(dst), int64(limit-srcBytes)/int64(src))
 			}
-			n := int64(0)
-			if len(segs) > first {
-				n = min(int64(size)-int64(at-cur.off), int64(size)) / int64(dst)
-				n = min(n, int64(size-srcBytes)/int64(src))
+			if room <= 0 {
+				begin(t.arena, at)
+				room = int64(limit / max(dst, src))
 			}
-			if n <= 0 {
-				end()
-				cur = chunk{arena: t.arena, off: at}
-				n = int64(size / max(dst, src))
-			}
-			n = min(n, blocks-b)
+			n := min(room, blocks-b)
 			s := segment{tensor: i, src: b * int64(src), srcBytes: int(n) * src, dst: int(at - cur.off), dstBytes: int(n) * dst}
 			segs = append(segs, s)
 			srcBytes += s.srcBytes
@@ -227,6 +232,6 @@ func (p *Plan) cut(size int) []chunk {
 			b += n
 		}
 	}
-	end()
+	begin(0, 0)
 	return chunks
 }

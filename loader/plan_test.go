@@ -161,7 +161,7 @@ func TestCut(t *testing.T) {
 		size := 64<<10 + rnd.IntN(1<<20)
 		src, dst := make([]int64, len(p.Tensors)), make([]uint64, len(p.Tensors))
 		at := 0
-		for i, c := range p.cut(size) {
+		for i, c := range p.cut(size, rnd.IntN(20)) {
 			read, end := 0, 0
 			for _, s := range c.segs {
 				x := p.Tensors[s.tensor]
@@ -213,7 +213,7 @@ func TestArenas(t *testing.T) {
 			t.Errorf("arenas %v, want %v", p.arenas, want)
 		}
 	}
-	for _, c := range p.cut(1 << 20) {
+	for _, c := range p.cut(1<<20, 0) {
 		if c.off+uint64(c.bytes) > p.arenas[c.arena] {
 			t.Fatalf("a chunk of %d bytes at %d leaves arena %d", c.bytes, c.off, c.arena)
 		}

@@ -30,7 +30,7 @@ func (w *Model) readBack(ctx context.Context, newVisitor func() visitor) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, pool.Close()) }()
-	chunks := w.plan.cut(pool.BufferBytes())
+	chunks := w.plan.cut(pool.BufferBytes(), 0)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next atomic.Int64
@@ -63,7 +63,9 @@ func (w *Model) readChunks(ctx context.Context, pool *pinned.Pool, chunks []chun
 		if err != nil {
 			return err
 		}
-		err = w.readChunk(c, stream, buf)
+		if err := w.readChunk(c, stream, buf); err != nil {
+			return err // buf stays out of use: the copy may still write to it
+		}
 		for j := 0; err == nil && j < len(c.segs); j++ {
 			s := &c.segs[j]
 			err = visit(c, s, buf.Bytes()[s.dst:s.dst+s.dstBytes])

@@ -212,7 +212,7 @@ func (r *reader) readBuffered(s *segment) error {
 	} else {
 		b = r.fill.place(s)
 	}
-	if err := readFull(ps, ps.part.File(), b, lo, len(b)); err != nil {
+	if err := r.src.readFull(ps, ps.part.File(), b, lo, len(b)); err != nil {
 		return err
 	}
 	r.src.buffered.Add(int64(len(b)))
@@ -251,7 +251,7 @@ func (r *reader) readDirect(ps *partSource, lo int64) error {
 	need := int(hi - start)
 	aligned := (need + directAlign - 1) &^ (directAlign - 1)
 	buf := r.buffer(aligned)[:aligned]
-	if err := readFull(ps, ps.direct, buf, start, need); err != nil {
+	if err := r.src.readFull(ps, ps.direct, buf, start, need); err != nil {
 		return err
 	}
 	for i := range r.segs {
@@ -265,12 +265,12 @@ func (r *reader) readDirect(ps *partSource, lo int64) error {
 }
 
 // readFull reads at least need bytes at off from f into buf; for direct reads both are aligned.
-func readFull(ps *partSource, f *os.File, buf []byte, off int64, need int) error {
+func (s *source) readFull(ps *partSource, f *os.File, buf []byte, off int64, need int) error {
 	for got := 0; got < need; {
 		if got%directAlign != 0 {
 			f = ps.part.File() // behind a short read the rest is not aligned
 		}
-		n, err := f.ReadAt(buf[got:], off+int64(got))
+		n, err := s.plan.opts.readAt(f, buf[got:], off+int64(got))
 		if got += n; got >= need {
 			break
 		}

@@ -45,7 +45,8 @@ func TestOpenDevice(t *testing.T) {
 			if rt.Kind() != "soft" {
 				t.Errorf("opened a device of kind %q, want soft", rt.Kind())
 			}
-			if got := stderr.String(); !strings.Contains(got, tt.notice) || (got == "") != (tt.notice == "") || strings.Count(got, "\n") > 1 {
+			got := stderr.String()
+			if !strings.Contains(got, tt.notice) || (got == "") != (tt.notice == "") || strings.Count(got, "\n") > 1 {
 				t.Errorf("stderr got %q, want one line with %q", got, tt.notice)
 			}
 			if want := *f.softMemory; want != 0 && dev.TotalMemory() != want {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,9 +55,7 @@ func TestCheckHost(t *testing.T) {
 	with := func(extra map[string]string) map[string]string {
 		all := map[string]string{}
 		for _, m := range []map[string]string{good, extra} {
-			for k, v := range m {
-				all[k] = v
-			}
+			maps.Copy(all, m)
 		}
 		return all
 	}
@@ -79,9 +78,13 @@ func TestCheckHost(t *testing.T) {
 		{name: "driver lists no GPU", files: without(gpuNode), want: []string{"dmesg"}},
 		{name: "no render node", files: without("dev/dri/renderD128"), want: []string{"--device=/dev/dri"}},
 		{
-			name:  "not in the groups",
-			files: with(map[string]string{"etc/group": "root:x:0:\nvideo:x:44:\nrender:x:105:other\nusers:x:1000:\n"}), refused: []string{"dev/kfd", "dev/dri/renderD128"},
-			want: []string{"/dev/kfd may not be opened (permission denied): add the user to group render and video", "/dev/dri/renderD128 may not be opened"},
+			name:    "not in the groups",
+			files:   with(map[string]string{"etc/group": "root:x:0:\nvideo:x:44:\nrender:x:105:other\nusers:x:1000:\n"}),
+			refused: []string{"dev/kfd", "dev/dri/renderD128"},
+			want: []string{
+				"/dev/kfd may not be opened (permission denied): add the user to group render and video",
+				"/dev/dri/renderD128 may not be opened",
+			},
 		},
 		{
 			name:  "in the group already",
@@ -112,7 +115,8 @@ func TestCheckHost(t *testing.T) {
 
 func TestCheckHostDetails(t *testing.T) {
 	p := fakeHost(t, map[string]string{
-		"dev/kfd": "", "dev/dri/card0": "", "dev/dri/renderD128": "", "dev/dri/renderD129": "", cpuNode: "simd_count 0\n", gpuNode: "simd_count 8\n",
+		"dev/kfd": "", "dev/dri/card0": "", "dev/dri/renderD128": "", "dev/dri/renderD129": "",
+		cpuNode: "simd_count 0\n", gpuNode: "simd_count 8\n",
 		"etc/group": "video:x:1000:\nrender:x:105:\n",
 	})
 	r := checkHost(p)

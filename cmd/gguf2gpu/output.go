@@ -42,20 +42,20 @@ func createOutput(path string, overwrite bool) (*outputFile, error) {
 
 // Commit gives the file its name. A file that cannot be finished is removed.
 func (f *outputFile) Commit() error {
-	err := f.File.Close()
+	err := f.Close()
 	if err == nil {
-		err = os.Rename(f.File.Name(), f.path)
+		err = os.Rename(f.Name(), f.path)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.File.Name()))
+		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
 }
 
 // Discard removes the file. It has no effect after Commit, so that it can be deferred.
 func (f *outputFile) Discard() {
-	if f.File.Close() == nil { // else Commit has closed it
+	if f.Close() == nil { // else Commit has closed it
 		// The file is of no use to anyone, and an error on the way out would hide why.
-		_ = os.Remove(f.File.Name())
+		_ = os.Remove(f.Name())
 	}
 }

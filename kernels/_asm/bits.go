@@ -15,18 +15,36 @@ func (k *kernel) bytes32(offset int) reg.VecVirtual {
 }
 
 // field moves bit from of every byte of x to bit to, with the bits above it, and keeps those in mask. x stays as it is.
-// Shifting words mixes neighbouring bytes, but only in bits that a mask of the field's own width drops.
 func (k *kernel) field(x reg.VecVirtual, from, to int, mask byte) reg.VecVirtual {
 	y := k.YMM()
-	switch {
-	case from > to:
-		k.VPSRLW(U8(from-to), x, y)
-		x = y
-	case from < to:
-		k.VPSLLW(U8(to-from), x, y)
-		x = y
+	k.VPAND(k.data(mask), k.moved(x, from, to), y)
+	return y
+}
+
+// orField is field into codes, where the bits of mask are zero.
+func (k *kernel) orField(codes, x reg.VecVirtual, from, to int, mask byte) {
+	if k.isa == avx512 {
+		k.VPTERNLOGD(U8(orAnd), k.data(mask), k.moved(x, from, to), codes)
+		return
 	}
-	k.VPAND(k.data(mask), x, y)
+	k.VPOR(k.field(x, from, to, mask), codes, codes)
+}
+
+// orAnd is the truth table for VPTERNLOGD of: destination | second & third operand.
+const orAnd = 0xf8
+
+// moved shifts words so that bit from of every byte lands on bit to. It mixes neighbouring bytes, but only in bits that the
+// mask of a field drops.
+func (k *kernel) moved(x reg.VecVirtual, from, to int) reg.VecVirtual {
+	if from == to {
+		return x
+	}
+	y := k.YMM()
+	if from > to {
+		k.VPSRLW(U8(from-to), x, y)
+	} else {
+		k.VPSLLW(U8(to-from), x, y)
+	}
 	return y
 }
 

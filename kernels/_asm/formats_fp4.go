@@ -1,12 +1,13 @@
 package main
 
-import (	. "github.com/mmcloughlin/avo/operand" //nolint:revive // The operands read as assembly does.
+import (
+	. "github.com/mmcloughlin/avo/operand" //nolint:revive // The operands read as assembly does.
 )
 
 var fp4Formats = []tensorFormat{
 	{"MXFP4", 17, 32, 1, 0, func(k *kernel) {
 		codes := k.nibbles16(1)
-		k.write32Table(0, codes, k.table(kvaluesFP4, scale{mul: k.tableScale("scalesE8M0", 0)}))
+		k.write32Table(0, codes, k.table1(kvaluesFP4, scale{mul: k.tableScale("scalesE8M0", 0)}))
 	}},
 	{"NVFP4", 36, 64, 1, 0, func(k *kernel) {
 		for i := range 2 {

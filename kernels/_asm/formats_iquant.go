@@ -203,7 +203,7 @@ var iquantFormats = []tensorFormat{
 		k.spillScales(sc, k.half(0).AsY(), 0)
 		for g := range 8 {
 			codes := k.nibbles16(8 + 16*g)
-			k.write32Table(32*g, codes, k.table(kvaluesIQ4NL, scale{mul: k.spilledScale(g)}))
+			k.write32Table(32*g, codes, k.table1(kvaluesIQ4NL, scale{mul: k.spilledScale(g)}))
 		}
 	}},
 }

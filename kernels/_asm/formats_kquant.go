@@ -19,9 +19,10 @@ var kquantFormats = []tensorFormat{
 			q := k.bytes32(16 + 32*h)
 			for j := range 4 {
 				first := 8*h + 2*j
-				k.write32(128*h+32*j, k.field(q, 2*j, 0, 3),
+				t := k.table(linear(0),
 					scale{mul: k.spilledScale(first), sub: k.spilledScale(16 + first)},
 					scale{mul: k.spilledScale(first + 1), sub: k.spilledScale(17 + first)})
+				k.write32Table(128*h+32*j, k.field(q, 2*j, 0, 3), t)
 			}
 		}
 	}},
@@ -53,15 +54,15 @@ var kquantFormats = []tensorFormat{
 		sc := k.pair64(low, high)
 		k.VPSUBB(k.data(32), sc, sc)
 		k.spillBytes(sc, k.half(108), 0)
-		clear := k.bytes32(0)
-		k.VPXOR(k.data(0xff), clear, clear)
+		third := k.bytes32(0)
 		for h := range 2 {
 			q := k.bytes32(32 + 32*h)
 			for j := range 4 {
 				codes := k.field(q, 2*j, 0, 3)
-				k.VPSUBB(k.field(clear, 4*h+j, 2, 4), codes, codes)
-				k.write32(128*h+32*j, codes,
+				k.orField(codes, third, 4*h+j, 2, 4)
+				t := k.table(linear(-4),
 					scale{mul: k.spilledScale(8*h + 2*j)}, scale{mul: k.spilledScale(8*h + 2*j + 1)})
+				k.write32Table(128*h+32*j, codes, t)
 			}
 		}
 	}},
@@ -71,7 +72,7 @@ var kquantFormats = []tensorFormat{
 			q := k.bytes32(16 + 32*p)
 			for i := range 2 {
 				s := k.spilledScaleQ4K(2*p + i)
-				k.write32Table(64*p+32*i, k.field(q, 4*i, 0, 0x0f), k.table(linear(0), s))
+				k.write32Table(64*p+32*i, k.field(q, 4*i, 0, 0x0f), k.table1(linear(0), s))
 			}
 		}
 	}},
@@ -82,7 +83,7 @@ var kquantFormats = []tensorFormat{
 			q := k.bytes32(48 + 32*p)
 			for i := range 2 {
 				codes := k.field(q, 4*i, 0, 0x0f)
-				k.VPOR(k.field(fifth, 2*p+i, 4, 0x10), codes, codes)
+				k.orField(codes, fifth, 2*p+i, 4, 0x10)
 				s := k.spilledScaleQ4K(2*p + i)
 				k.write32(64*p+32*i, codes, s, s)
 			}
@@ -100,7 +101,7 @@ var kquantFormats = []tensorFormat{
 			qh := k.bytes32(128 + 32*h)
 			for j := range 4 {
 				codes := k.field(ql[j%2], 4*(j/2), 0, 0x0f)
-				k.VPOR(k.field(qh, 2*j, 4, 0x30), codes, codes)
+				k.orField(codes, qh, 2*j, 4, 0x30)
 				k.VPSUBB(k.data(32), codes, codes)
 				k.write32(128*h+32*j, codes,
 					scale{mul: k.spilledScale(8*h + 2*j)}, scale{mul: k.spilledScale(8*h + 2*j + 1)})

@@ -6,10 +6,10 @@ import (
 
 var legacyFormats = []tensorFormat{
 	{"Q4_0", 18, 32, 1, 0, func(k *kernel) {
-		k.write32Table(0, k.nibbles16(2), k.table(linear(-8), scale{mul: k.half(0)}))
+		k.write32Table(0, k.nibbles16(2), k.table1(linear(-8), scale{mul: k.half(0)}))
 	}},
 	{"Q4_1", 20, 32, 1, 0, func(k *kernel) {
-		k.write32Table(0, k.nibbles16(4), k.table(linear(0), scale{mul: k.half(0), add: k.half(2)}))
+		k.write32Table(0, k.nibbles16(4), k.table1(linear(0), scale{mul: k.half(0), add: k.half(2)}))
 	}},
 	{"Q5_0", 22, 32, 1, 0, func(k *kernel) {
 		codes, fifth := k.nibbles16(6), k.bitMask(k.at(2))
@@ -27,7 +27,7 @@ var legacyFormats = []tensorFormat{
 	{"Q8_0", 34, 32, 1, 0, func(k *kernel) { k.write32Scaled(k.at(2), scale{mul: k.half(0)}) }},
 	{"Q8_1", 36, 32, 1, 0, func(k *kernel) { k.write32Scaled(k.at(4), scale{mul: k.half(0)}) }},
 	{"Q1_0", 18, 128, 1, 0, func(k *kernel) {
-		t := k.table([16]int8{-1, 1}, scale{mul: k.half(0)})
+		t := k.table1([16]int8{-1, 1}, scale{mul: k.half(0)})
 		for i := range 4 {
 			codes := k.bitMask(k.at(2 + 4*i))
 			k.VPAND(k.data(1), codes, codes)
@@ -35,7 +35,7 @@ var legacyFormats = []tensorFormat{
 		}
 	}},
 	{"Q2_0", 18, 64, 1, 0, func(k *kernel) {
-		t := k.table(linear(-1), scale{mul: k.half(0)})
+		t := k.table1(linear(-1), scale{mul: k.half(0)})
 		for i := range 2 {
 			codes, upper := k.YMM(), k.YMM()
 			k.Comment("A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.")
@@ -50,7 +50,7 @@ var legacyFormats = []tensorFormat{
 		}
 	}},
 	{"IQ4_NL", 18, 32, 1, 0, func(k *kernel) {
-		k.write32Table(0, k.nibbles16(2), k.table(kvaluesIQ4NL, scale{mul: k.half(0)}))
+		k.write32Table(0, k.nibbles16(2), k.table1(kvaluesIQ4NL, scale{mul: k.half(0)}))
 	}},
 }
 

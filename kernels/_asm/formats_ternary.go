@@ -7,7 +7,7 @@ import (
 
 var ternaryFormats = []tensorFormat{
 	{"TQ1_0", 54, 256, 1, 0, func(k *kernel) {
-		t := k.table(linear(-1), scale{mul: k.half(52)})
+		t := k.table1(linear(-1), scale{mul: k.half(52)})
 		write := func(out int, fractions reg.VecVirtual) { k.write32Table(out, k.trits(fractions), t) }
 		q := k.bytes32(0)
 		for n := range 5 {
@@ -42,7 +42,7 @@ var ternaryFormats = []tensorFormat{
 		write(224, pair)
 	}},
 	{"TQ2_0", 66, 256, 1, 0, func(k *kernel) {
-		t := k.table(linear(-1), scale{mul: k.half(64)})
+		t := k.table1(linear(-1), scale{mul: k.half(64)})
 		for h := range 2 {
 			q := k.bytes32(32 * h)
 			for j := range 4 {

@@ -133,7 +133,6 @@ func (k *kernel) writeBF16(out int, codes Op, s scale) {
 	k.VPSRLD(U8(16), even, upper)
 	k.VPSLLD(U8(16), odd, lower)
 	if k.isa == avx512 {
-		const orAnd = 0xf8 // destination | second & third operand
 		k.VPTERNLOGD(U8(orAnd), k.round.upperHalf, odd, upper)
 		k.VPTERNLOGD(U8(orAnd), k.round.lowerHalf, even, lower)
 		k.VMOVDQA64(k.round.half, carry)
@@ -155,27 +154,30 @@ func (k *kernel) writeBF16(out int, codes Op, s scale) {
 type roundConstants struct {
 	// For each 16-bit word: 1, and one less than the largest lower half that is rounded down.
 	one, half reg.VecVirtual
-	// The halves of 32-bit lanes, and the upper half of the lanes, for AVX-512.
+	// For AVX-512: the halves of 32-bit lanes, and the upper half of the lanes.
 	upperHalf, lowerHalf reg.VecVirtual
 	upperLanes           reg.OpmaskVirtual
 }
 
 // loadRoundConstants emits the code before the loop that the output stage needs.
 func (k *kernel) loadRoundConstants() {
+	r := &k.round
+	if k.isa == avx512 && k.out != f32 {
+		mask := k.GP32()
+		r.upperLanes = k.K()
+		k.MOVL(U32(0xff00), mask)
+		k.KMOVW(mask, r.upperLanes)
+	}
 	if k.out != bf16 {
 		return
 	}
-	r := &k.round
 	r.one, r.half = k.wide(), k.wide()
 	k.VPBROADCASTD(k.dwords(0x00010001), r.one)
 	k.VPBROADCASTD(k.dwords(0x7ffe7ffe), r.half)
 	if k.isa == avx512 {
-		r.upperHalf, r.lowerHalf, r.upperLanes = k.wide(), k.wide(), k.K()
+		r.upperHalf, r.lowerHalf = k.wide(), k.wide()
 		k.VPBROADCASTD(k.dwords(0xffff0000), r.upperHalf)
 		k.VPBROADCASTD(k.dwords(0x0000ffff), r.lowerHalf)
-		mask := k.GP32()
-		k.MOVL(U32(0xff00), mask)
-		k.KMOVW(mask, r.upperLanes)
 	}
 }
 
@@ -213,26 +215,23 @@ func (k *kernel) roundBF16(x reg.VecVirtual) {
 	k.VPADDD(odd, x, x)
 }
 
-// quiet makes NaNs in x safe for rounding to bfloat16: it sets the quiet bit and clears the lower 16. It is applied to
-// scales, once a block, and not to outputs: arithmetic only passes on the NaNs of its operands, or makes the default one,
-// which is safe.
+// quiet replaces NaNs in x by ones that are safe for rounding to bfloat16: quiet, and with zeros in the lower 16 bits. It is
+// applied to scales, once a block, and not to outputs: arithmetic only passes on the NaNs of its operands, or makes the
+// default one, which is safe.
 func (k *kernel) quiet(x reg.VecVirtual) {
 	if k.out != bf16 {
 		return
 	}
-	const unordered = 3
-	upper, quietBit := k.dwords(0xffff0000), k.dwords(0x00400000)
 	if k.isa == avx512 {
-		nan := k.K()
-		k.VCMPPS(U8(unordered), x, x, nan)
-		k.VPANDD_BCST(upper, x, nan, x)
-		k.VPORD_BCST(quietBit, x, nan, x)
+		const defaultNaN = 0x33 // for quiet and signalling NaNs; all else stays
+		k.VFIXUPIMMPS_BCST(U8(0), k.dwords(defaultNaN), x, x)
 		return
 	}
+	const unordered = 3
 	nan, safe := k.YMM(), k.YMM()
 	k.VCMPPS(U8(unordered), x, x, nan)
-	k.VANDPS(upper, x, safe)
-	k.VORPS(quietBit, safe, safe)
+	k.VANDPS(k.dwords(0xffff0000), x, safe)
+	k.VORPS(k.dwords(0x00400000), safe, safe)
 	k.VBLENDVPS(nan, safe, x, x)
 }
 
@@ -245,10 +244,11 @@ func (k *kernel) half(offset int) reg.VecVirtual {
 	return d
 }
 
-// table is a function from codes of 0 to 15 to outputs with one scale.
+// table is a function from codes to outputs: 16 codes with one scale, or eight codes with one scale for the first 16
+// outputs of a run and another for the rest.
 type table struct {
-	values [16]int8
-	scale  scale
+	values    [16]int8
+	low, high scale
 	// words holds all 16 outputs where that pays: f16 and bf16 with AVX-512, which has a lookup of words. The first word of
 	// each 32-bit lane is an output for bf16; f16 has no gaps.
 	words reg.VecVirtual
@@ -262,20 +262,23 @@ func linear(offset int8) (values [16]int8) {
 	return values
 }
 
-// table returns the table of values times a scale.
-func (k *kernel) table(values [16]int8, s scale) table {
-	t := table{values: values, scale: s}
+// table returns the table of 16 values with the scale low, if that is also high, else of the first eight values with both.
+func (k *kernel) table(values [16]int8, low, high scale) table {
+	t := table{values: values, low: low, high: high}
 	if k.isa != avx512 || k.out == f32 {
 		return t
 	}
-	k.Comment("The outputs of all 16 codes.")
+	k.Comment("The outputs of all codes.")
 	var b []uint32
-	for _, v := range values {
-		b = append(b, math.Float32bits(float32(v)))
+	for i := range values {
+		if t.split() {
+			i %= 8
+		}
+		b = append(b, math.Float32bits(float32(values[i])))
 	}
 	x := k.ZMM()
 	k.VMOVUPS(k.dwordsWide(b...), x)
-	s = k.across(0, 16, s, s)
+	s := k.across(0, 32, low, high)
 	switch {
 	case s.add != nil:
 		k.VFMADD213PS(s.add, s.mul, x)
@@ -295,14 +298,24 @@ func (k *kernel) table(values [16]int8, s scale) table {
 	return t
 }
 
+// table1 returns the table of 16 values with one scale.
+func (k *kernel) table1(values [16]int8, s scale) table { return k.table(values, s, s) }
+
+// split reports whether the table has two scales.
+func (t *table) split() bool { return t.low != t.high }
+
 // write32Table writes outputs out to out+31 of the block from 32 codes of t, which it overwrites.
 func (k *kernel) write32Table(out int, codes reg.VecVirtual, t table) {
 	if t.words == nil {
 		k.lookup(codes, t.values)
-		k.write32(out, codes, t.scale, t.scale)
+		k.write32(out, codes, t.low, t.high)
 		return
 	}
 	k.Commentf("Outputs %d to %d.", out, out+31)
+	if t.split() {
+		k.VPOR(k.data(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8),
+			codes, codes)
+	}
 	index := k.ZMM()
 	if k.out == bf16 {
 		k.VPADDB(codes, codes, codes)
