@@ -191,7 +191,8 @@ func (d *Device) onThread(call, detail string, f func() Status) error {
 		if st := d.rt.api.hipSetDevice(d.index); st != Success {
 			return d.rt.fail("hipSetDevice", st, "device %d, for %s", d.index, call)
 		}
-		defer d.rt.api.hipSetDevice(before)
+		// For other users of the thread. Nothing here depends on it, so a failure is theirs to meet.
+		defer func() { _ = d.rt.api.hipSetDevice(before) }()
 	}
 	st := f()
 	if st == Success {

@@ -177,7 +177,7 @@ func dirVersion(path string) []int {
 			continue
 		}
 		var version []int
-		for _, part := range strings.Split(m[1], ".") {
+		for part := range strings.SplitSeq(m[1], ".") {
 			n, _ := strconv.Atoi(part) // digits only; one that overflows is as new as can be
 			version = append(version, n)
 		}

@@ -150,7 +150,7 @@ func TestFindNothing(t *testing.T) {
 	if !slices.Equal(tried, want) {
 		t.Errorf("tried\n%s\nwant\n%s", strings.Join(tried, "\n"), strings.Join(want, "\n"))
 	}
-	e, ok := err.(*LibraryError)
+	e, ok := errors.AsType[*LibraryError](err)
 	if !ok || !errors.Is(err, ErrNoLibrary) || !errors.Is(err, errNotLibrary) || !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("got %v, want a LibraryError that matches its causes", err)
 	}
@@ -174,17 +174,34 @@ func TestOptDirs(t *testing.T) {
 	}{
 		{"none", []string{"opt/other/lib/x", "opt/rocm-6.0.0/bin/x"}, nil},
 		{"plain directory", []string{"opt/rocm/lib/x"}, []string{"/opt/rocm/lib"}},
-		{"a link shows its version", []string{"opt/rocm-6.2.0/lib/x", "opt/rocm-5.7.0/lib/x", "opt/rocm -> opt/rocm-6.2.0"},
-			[]string{"/opt/rocm/lib", "/opt/rocm-5.7.0/lib"}},
-		{"numbers, not text", []string{"opt/rocm-6.9.0/lib/x", "opt/rocm-6.10.0/lib/x", "opt/rocm-10.0/lib/x"},
-			[]string{"/opt/rocm-10.0/lib", "/opt/rocm-6.10.0/lib", "/opt/rocm-6.9.0/lib"}},
-		{"core layout", []string{"opt/rocm/core-10.1/lib/x", "opt/rocm/core-10.0/lib/x", "opt/rocm/core -> opt/rocm/core-10.1",
-			"opt/rocm/lib -> opt/rocm/core-10.1/lib", "opt/rocm-6.2.0/lib/x"},
-			[]string{"/opt/rocm/lib", "/opt/rocm/core-10.0/lib", "/opt/rocm-6.2.0/lib"}},
-		{"no version comes last", []string{"opt/rocm/lib/x", "opt/rocm-beta/lib/x", "opt/rocm-5.0.0/lib/x"},
-			[]string{"/opt/rocm-5.0.0/lib", "/opt/rocm-beta/lib", "/opt/rocm/lib"}},
-		{"suffix", []string{"opt/rocm-7.0.0-rc1/lib/x", "opt/rocm-7.0.0/lib/x", "opt/rocm-7.0.1/lib/x"},
-			[]string{"/opt/rocm-7.0.1/lib", "/opt/rocm-7.0.0-rc1/lib", "/opt/rocm-7.0.0/lib"}},
+		{
+			"a link shows its version",
+			[]string{"opt/rocm-6.2.0/lib/x", "opt/rocm-5.7.0/lib/x", "opt/rocm -> opt/rocm-6.2.0"},
+			[]string{"/opt/rocm/lib", "/opt/rocm-5.7.0/lib"},
+		},
+		{
+			"numbers, not text",
+			[]string{"opt/rocm-6.9.0/lib/x", "opt/rocm-6.10.0/lib/x", "opt/rocm-10.0/lib/x"},
+			[]string{"/opt/rocm-10.0/lib", "/opt/rocm-6.10.0/lib", "/opt/rocm-6.9.0/lib"},
+		},
+		{
+			"core layout",
+			[]string{
+				"opt/rocm/core-10.1/lib/x", "opt/rocm/core-10.0/lib/x", "opt/rocm/core -> opt/rocm/core-10.1",
+				"opt/rocm/lib -> opt/rocm/core-10.1/lib", "opt/rocm-6.2.0/lib/x",
+			},
+			[]string{"/opt/rocm/lib", "/opt/rocm/core-10.0/lib", "/opt/rocm-6.2.0/lib"},
+		},
+		{
+			"no version comes last",
+			[]string{"opt/rocm/lib/x", "opt/rocm-beta/lib/x", "opt/rocm-5.0.0/lib/x"},
+			[]string{"/opt/rocm-5.0.0/lib", "/opt/rocm-beta/lib", "/opt/rocm/lib"},
+		},
+		{
+			"suffix",
+			[]string{"opt/rocm-7.0.0-rc1/lib/x", "opt/rocm-7.0.0/lib/x", "opt/rocm-7.0.1/lib/x"},
+			[]string{"/opt/rocm-7.0.1/lib", "/opt/rocm-7.0.0-rc1/lib", "/opt/rocm-7.0.0/lib"},
+		},
 		{"dead link", []string{"opt/rocm -> opt/rocm-9.9.9", "opt/rocm-6.0.0/lib/x"}, []string{"/opt/rocm-6.0.0/lib"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

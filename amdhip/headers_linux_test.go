@@ -170,7 +170,7 @@ func TestPrototypes(t *testing.T) {
 		}
 		var want []reflect.Type
 		if c != "void" {
-			for _, param := range strings.Split(c, ", ") {
+			for param := range strings.SplitSeq(c, ", ") {
 				want = append(want, goTypes[param])
 			}
 		}

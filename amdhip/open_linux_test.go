@@ -2,6 +2,7 @@ package amdhip
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,13 +14,12 @@ import (
 
 // symbols returns the names of the table's fields.
 func symbols() (required, optional []string) {
-	typ := reflect.TypeFor[api]()
 	list := &required
-	for i := range typ.NumField() {
-		if name := typ.Field(i).Name; name == "_" {
+	for field := range reflect.TypeFor[api]().Fields() {
+		if field.Name == "_" {
 			list = &optional
 		} else {
-			*list = append(*list, name)
+			*list = append(*list, field.Name)
 		}
 	}
 	return required, optional
@@ -121,7 +121,7 @@ func TestOpenExplicitIsFinal(t *testing.T) {
 			t.Setenv("ROCM_PATH", filepath.Dir(good))
 			_, err := Open(Options{Library: tt.option})
 			wantIs(t, err, ErrNoLibrary)
-			e, ok := err.(*LibraryError)
+			e, ok := errors.AsType[*LibraryError](err)
 			if !ok || len(e.Attempts) != 1 || !strings.HasSuffix(e.Attempts[0].Path, tt.want) {
 				t.Errorf("got %v, want one attempt at %s", err, tt.want)
 			}

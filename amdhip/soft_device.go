@@ -224,10 +224,14 @@ type propLayout struct {
 }
 
 var (
-	propR0000 = propLayout{size: 792, totalGlobalMem: 256, warpSize: 276, multiProcessors: 336, integrated: 652,
-		canMapHost: 388, pciDomain: 364, pciBus: 368, archName: archOffsetR0000}
-	propR0600 = propLayout{size: 1472, totalGlobalMem: 288, warpSize: 308, multiProcessors: 388, integrated: 396,
-		canMapHost: 400, pciDomain: 592, pciBus: 584, archName: archOffsetR0600, uuid: 256}
+	propR0000 = propLayout{
+		size: 792, totalGlobalMem: 256, warpSize: 276, multiProcessors: 336, integrated: 652,
+		canMapHost: 388, pciDomain: 364, pciBus: 368, archName: archOffsetR0000,
+	}
+	propR0600 = propLayout{
+		size: 1472, totalGlobalMem: 288, warpSize: 308, multiProcessors: 388, integrated: 396,
+		canMapHost: 400, pciDomain: 592, pciBus: 584, archName: archOffsetR0600, uuid: 256,
+	}
 )
 
 func (sw *Software) getDeviceProperties(prop *byte, device int32) Status {

@@ -21,8 +21,9 @@ type Fault struct {
 }
 
 // streamFuncs are the functions that put an operation on a stream, those that Async and Stall make sense for.
-var streamFuncs = []string{"hipMemcpyAsync", "hipMemcpyPeerAsync", "hipMemsetAsync", "hipStreamWaitEvent",
-	"hipEventRecord", "hipFreeAsync"}
+var streamFuncs = []string{
+	"hipMemcpyAsync", "hipMemcpyPeerAsync", "hipMemsetAsync", "hipStreamWaitEvent", "hipEventRecord", "hipFreeAsync",
+}
 
 // softCall counts the calls of one function and holds the faults that wait for one.
 type softCall struct {

@@ -196,11 +196,11 @@ func (sw *Software) allocate(dev *softDevice, n uintptr) (*region, Status) {
 	if !ok {
 		return nil, ErrOutOfMemory
 	}
+	// Ordinary pages: virtual machines that give free memory back to their host are several times slower with huge ones.
 	mem, err := mapAnonymous(int(n))
 	if err != nil {
 		return nil, ErrOutOfMemory
 	}
-	adviseHuge(mem)
 	r := &region{addr: addr, kind: deviceRegion, dev: dev, block: &block{mem: mem, mapped: true}}
 	sw.insert(r)
 	return r, Success

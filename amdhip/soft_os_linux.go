@@ -27,11 +27,3 @@ func hostMemory() (uint64, error) {
 
 // threadID tells OS threads apart.
 func threadID() uint64 { return uint64(unix.Gettid()) }
-
-// adviseHuge asks for huge pages, which are several times faster to touch for the first time. It is only a hint.
-func adviseHuge(b []byte) {
-	const huge = 2 << 20
-	if len(b) >= 2*huge {
-		_ = unix.Madvise(b, unix.MADV_HUGEPAGE)
-	}
-}

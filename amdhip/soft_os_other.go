@@ -24,9 +24,6 @@ func threadID() uint64 {
 	return n
 }
 
-// adviseHuge does nothing: these systems choose page sizes themselves.
-func adviseHuge([]byte) {}
-
 // maxNap and nap: Go's timers are precise here.
 const maxNap = 0
 

@@ -29,9 +29,6 @@ func hostMemory() (uint64, error) {
 // threadID tells OS threads apart.
 func threadID() uint64 { return uint64(windows.GetCurrentThreadId()) }
 
-// adviseHuge does nothing: large pages need a privilege here.
-func adviseHuge([]byte) {}
-
 // maxNap and nap: Go's timers are precise here.
 const maxNap = 0
 

@@ -270,8 +270,10 @@ func TestSoftCallsAndStats(t *testing.T) {
 	noError(t, s.Memset(m.Ptr(), 1, 1000))
 	noError(t, s.CopyToHost(h, 0, m.Ptr(), 100))
 	noError(t, s.Synchronize())
-	want := SoftwareStats{Allocations: 1, DeviceBytes: 1000, HostAllocations: 1, Registrations: 1, PinnedBytes: 8292,
-		Streams: 1, Events: 1, PeakDeviceBytes: 1000, PeakPinnedBytes: 8292, Copies: 1, CopiedBytes: 100}
+	want := SoftwareStats{
+		Allocations: 1, DeviceBytes: 1000, HostAllocations: 1, Registrations: 1, PinnedBytes: 8292,
+		Streams: 1, Events: 1, PeakDeviceBytes: 1000, PeakPinnedBytes: 8292, Copies: 1, CopiedBytes: 100,
+	}
 	if diff := cmp.Diff(want, rt.Software().Stats()); diff != "" {
 		t.Error("in use (-want +got):\n" + diff)
 	}
@@ -283,8 +285,10 @@ func TestSoftCallsAndStats(t *testing.T) {
 		t.Error("released (-want +got):\n" + diff)
 	}
 	calls := rt.Software().Calls()
-	for name, want := range map[string]int{"hipMalloc": 1, "hipFree": 1, "hipMemcpyAsync": 1, "hipMemsetAsync": 1,
-		"hipStreamDestroy": 1, "hipHostUnregister": 1} {
+	for name, want := range map[string]int{
+		"hipMalloc": 1, "hipFree": 1, "hipMemcpyAsync": 1, "hipMemsetAsync": 1,
+		"hipStreamDestroy": 1, "hipHostUnregister": 1,
+	} {
 		if calls[name] != want {
 			t.Errorf("%d calls of %s, want %d", calls[name], name, want)
 		}

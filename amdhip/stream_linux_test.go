@@ -130,7 +130,10 @@ func TestCopyBounds(t *testing.T) {
 		name   string
 		off, n int
 	}{
-		{"too long", 0, 65}, {"past the end", 60, 5}, {"negative offset", -1, 4}, {"negative length", 4, -1},
+		{"too long", 0, 65},
+		{"past the end", 60, 5},
+		{"negative offset", -1, 4},
+		{"negative length", 4, -1},
 		{"overflow", 1, int(^uint(0) >> 1)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -14,9 +14,18 @@ var foreign = []struct{ magic, what string }{
 	{"\x28\xb5\x2f\xfd", "a zstd archive; decompress it first"},
 	{"gguf", "its magic is the lower-case gguf"},
 	// The formats before GGUF wrote their magic as a little-endian number, which swaps the letters.
-	{"GGML", legacy}, {"GGMF", legacy}, {"GGJT", legacy}, {"GGLA", legacy},
-	{"ggml", legacy}, {"ggmf", legacy}, {"ggjt", legacy}, {"ggla", legacy},
-	{"lmgg", legacy}, {"fmgg", legacy}, {"tjgg", legacy}, {"algg", legacy},
+	{"GGML", legacy},
+	{"GGMF", legacy},
+	{"GGJT", legacy},
+	{"GGLA", legacy},
+	{"ggml", legacy},
+	{"ggmf", legacy},
+	{"ggjt", legacy},
+	{"ggla", legacy},
+	{"lmgg", legacy},
+	{"fmgg", legacy},
+	{"tjgg", legacy},
+	{"algg", legacy},
 	{"\x00\x00\x00\x00", "it begins with zeros, as an unfinished download does"},
 }
 

@@ -133,27 +133,45 @@ func TestSplitRefused(t *testing.T) {
 		{name: "split.count 2 of 3 files", alter: set(1, splitCountKey, uint16(2)), field: splitCountKey, rule: "says 3"},
 		{name: "split.count 2^63", alter: set(1, splitCountKey, uint64(1)<<63), field: splitCountKey, rule: "no count"},
 		{name: "split.count missing", alter: drop(1, splitCountKey), field: splitCountKey, rule: "missing"},
-		{name: "split.count differs in another part", alter: set(2, splitCountKey, uint16(4)),
-			path: "m-00003-of-00003.gguf", field: splitCountKey, rule: "4"},
-		{name: "split.tensors.count too large", alter: set(1, splitTensorsKey, int32(5)),
-			field: splitTensorsKey, rule: "hold 4"},
-		{name: "split.tensors.count negative", alter: set(0, splitTensorsKey, int32(-1)), path: "m-00001-of-00003.gguf",
-			field: splitTensorsKey, rule: "-1"},
-		{name: "same part twice", alter: func(p []*testPart) { *p[2] = *p[0]; p[2].name = "m-00003-of-00003.gguf" },
-			path: "m-00003-of-00003.gguf", field: splitNoKey, rule: "part 1"},
-		{name: "a part is missing", alter: func(p []*testPart) { p[2].name = "elsewhere.gguf" },
-			path: "m-00003-of-00003.gguf", rule: "part 3 of the 3"},
-		{name: "part with another name", alter: func(p []*testPart) { p[1].name = "m.gguf" }, path: "m.gguf",
-			field: splitCountKey, rule: "NAME-00002-of-00003.gguf"},
-		{name: "alignments differ", alter: func(p []*testPart) { p[2].options.Alignment = 64 },
-			path: "m-00003-of-00003.gguf", field: alignmentKey, rule: "64, but 32"},
-		{name: "versions differ", alter: func(p []*testPart) { p[2].options.Version = 2 },
-			path: "m-00003-of-00003.gguf", field: "version", rule: "version 2, but 3"},
+		{
+			name: "split.count differs in another part", alter: set(2, splitCountKey, uint16(4)),
+			path: "m-00003-of-00003.gguf", field: splitCountKey, rule: "4",
+		},
+		{
+			name: "split.tensors.count too large", alter: set(1, splitTensorsKey, int32(5)),
+			field: splitTensorsKey, rule: "hold 4",
+		},
+		{
+			name: "split.tensors.count negative", alter: set(0, splitTensorsKey, int32(-1)), path: "m-00001-of-00003.gguf",
+			field: splitTensorsKey, rule: "-1",
+		},
+		{
+			name: "same part twice", alter: func(p []*testPart) { *p[2] = *p[0]; p[2].name = "m-00003-of-00003.gguf" },
+			path: "m-00003-of-00003.gguf", field: splitNoKey, rule: "part 1",
+		},
+		{
+			name: "a part is missing", alter: func(p []*testPart) { p[2].name = "elsewhere.gguf" },
+			path: "m-00003-of-00003.gguf", rule: "part 3 of the 3",
+		},
+		{
+			name: "part with another name", alter: func(p []*testPart) { p[1].name = "m.gguf" }, path: "m.gguf",
+			field: splitCountKey, rule: "NAME-00002-of-00003.gguf",
+		},
+		{
+			name: "alignments differ", alter: func(p []*testPart) { p[2].options.Alignment = 64 },
+			path: "m-00003-of-00003.gguf", field: alignmentKey, rule: "64, but 32",
+		},
+		{
+			name: "versions differ", alter: func(p []*testPart) { p[2].options.Version = 2 },
+			path: "m-00003-of-00003.gguf", field: "version", rule: "version 2, but 3",
+		},
 		{name: "uuids differ", alter: func(p []*testPart) {
 			p[0].keys["general.uuid"], p[2].keys["general.uuid"] = "x", "y"
 		}, path: "m-00003-of-00003.gguf", field: "general.uuid", rule: `"y", but "x"`},
-		{name: "tensor in two parts", alter: func(p []*testPart) { p[2].tensors = []string{"a"} },
-			path: "m-00003-of-00003.gguf", is: errDuplicateTensor, field: "name"},
+		{
+			name: "tensor in two parts", alter: func(p []*testPart) { p[2].tensors = []string{"a"} },
+			path: "m-00003-of-00003.gguf", is: errDuplicateTensor, field: "name",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

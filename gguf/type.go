@@ -90,7 +90,7 @@ var types = [NumTypes]typeInfo{
 // Types returns every type that a file may contain, by number.
 func Types() []Type {
 	var all []Type
-	for t := Type(0); t < NumTypes; t++ {
+	for t := range Type(NumTypes) {
 		if t.Valid() {
 			all = append(all, t)
 		}

@@ -51,8 +51,15 @@ func TestInvalidTypes(t *testing.T) {
 		want  uint64
 		ok    bool
 	}{
-		{F32, 0, 0, true}, {F32, 3, 12, true}, {Q4_K, 512, 288, true}, {Q4_K, 100, 0, false}, {Q4_0, 33, 0, false},
-		{I8, 1<<63 - 1, 1<<63 - 1, true}, {I8, 1 << 63, 0, false}, {F32, 1 << 62, 0, false}, {F64, 1 << 60, 0, false},
+		{F32, 0, 0, true},
+		{F32, 3, 12, true},
+		{Q4_K, 512, 288, true},
+		{Q4_K, 100, 0, false},
+		{Q4_0, 33, 0, false},
+		{I8, 1<<63 - 1, 1<<63 - 1, true},
+		{I8, 1 << 63, 0, false},
+		{F32, 1 << 62, 0, false},
+		{F64, 1 << 60, 0, false},
 	} {
 		if got, ok := tt.typ.Bytes(tt.elems); ok != tt.ok || ok && got != tt.want {
 			t.Errorf("%d elements of %v: %d bytes, %v; want %d, %v", tt.elems, tt.typ, got, ok, tt.want, tt.ok)

@@ -36,4 +36,10 @@ func missingIn(isa ISA, has func(cpuid.FeatureID) bool) string {
 }
 
 // assembly returns the kernels that a tier adds.
-func assembly(isa ISA) *kernelTable { return &assemblyKernels[isa] }
+func assembly(isa ISA) *kernelTable {
+	makeFloatTables()
+	return &assemblyKernels[isa]
+}
+
+// fillKernel returns the kernel that FillNT uses.
+func fillKernel(isa ISA) kernelFunc { return fillKernels[isa] }

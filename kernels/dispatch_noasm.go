@@ -7,3 +7,6 @@ func missing(ISA) string { return "this program was built without assembly kerne
 
 // assembly returns the kernels that a tier adds: none here.
 func assembly(ISA) *kernelTable { return &kernelTable{} }
+
+// fillKernel returns the kernel that FillNT uses: none here.
+func fillKernel(ISA) kernelFunc { return nil }

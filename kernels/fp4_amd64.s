@@ -12,40 +12,39 @@ TEXT ·avx2MXFP4ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU     1(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VINSERTI128 $0x01, X1, Y0, Y1
-	VPAND       const0<>+0(SB), Y1, Y1
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
-	VMOVDQU     const1<>+0(SB), Y2
-	VPSHUFB     Y1, Y2, Y1
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
+	VMOVDQU        const2<>+0(SB), Y1
+	VPSHUFB        Y0, Y1, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VMOVUPS      Y2, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VMOVUPS      Y2, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VMOVUPS      Y2, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VBROADCASTSS (BX)(SI*4), Y2
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVUPS      Y1, 96(AX)
+	VMOVUPS      Y1, (AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y2, Y1, Y1
+	VMOVUPS      Y1, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y2, Y1, Y1
+	VMOVUPS      Y1, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPSHUFD      $0x0e, X0, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 96(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -53,17 +52,23 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const0<>+0(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA const0<>+8(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA const0<>+16(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA const0<>+24(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA const0<>+0(SB)/8, $0x0000000000000000
+DATA const0<>+8(SB)/8, $0x0000000000000000
+DATA const0<>+16(SB)/8, $0x0000000400000004
+DATA const0<>+24(SB)/8, $0x0000000400000004
 GLOBL const0<>(SB), RODATA|NOPTR, $32
 
-DATA const1<>+0(SB)/8, $0x0c08060403020100
-DATA const1<>+8(SB)/8, $0xf4f8fafcfdfeff00
-DATA const1<>+16(SB)/8, $0x0c08060403020100
-DATA const1<>+24(SB)/8, $0xf4f8fafcfdfeff00
+DATA const1<>+0(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA const1<>+8(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA const1<>+16(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA const1<>+24(SB)/8, $0x0f0f0f0f0f0f0f0f
 GLOBL const1<>(SB), RODATA|NOPTR, $32
+
+DATA const2<>+0(SB)/8, $0x0c08060403020100
+DATA const2<>+8(SB)/8, $0xf4f8fafcfdfeff00
+DATA const2<>+16(SB)/8, $0x0c08060403020100
+DATA const2<>+24(SB)/8, $0xf4f8fafcfdfeff00
+GLOBL const2<>(SB), RODATA|NOPTR, $32
 
 // func avx2MXFP4ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, MMX+
@@ -73,40 +78,40 @@ TEXT ·avx2MXFP4ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU     1(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VINSERTI128 $0x01, X1, Y0, Y1
-	VPAND       const0<>+0(SB), Y1, Y1
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
-	VMOVDQU     const1<>+0(SB), Y2
-	VPSHUFB     Y1, Y2, Y1
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
+	VMOVDQU        const2<>+0(SB), Y1
+	VPSHUFB        Y0, Y1, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VMOVNTPS     Y2, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VMOVNTPS     Y2, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VMOVNTPS     Y2, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VBROADCASTSS (BX)(SI*4), Y2
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VMOVNTPS     Y1, 96(AX)
+	VMOVNTPS     Y1, (AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y2, Y1, Y1
+	VMOVNTPS     Y1, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y2, Y1, Y1
+	VMOVNTPS     Y1, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPSHUFD      $0x0e, X0, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, 96(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -125,40 +130,39 @@ TEXT ·avx2MXFP4ToF16(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU     1(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VINSERTI128 $0x01, X1, Y0, Y1
-	VPAND       const0<>+0(SB), Y1, Y1
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
-	VMOVDQU     const1<>+0(SB), Y2
-	VPSHUFB     Y1, Y2, Y1
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
+	VMOVDQU        const2<>+0(SB), Y1
+	VPSHUFB        Y0, Y1, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VBROADCASTSS (BX)(SI*4), Y2
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, 48(AX)
+	VCVTPS2PH    $0x00, Y1, (AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y2, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y2, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPSHUFD      $0x0e, X0, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 48(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -174,43 +178,43 @@ TEXT ·avx2MXFP4ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU     1(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VINSERTI128 $0x01, X1, Y0, Y1
-	VPAND       const0<>+0(SB), Y1, Y1
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
-	VMOVDQU     const1<>+0(SB), Y2
-	VPSHUFB     Y1, Y2, Y1
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
+	VMOVDQU        const2<>+0(SB), Y1
+	VPSHUFB        Y0, Y1, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X0
-	VMOVNTPS     X0, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X0
-	VMOVNTPS     X0, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y2
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y3, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X0
-	VMOVNTPS     X0, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y1
 	VBROADCASTSS (BX)(SI*4), Y2
 	VCVTDQ2PS    Y1, Y1
 	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X0
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, (AX)
+	VPSHUFD      $0x0e, X0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y2, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMOVSXBD    X1, Y1
+	VBROADCASTSS (BX)(SI*4), Y2
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y2, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPSHUFD      $0x0e, X0, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
 	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+64, AX
@@ -228,44 +232,19 @@ TEXT ·avx2MXFP4ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU     1(CX), X2
-	VPSRLW      $0x04, X2, X3
-	VINSERTI128 $0x01, X3, Y2, Y3
-	VPAND       const0<>+0(SB), Y3, Y3
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
-	VMOVDQU     const1<>+0(SB), Y4
-	VPSHUFB     Y3, Y4, Y3
+	VBROADCASTI128 1(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
+	VMOVDQU        const2<>+0(SB), Y3
+	VPSHUFB        Y2, Y3, Y2
 
 	// Outputs 0 to 31.
-	VBROADCASTSS (BX)(SI*4), Y4
-	VPMOVSXWD    X3, Y6
-	VPSLLD       $0x18, Y6, Y5
-	VPSRAD       $0x18, Y5, Y5
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y4, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y4
-	VPSLLD   $0x10, Y6, Y7
-	VPBLENDW $0xaa, Y6, Y4, Y4
-	VPBLENDW $0x55, Y5, Y7, Y7
-	VPAND    Y0, Y4, Y5
-	VPOR     Y1, Y5, Y5
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y7, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y4, Y4
-	VMOVUPS      Y4, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
 	VBROADCASTSS (BX)(SI*4), Y3
 	VPMOVSXWD    X2, Y5
 	VPSLLD       $0x18, Y5, Y4
@@ -285,9 +264,33 @@ loop:
 	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y6, Y4, Y4
-	VPSRLW  $0x0f, Y4, Y4
-	VPADDW  Y4, Y3, Y3
+	VPAVGW       Y6, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y3, Y3
+	VMOVUPS      Y3, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y2, Y2
+	VPSRLW  $0x0f, Y2, Y2
+	VPADDW  Y2, Y3, Y3
 	VMOVUPS Y3, 32(AX)
 	ADDQ    $+17, CX
 	ADDQ    $+64, AX
@@ -296,17 +299,17 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const2<>+0(SB)/8, $0x0001000100010001
-DATA const2<>+8(SB)/8, $0x0001000100010001
-DATA const2<>+16(SB)/8, $0x0001000100010001
-DATA const2<>+24(SB)/8, $0x0001000100010001
-GLOBL const2<>(SB), RODATA|NOPTR, $32
-
-DATA const3<>+0(SB)/8, $0x7ffe7ffe7ffe7ffe
-DATA const3<>+8(SB)/8, $0x7ffe7ffe7ffe7ffe
-DATA const3<>+16(SB)/8, $0x7ffe7ffe7ffe7ffe
-DATA const3<>+24(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const3<>+0(SB)/8, $0x0001000100010001
+DATA const3<>+8(SB)/8, $0x0001000100010001
+DATA const3<>+16(SB)/8, $0x0001000100010001
+DATA const3<>+24(SB)/8, $0x0001000100010001
 GLOBL const3<>(SB), RODATA|NOPTR, $32
+
+DATA const4<>+0(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const4<>+8(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const4<>+16(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const4<>+24(SB)/8, $0x7ffe7ffe7ffe7ffe
+GLOBL const4<>(SB), RODATA|NOPTR, $32
 
 // func avx2MXFP4ToBF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, MMX+
@@ -314,44 +317,20 @@ TEXT ·avx2MXFP4ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU     1(CX), X2
-	VPSRLW      $0x04, X2, X3
-	VINSERTI128 $0x01, X3, Y2, Y3
-	VPAND       const0<>+0(SB), Y3, Y3
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
-	VMOVDQU     const1<>+0(SB), Y4
-	VPSHUFB     Y3, Y4, Y3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 1(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
+	VMOVDQU        const2<>+0(SB), Y3
+	VPSHUFB        Y2, Y3, Y2
 
 	// Outputs 0 to 31.
-	VBROADCASTSS (BX)(SI*4), Y4
-	VPMOVSXWD    X3, Y6
-	VPSLLD       $0x18, Y6, Y5
-	VPSRAD       $0x18, Y5, Y5
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y4, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y4
-	VPSLLD   $0x10, Y6, Y7
-	VPBLENDW $0xaa, Y6, Y4, Y4
-	VPBLENDW $0x55, Y5, Y7, Y7
-	VPAND    Y0, Y4, Y5
-	VPOR     Y1, Y5, Y5
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y7, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y4, Y4
-	VMOVNTPS     Y4, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
 	VBROADCASTSS (BX)(SI*4), Y3
 	VPMOVSXWD    X2, Y5
 	VPSLLD       $0x18, Y5, Y4
@@ -371,9 +350,33 @@ loop:
 	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y6, Y4, Y4
-	VPSRLW   $0x0f, Y4, Y4
-	VPADDW   Y4, Y3, Y3
+	VPAVGW       Y6, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y3, Y3
+	VMOVNTPS     Y3, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VBROADCASTSS (BX)(SI*4), Y3
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y2, Y2
+	VPSRLW   $0x0f, Y2, Y2
+	VPADDW   Y2, Y3, Y3
 	VMOVNTPS Y3, 32(AX)
 	ADDQ     $+17, CX
 	ADDQ     $+64, AX
@@ -393,27 +396,26 @@ TEXT ·avx512MXFP4ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU     1(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VINSERTI128 $0x01, X1, Y0, Y1
-	VPAND       const0<>+0(SB), Y1, Y1
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
-	VMOVDQU     const1<>+0(SB), Y2
-	VPSHUFB     Y1, Y2, Y1
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
+	VMOVDQU        const2<>+0(SB), Y1
+	VPSHUFB        Y0, Y1, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z2
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z3, Z2, Z2
-	VMOVUPS      Z2, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VBROADCASTSS (BX)(SI*4), Z2
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z1, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVUPS      Z0, 64(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -429,27 +431,27 @@ TEXT ·avx512MXFP4ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU     1(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VINSERTI128 $0x01, X1, Y0, Y1
-	VPAND       const0<>+0(SB), Y1, Y1
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
-	VMOVDQU     const1<>+0(SB), Y2
-	VPSHUFB     Y1, Y2, Y1
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
+	VMOVDQU        const2<>+0(SB), Y1
+	VPSHUFB        Y0, Y1, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z2
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z3, Z2, Z2
-	VMOVNTPS     Z2, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
 	VPMOVSXBD    X0, Z1
 	VBROADCASTSS (BX)(SI*4), Z2
 	VCVTDQ2PS    Z1, Z1
 	VMULPS       Z2, Z1, Z1
-	VMOVNTPS     Z1, 64(AX)
+	VMOVNTPS     Z1, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVNTPS     Z0, 64(AX)
 	ADDQ         $+17, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -470,23 +472,22 @@ TEXT ·avx512MXFP4ToF16(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU     1(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VINSERTI128 $0x01, X1, Y0, Y1
-	VPAND       const0<>+0(SB), Y1, Y1
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
 
 	// The outputs of all codes.
-	VMOVUPS      const4<>+0(SB), Z2
-	VBROADCASTSS (BX)(SI*4), Z3
-	VMULPS       Z3, Z2, Z2
-	VCVTPS2PH    $0x00, Z2, Y4
+	VMOVUPS      const5<>+0(SB), Z1
+	VBROADCASTSS (BX)(SI*4), Z2
+	VMULPS       Z2, Z1, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z4, Z1, Z1
-	VMOVUPS   Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, (AX)
 	ADDQ      $+17, CX
 	ADDQ      $+64, AX
 	DECQ      DX
@@ -494,15 +495,15 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const4<>+0(SB)/8, $0x3f80000000000000
-DATA const4<>+8(SB)/8, $0x4040000040000000
-DATA const4<>+16(SB)/8, $0x40c0000040800000
-DATA const4<>+24(SB)/8, $0x4140000041000000
-DATA const4<>+32(SB)/8, $0xbf80000000000000
-DATA const4<>+40(SB)/8, $0xc0400000c0000000
-DATA const4<>+48(SB)/8, $0xc0c00000c0800000
-DATA const4<>+56(SB)/8, $0xc1400000c1000000
-GLOBL const4<>(SB), RODATA|NOPTR, $64
+DATA const5<>+0(SB)/8, $0x3f80000000000000
+DATA const5<>+8(SB)/8, $0x4040000040000000
+DATA const5<>+16(SB)/8, $0x40c0000040800000
+DATA const5<>+24(SB)/8, $0x4140000041000000
+DATA const5<>+32(SB)/8, $0xbf80000000000000
+DATA const5<>+40(SB)/8, $0xc0400000c0000000
+DATA const5<>+48(SB)/8, $0xc0c00000c0800000
+DATA const5<>+56(SB)/8, $0xc1400000c1000000
+GLOBL const5<>(SB), RODATA|NOPTR, $64
 
 // func avx512MXFP4ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -514,23 +515,23 @@ TEXT ·avx512MXFP4ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU     1(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VINSERTI128 $0x01, X1, Y0, Y1
-	VPAND       const0<>+0(SB), Y1, Y1
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
 
 	// The outputs of all codes.
-	VMOVUPS      const4<>+0(SB), Z2
-	VBROADCASTSS (BX)(SI*4), Z3
-	VMULPS       Z3, Z2, Z2
-	VCVTPS2PH    $0x00, Z2, Y4
+	VMOVUPS      const5<>+0(SB), Z1
+	VBROADCASTSS (BX)(SI*4), Z2
+	VMULPS       Z2, Z1, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z4, Z1, Z1
-	VMOVNTPS  Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, (AX)
 	ADDQ      $+17, CX
 	ADDQ      $+64, AX
 	DECQ      DX
@@ -549,33 +550,32 @@ TEXT ·avx512MXFP4ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
-	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
 	VPBROADCASTD const6<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VMOVDQU     1(CX), X1
-	VPSRLW      $0x04, X1, X0
-	VINSERTI128 $0x01, X0, Y1, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
 
 	// The outputs of all codes.
-	VMOVUPS      const4<>+0(SB), Z2
-	VBROADCASTSS (BX)(SI*4), Z3
-	VMULPS       Z3, Z2, Z2
-	VPSLLD       $0x0f, Z2, Z3
-	VPSRLD       $0x1f, Z3, Z3
-	VPADDD       const7<>+0(SB), Z2, Z2
-	VPADDD       Z3, Z2, Z2
-	VPSRLD       $0x10, Z2, Z2
+	VMOVUPS      const5<>+0(SB), Z1
+	VBROADCASTSS (BX)(SI*4), Z2
+	VMULPS       Z2, Z1, Z1
+	VPSLLD       $0x0f, Z1, Z2
+	VPSRLD       $0x1f, Z2, Z2
+	VPADDD       const8<>+0(SB), Z1, Z1
+	VPADDD       Z2, Z1, Z1
+	VPSRLD       $0x10, Z1, Z1
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+17, CX
 	ADDQ      $+64, AX
@@ -584,27 +584,27 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const5<>+0(SB)/8, $0xffff0000ffff0000
-DATA const5<>+8(SB)/8, $0xffff0000ffff0000
-DATA const5<>+16(SB)/8, $0xffff0000ffff0000
-DATA const5<>+24(SB)/8, $0xffff0000ffff0000
-GLOBL const5<>(SB), RODATA|NOPTR, $32
-
-DATA const6<>+0(SB)/8, $0x0000ffff0000ffff
-DATA const6<>+8(SB)/8, $0x0000ffff0000ffff
-DATA const6<>+16(SB)/8, $0x0000ffff0000ffff
-DATA const6<>+24(SB)/8, $0x0000ffff0000ffff
+DATA const6<>+0(SB)/8, $0xffff0000ffff0000
+DATA const6<>+8(SB)/8, $0xffff0000ffff0000
+DATA const6<>+16(SB)/8, $0xffff0000ffff0000
+DATA const6<>+24(SB)/8, $0xffff0000ffff0000
 GLOBL const6<>(SB), RODATA|NOPTR, $32
 
-DATA const7<>+0(SB)/8, $0x00007fff00007fff
-DATA const7<>+8(SB)/8, $0x00007fff00007fff
-DATA const7<>+16(SB)/8, $0x00007fff00007fff
-DATA const7<>+24(SB)/8, $0x00007fff00007fff
-DATA const7<>+32(SB)/8, $0x00007fff00007fff
-DATA const7<>+40(SB)/8, $0x00007fff00007fff
-DATA const7<>+48(SB)/8, $0x00007fff00007fff
-DATA const7<>+56(SB)/8, $0x00007fff00007fff
-GLOBL const7<>(SB), RODATA|NOPTR, $64
+DATA const7<>+0(SB)/8, $0x0000ffff0000ffff
+DATA const7<>+8(SB)/8, $0x0000ffff0000ffff
+DATA const7<>+16(SB)/8, $0x0000ffff0000ffff
+DATA const7<>+24(SB)/8, $0x0000ffff0000ffff
+GLOBL const7<>(SB), RODATA|NOPTR, $32
+
+DATA const8<>+0(SB)/8, $0x00007fff00007fff
+DATA const8<>+8(SB)/8, $0x00007fff00007fff
+DATA const8<>+16(SB)/8, $0x00007fff00007fff
+DATA const8<>+24(SB)/8, $0x00007fff00007fff
+DATA const8<>+32(SB)/8, $0x00007fff00007fff
+DATA const8<>+40(SB)/8, $0x00007fff00007fff
+DATA const8<>+48(SB)/8, $0x00007fff00007fff
+DATA const8<>+56(SB)/8, $0x00007fff00007fff
+GLOBL const8<>(SB), RODATA|NOPTR, $64
 
 // func avx512MXFP4ToBF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -614,33 +614,33 @@ TEXT ·avx512MXFP4ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
-	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z0
 	VPBROADCASTD const6<>+0(SB), Z0
+	VPBROADCASTD const7<>+0(SB), Z0
 
 loop:
-	VMOVDQU     1(CX), X1
-	VPSRLW      $0x04, X1, X0
-	VINSERTI128 $0x01, X0, Y1, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	LEAQ        ·scalesE8M0+0(SB), BX
-	MOVBQZX     (CX), SI
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 1(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	LEAQ           ·scalesE8M0+0(SB), BX
+	MOVBQZX        (CX), SI
 
 	// The outputs of all codes.
-	VMOVUPS      const4<>+0(SB), Z2
-	VBROADCASTSS (BX)(SI*4), Z3
-	VMULPS       Z3, Z2, Z2
-	VPSLLD       $0x0f, Z2, Z3
-	VPSRLD       $0x1f, Z3, Z3
-	VPADDD       const7<>+0(SB), Z2, Z2
-	VPADDD       Z3, Z2, Z2
-	VPSRLD       $0x10, Z2, Z2
+	VMOVUPS      const5<>+0(SB), Z1
+	VBROADCASTSS (BX)(SI*4), Z2
+	VMULPS       Z2, Z1, Z1
+	VPSLLD       $0x0f, Z1, Z2
+	VPSRLD       $0x1f, Z2, Z2
+	VPADDD       const8<>+0(SB), Z1, Z1
+	VPADDD       Z2, Z1, Z1
+	VPSRLD       $0x10, Z1, Z1
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, (AX)
 	ADDQ      $+17, CX
 	ADDQ      $+64, AX
@@ -661,38 +661,38 @@ TEXT ·avx2NVFP4ToF32(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVUPS      Y1, (AX)
-	VPSHUFD      $0x0e, X0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVUPS      Y1, 32(AX)
-	VEXTRACTI128 $0x01, Y0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (DI)(R8*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVUPS      Y1, 64(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, (AX)
+	VPSHUFD      $0x0e, X2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
 	VBROADCASTSS (DI)(R8*4), Y1
@@ -701,38 +701,38 @@ loop:
 	VMOVUPS      Y0, 96(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVUPS      Y1, 128(AX)
-	VPSHUFD      $0x0e, X0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVUPS      Y1, 160(AX)
-	VEXTRACTI128 $0x01, Y0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (DI)(R8*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVUPS      Y1, 192(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 128(AX)
+	VPSHUFD      $0x0e, X2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 160(AX)
+	VEXTRACTI128 $0x01, Y2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 192(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
 	VBROADCASTSS (DI)(R8*4), Y1
@@ -754,39 +754,41 @@ TEXT ·avx2NVFP4ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0 4096(CX)
+
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVNTPS     Y1, (AX)
-	VPSHUFD      $0x0e, X0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVNTPS     Y1, 32(AX)
-	VEXTRACTI128 $0x01, Y0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (DI)(R8*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVNTPS     Y1, 64(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, (AX)
+	VPSHUFD      $0x0e, X2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
 	VBROADCASTSS (DI)(R8*4), Y1
@@ -795,38 +797,38 @@ loop:
 	VMOVNTPS     Y0, 96(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVNTPS     Y1, 128(AX)
-	VPSHUFD      $0x0e, X0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVNTPS     Y1, 160(AX)
-	VEXTRACTI128 $0x01, Y0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (DI)(R8*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VMOVNTPS     Y1, 192(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, 128(AX)
+	VPSHUFD      $0x0e, X2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, 160(AX)
+	VEXTRACTI128 $0x01, Y2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, 192(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
 	VBROADCASTSS (DI)(R8*4), Y1
@@ -852,38 +854,38 @@ TEXT ·avx2NVFP4ToF16(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, (AX)
-	VPSHUFD      $0x0e, X0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, 16(AX)
-	VEXTRACTI128 $0x01, Y0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (DI)(R8*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, 32(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, (AX)
+	VPSHUFD      $0x0e, X2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 16(AX)
+	VEXTRACTI128 $0x01, Y2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
 	VBROADCASTSS (DI)(R8*4), Y1
@@ -892,38 +894,38 @@ loop:
 	VCVTPS2PH    $0x00, Y0, 48(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, 64(AX)
-	VPSHUFD      $0x0e, X0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, 80(AX)
-	VEXTRACTI128 $0x01, Y0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (DI)(R8*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, 96(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 64(AX)
+	VPSHUFD      $0x0e, X2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 80(AX)
+	VEXTRACTI128 $0x01, Y2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 96(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
 	VBROADCASTSS (DI)(R8*4), Y1
@@ -945,42 +947,44 @@ TEXT ·avx2NVFP4ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0 4096(CX)
+
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X1
-	VMOVNTPS     X1, (AX)
-	VPSHUFD      $0x0e, X0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X1
-	VMOVNTPS     X1, 16(AX)
-	VEXTRACTI128 $0x01, Y0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (DI)(R8*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X1
-	VMOVNTPS     X1, 32(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
+	VMOVNTPS     X0, (AX)
+	VPSHUFD      $0x0e, X2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
+	VMOVNTPS     X0, 16(AX)
+	VEXTRACTI128 $0x01, Y2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
+	VMOVNTPS     X0, 32(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
 	VBROADCASTSS (DI)(R8*4), Y1
@@ -990,41 +994,41 @@ loop:
 	VMOVNTPS     X0, 48(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X1
-	VMOVNTPS     X1, 64(AX)
-	VPSHUFD      $0x0e, X0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (BX)(SI*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X1
-	VMOVNTPS     X1, 80(AX)
-	VEXTRACTI128 $0x01, Y0, X1
-	VPMOVSXBD    X1, Y1
-	VBROADCASTSS (DI)(R8*4), Y3
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y3, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X1
-	VMOVNTPS     X1, 96(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
+	VMOVNTPS     X0, 64(AX)
+	VPSHUFD      $0x0e, X2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (BX)(SI*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
+	VMOVNTPS     X0, 80(AX)
+	VEXTRACTI128 $0x01, Y2, X0
+	VPMOVSXBD    X0, Y0
+	VBROADCASTSS (DI)(R8*4), Y1
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
+	VMOVNTPS     X0, 96(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPSHUFD      $0x0e, X0, X0
 	VPMOVSXBD    X0, Y0
 	VBROADCASTSS (DI)(R8*4), Y1
@@ -1048,51 +1052,27 @@ TEXT ·avx2NVFP4ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X2
-	VPSRLW      $0x04, X2, X3
-	VPUNPCKLQDQ X3, X2, X4
-	VPUNPCKHQDQ X3, X2, X2
-	VINSERTI128 $0x01, X2, Y4, Y2
-	VPAND       const0<>+0(SB), Y2, Y2
-	VMOVDQU     const1<>+0(SB), Y3
-	VPSHUFB     Y2, Y3, Y2
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y2
+	VPSRLW         $0x04, Y2, Y3
+	VPUNPCKLQDQ    Y3, Y2, Y4
+	VPUNPCKHQDQ    Y3, Y2, Y3
+	VPBLENDD       $0xf0, Y3, Y4, Y4
+	VPAND          const1<>+0(SB), Y4, Y4
+	VMOVDQU        const2<>+0(SB), Y2
+	VPSHUFB        Y4, Y2, Y4
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VBROADCASTSS (BX)(SI*4), Y3
-	VPMOVSXWD    X2, Y6
-	VPSLLD       $0x18, Y6, Y5
-	VPSRAD       $0x18, Y5, Y5
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y3, Y5, Y5
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y3, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y3
-	VPSLLD   $0x10, Y6, Y7
-	VPBLENDW $0xaa, Y6, Y3, Y3
-	VPBLENDW $0x55, Y5, Y7, Y7
-	VPAND    Y0, Y3, Y5
-	VPOR     Y1, Y5, Y5
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y7, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y3, Y3
-	VMOVUPS      Y3, (AX)
-	VEXTRACTI128 $0x01, Y2, X3
-	VBROADCASTSS (DI)(R8*4), Y2
-	VPMOVSXWD    X3, Y5
+	VBROADCASTSS (BX)(SI*4), Y2
+	VPMOVSXWD    X4, Y5
 	VPSLLD       $0x18, Y5, Y3
 	VPSRAD       $0x18, Y3, Y3
 	VPSRAD       $0x08, Y5, Y5
@@ -1110,52 +1090,52 @@ loop:
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y6, Y3, Y3
-	VPSRLW  $0x0f, Y3, Y3
-	VPADDW  Y3, Y2, Y2
-	VMOVUPS Y2, 32(AX)
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVUPS      Y2, (AX)
+	VEXTRACTI128 $0x01, Y4, X2
+	VBROADCASTSS (DI)(R8*4), Y3
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y2, Y2
+	VPSRLW  $0x0f, Y2, Y2
+	VPADDW  Y2, Y3, Y3
+	VMOVUPS Y3, 32(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X2
-	VPSRLW      $0x04, X2, X3
-	VPUNPCKLQDQ X3, X2, X4
-	VPUNPCKHQDQ X3, X2, X2
-	VINSERTI128 $0x01, X2, Y4, Y2
-	VPAND       const0<>+0(SB), Y2, Y2
-	VMOVDQU     const1<>+0(SB), Y3
-	VPSHUFB     Y2, Y3, Y2
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y2
+	VPSRLW         $0x04, Y2, Y3
+	VPUNPCKLQDQ    Y3, Y2, Y4
+	VPUNPCKHQDQ    Y3, Y2, Y3
+	VPBLENDD       $0xf0, Y3, Y4, Y4
+	VPAND          const1<>+0(SB), Y4, Y4
+	VMOVDQU        const2<>+0(SB), Y2
+	VPSHUFB        Y4, Y2, Y4
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VBROADCASTSS (BX)(SI*4), Y3
-	VPMOVSXWD    X2, Y6
-	VPSLLD       $0x18, Y6, Y5
-	VPSRAD       $0x18, Y5, Y5
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y3, Y5, Y5
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y3, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y3
-	VPSLLD   $0x10, Y6, Y7
-	VPBLENDW $0xaa, Y6, Y3, Y3
-	VPBLENDW $0x55, Y5, Y7, Y7
-	VPAND    Y0, Y3, Y5
-	VPOR     Y1, Y5, Y5
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y7, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y3, Y3
-	VMOVUPS      Y3, 64(AX)
-	VEXTRACTI128 $0x01, Y2, X3
-	VBROADCASTSS (DI)(R8*4), Y2
-	VPMOVSXWD    X3, Y5
+	VBROADCASTSS (BX)(SI*4), Y2
+	VPMOVSXWD    X4, Y5
 	VPSLLD       $0x18, Y5, Y3
 	VPSRAD       $0x18, Y3, Y3
 	VPSRAD       $0x08, Y5, Y5
@@ -1173,10 +1153,34 @@ loop:
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y6, Y3, Y3
-	VPSRLW  $0x0f, Y3, Y3
-	VPADDW  Y3, Y2, Y2
-	VMOVUPS Y2, 96(AX)
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVUPS      Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y4, X2
+	VBROADCASTSS (DI)(R8*4), Y3
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y5, Y2, Y2
+	VPSRLW  $0x0f, Y2, Y2
+	VPADDW  Y2, Y3, Y3
+	VMOVUPS Y3, 96(AX)
 	ADDQ    $+36, CX
 	ADDQ    $+128, AX
 	DECQ    DX
@@ -1190,51 +1194,29 @@ TEXT ·avx2NVFP4ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
+	PREFETCHT0 4096(CX)
+
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X2
-	VPSRLW      $0x04, X2, X3
-	VPUNPCKLQDQ X3, X2, X4
-	VPUNPCKHQDQ X3, X2, X2
-	VINSERTI128 $0x01, X2, Y4, Y2
-	VPAND       const0<>+0(SB), Y2, Y2
-	VMOVDQU     const1<>+0(SB), Y3
-	VPSHUFB     Y2, Y3, Y2
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y2
+	VPSRLW         $0x04, Y2, Y3
+	VPUNPCKLQDQ    Y3, Y2, Y4
+	VPUNPCKHQDQ    Y3, Y2, Y3
+	VPBLENDD       $0xf0, Y3, Y4, Y4
+	VPAND          const1<>+0(SB), Y4, Y4
+	VMOVDQU        const2<>+0(SB), Y2
+	VPSHUFB        Y4, Y2, Y4
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VBROADCASTSS (BX)(SI*4), Y3
-	VPMOVSXWD    X2, Y6
-	VPSLLD       $0x18, Y6, Y5
-	VPSRAD       $0x18, Y5, Y5
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y3, Y5, Y5
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y3, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y3
-	VPSLLD   $0x10, Y6, Y7
-	VPBLENDW $0xaa, Y6, Y3, Y3
-	VPBLENDW $0x55, Y5, Y7, Y7
-	VPAND    Y0, Y3, Y5
-	VPOR     Y1, Y5, Y5
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y7, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y3, Y3
-	VMOVNTPS     Y3, (AX)
-	VEXTRACTI128 $0x01, Y2, X3
-	VBROADCASTSS (DI)(R8*4), Y2
-	VPMOVSXWD    X3, Y5
+	VBROADCASTSS (BX)(SI*4), Y2
+	VPMOVSXWD    X4, Y5
 	VPSLLD       $0x18, Y5, Y3
 	VPSRAD       $0x18, Y3, Y3
 	VPSRAD       $0x08, Y5, Y5
@@ -1252,52 +1234,52 @@ loop:
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y6, Y3, Y3
-	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y2, Y2
-	VMOVNTPS Y2, 32(AX)
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVNTPS     Y2, (AX)
+	VEXTRACTI128 $0x01, Y4, X2
+	VBROADCASTSS (DI)(R8*4), Y3
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y2, Y2
+	VPSRLW   $0x0f, Y2, Y2
+	VPADDW   Y2, Y3, Y3
+	VMOVNTPS Y3, 32(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X2
-	VPSRLW      $0x04, X2, X3
-	VPUNPCKLQDQ X3, X2, X4
-	VPUNPCKHQDQ X3, X2, X2
-	VINSERTI128 $0x01, X2, Y4, Y2
-	VPAND       const0<>+0(SB), Y2, Y2
-	VMOVDQU     const1<>+0(SB), Y3
-	VPSHUFB     Y2, Y3, Y2
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y2
+	VPSRLW         $0x04, Y2, Y3
+	VPUNPCKLQDQ    Y3, Y2, Y4
+	VPUNPCKHQDQ    Y3, Y2, Y3
+	VPBLENDD       $0xf0, Y3, Y4, Y4
+	VPAND          const1<>+0(SB), Y4, Y4
+	VMOVDQU        const2<>+0(SB), Y2
+	VPSHUFB        Y4, Y2, Y4
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VBROADCASTSS (BX)(SI*4), Y3
-	VPMOVSXWD    X2, Y6
-	VPSLLD       $0x18, Y6, Y5
-	VPSRAD       $0x18, Y5, Y5
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y3, Y5, Y5
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y3, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y3
-	VPSLLD   $0x10, Y6, Y7
-	VPBLENDW $0xaa, Y6, Y3, Y3
-	VPBLENDW $0x55, Y5, Y7, Y7
-	VPAND    Y0, Y3, Y5
-	VPOR     Y1, Y5, Y5
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y7, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y3, Y3
-	VMOVNTPS     Y3, 64(AX)
-	VEXTRACTI128 $0x01, Y2, X3
-	VBROADCASTSS (DI)(R8*4), Y2
-	VPMOVSXWD    X3, Y5
+	VBROADCASTSS (BX)(SI*4), Y2
+	VPMOVSXWD    X4, Y5
 	VPSLLD       $0x18, Y5, Y3
 	VPSRAD       $0x18, Y3, Y3
 	VPSRAD       $0x08, Y5, Y5
@@ -1315,10 +1297,34 @@ loop:
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y6, Y3, Y3
-	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y2, Y2
-	VMOVNTPS Y2, 96(AX)
+	VPAVGW       Y6, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVNTPS     Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y4, X2
+	VBROADCASTSS (DI)(R8*4), Y3
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y5, Y2, Y2
+	VPSRLW   $0x0f, Y2, Y2
+	VPADDW   Y2, Y3, Y3
+	VMOVNTPS Y3, 96(AX)
 	ADDQ     $+36, CX
 	ADDQ     $+128, AX
 	DECQ     DX
@@ -1338,26 +1344,26 @@ TEXT ·avx512NVFP4ToF32(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Z1
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z3, Z1, Z1
-	VMOVUPS      Z1, (AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVUPS      Z0, (AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPMOVSXBD    X0, Z0
 	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
@@ -1365,26 +1371,26 @@ loop:
 	VMOVUPS      Z0, 64(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Z1
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z3, Z1, Z1
-	VMOVUPS      Z1, 128(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVUPS      Z0, 128(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPMOVSXBD    X0, Z0
 	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
@@ -1405,27 +1411,29 @@ TEXT ·avx512NVFP4ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0 4096(CX)
+
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Z1
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z3, Z1, Z1
-	VMOVNTPS     Z1, (AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVNTPS     Z0, (AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPMOVSXBD    X0, Z0
 	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
@@ -1433,26 +1441,26 @@ loop:
 	VMOVNTPS     Z0, 64(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Z1
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z3, Z1, Z1
-	VMOVNTPS     Z1, 128(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVNTPS     Z0, 128(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPMOVSXBD    X0, Z0
 	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
@@ -1479,26 +1487,26 @@ TEXT ·avx512NVFP4ToF16(SB), NOSPLIT, $0-24
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Z1
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, (AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, (AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPMOVSXBD    X0, Z0
 	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
@@ -1506,26 +1514,26 @@ loop:
 	VCVTPS2PH    $0x00, Z0, 32(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Z1
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, 64(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPMOVSXBD    X0, Z0
 	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
@@ -1548,28 +1556,30 @@ TEXT ·avx512NVFP4ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
+	PREFETCHT0 4096(CX)
+
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X0, Z1
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, Y1
-	VMOVNTPS     Y1, (AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, Y0
+	VMOVNTPS     Y0, (AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPMOVSXBD    X0, Z0
 	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
@@ -1578,27 +1588,27 @@ loop:
 	VMOVNTPS     Y0, 32(AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X0
-	VPSRLW      $0x04, X0, X1
-	VPUNPCKLQDQ X1, X0, X2
-	VPUNPCKHQDQ X1, X0, X0
-	VINSERTI128 $0x01, X0, Y2, Y0
-	VPAND       const0<>+0(SB), Y0, Y0
-	VMOVDQU     const1<>+0(SB), Y1
-	VPSHUFB     Y0, Y1, Y0
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y0
+	VPSRLW         $0x04, Y0, Y1
+	VPUNPCKLQDQ    Y1, Y0, Y2
+	VPUNPCKHQDQ    Y1, Y0, Y1
+	VPBLENDD       $0xf0, Y1, Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VMOVDQU        const2<>+0(SB), Y0
+	VPSHUFB        Y2, Y0, Y2
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X0, Z1
-	VBROADCASTSS (BX)(SI*4), Z3
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, Y1
-	VMOVNTPS     Y1, 64(AX)
-	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X2, Z0
+	VBROADCASTSS (BX)(SI*4), Z1
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, Y0
+	VMOVNTPS     Y0, 64(AX)
+	VEXTRACTI128 $0x01, Y2, X0
 	VPMOVSXBD    X0, Z0
 	VBROADCASTSS (DI)(R8*4), Z1
 	VCVTDQ2PS    Z0, Z0
@@ -1623,91 +1633,91 @@ TEXT ·avx512NVFP4ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const5<>+0(SB), Z2
-	VPBROADCASTD const6<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const6<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X4
-	VPSRLW      $0x04, X4, X5
-	VPUNPCKLQDQ X5, X4, X6
-	VPUNPCKHQDQ X5, X4, X4
-	VINSERTI128 $0x01, X4, Y6, Y4
-	VPAND       const0<>+0(SB), Y4, Y4
-	VMOVDQU     const1<>+0(SB), Y5
-	VPSHUFB     Y4, Y5, Y4
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y4
+	VPSRLW         $0x04, Y4, Y5
+	VPUNPCKLQDQ    Y5, Y4, Y6
+	VPUNPCKHQDQ    Y5, Y4, Y5
+	VPBLENDD       $0xf0, Y5, Y6, Y6
+	VPAND          const1<>+0(SB), Y6, Y6
+	VMOVDQU        const2<>+0(SB), Y4
+	VPSHUFB        Y6, Y4, Y6
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VBROADCASTSS (BX)(SI*4), Z5
-	VBROADCASTSS (DI)(R8*4), K1, Z5
-	VPMOVSXWD    Y4, Z7
-	VPSLLD       $0x18, Z7, Z4
-	VPSRAD       $0x18, Z4, Z4
-	VPSRAD       $0x08, Z7, Z7
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z5, Z7, Z7
+	VBROADCASTSS (BX)(SI*4), Z4
+	VBROADCASTSS (DI)(R8*4), K1, Z4
+	VPMOVSXWD    Y6, Z6
+	VPSLLD       $0x18, Z6, Z5
+	VPSRAD       $0x18, Z5, Z5
+	VPSRAD       $0x08, Z6, Z6
+	VCVTDQ2PS    Z5, Z5
+	VMULPS       Z4, Z5, Z5
+	VCVTDQ2PS    Z6, Z6
+	VMULPS       Z4, Z6, Z6
 
 	// Upper and lower halves of the floats.
-	VPSRLD     $0x10, Z4, Z5
-	VPSLLD     $0x10, Z7, Z8
-	VPTERNLOGD $0xf8, Z2, Z7, Z5
-	VPTERNLOGD $0xf8, Z3, Z4, Z8
-	VMOVDQA64  Z1, Z4
-	VPTERNLOGD $0xf8, Z0, Z5, Z4
+	VPSRLD     $0x10, Z5, Z4
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z4
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Z8, Z4, Z4
-	VPSRLW  $0x0f, Z4, Z4
-	VPADDW  Z4, Z5, Z5
-	VMOVUPS Z5, (AX)
+	VPAVGW  Z7, Z5, Z5
+	VPSRLW  $0x0f, Z5, Z5
+	VPADDW  Z5, Z4, Z4
+	VMOVUPS Z4, (AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X4
-	VPSRLW      $0x04, X4, X5
-	VPUNPCKLQDQ X5, X4, X6
-	VPUNPCKHQDQ X5, X4, X4
-	VINSERTI128 $0x01, X4, Y6, Y4
-	VPAND       const0<>+0(SB), Y4, Y4
-	VMOVDQU     const1<>+0(SB), Y5
-	VPSHUFB     Y4, Y5, Y4
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y4
+	VPSRLW         $0x04, Y4, Y5
+	VPUNPCKLQDQ    Y5, Y4, Y6
+	VPUNPCKHQDQ    Y5, Y4, Y5
+	VPBLENDD       $0xf0, Y5, Y6, Y6
+	VPAND          const1<>+0(SB), Y6, Y6
+	VMOVDQU        const2<>+0(SB), Y4
+	VPSHUFB        Y6, Y4, Y6
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VBROADCASTSS (BX)(SI*4), Z5
-	VBROADCASTSS (DI)(R8*4), K1, Z5
-	VPMOVSXWD    Y4, Z7
-	VPSLLD       $0x18, Z7, Z4
-	VPSRAD       $0x18, Z4, Z4
-	VPSRAD       $0x08, Z7, Z7
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z5, Z7, Z7
+	VBROADCASTSS (BX)(SI*4), Z4
+	VBROADCASTSS (DI)(R8*4), K1, Z4
+	VPMOVSXWD    Y6, Z6
+	VPSLLD       $0x18, Z6, Z5
+	VPSRAD       $0x18, Z5, Z5
+	VPSRAD       $0x08, Z6, Z6
+	VCVTDQ2PS    Z5, Z5
+	VMULPS       Z4, Z5, Z5
+	VCVTDQ2PS    Z6, Z6
+	VMULPS       Z4, Z6, Z6
 
 	// Upper and lower halves of the floats.
-	VPSRLD     $0x10, Z4, Z5
-	VPSLLD     $0x10, Z7, Z8
-	VPTERNLOGD $0xf8, Z2, Z7, Z5
-	VPTERNLOGD $0xf8, Z3, Z4, Z8
-	VMOVDQA64  Z1, Z4
-	VPTERNLOGD $0xf8, Z0, Z5, Z4
+	VPSRLD     $0x10, Z5, Z4
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z4
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Z8, Z4, Z4
-	VPSRLW  $0x0f, Z4, Z4
-	VPADDW  Z4, Z5, Z5
-	VMOVUPS Z5, 64(AX)
+	VPAVGW  Z7, Z5, Z5
+	VPSRLW  $0x0f, Z5, Z5
+	VPADDW  Z5, Z4, Z4
+	VMOVUPS Z4, 64(AX)
 	ADDQ    $+36, CX
 	ADDQ    $+128, AX
 	DECQ    DX
@@ -1723,91 +1733,93 @@ TEXT ·avx512NVFP4ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const5<>+0(SB), Z2
-	VPBROADCASTD const6<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const6<>+0(SB), Z2
+	VPBROADCASTD const7<>+0(SB), Z3
 
 loop:
+	PREFETCHT0 4096(CX)
+
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     4(CX), X4
-	VPSRLW      $0x04, X4, X5
-	VPUNPCKLQDQ X5, X4, X6
-	VPUNPCKHQDQ X5, X4, X4
-	VINSERTI128 $0x01, X4, Y6, Y4
-	VPAND       const0<>+0(SB), Y4, Y4
-	VMOVDQU     const1<>+0(SB), Y5
-	VPSHUFB     Y4, Y5, Y4
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     (CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     1(CX), R8
+	VBROADCASTI128 4(CX), Y4
+	VPSRLW         $0x04, Y4, Y5
+	VPUNPCKLQDQ    Y5, Y4, Y6
+	VPUNPCKHQDQ    Y5, Y4, Y5
+	VPBLENDD       $0xf0, Y5, Y6, Y6
+	VPAND          const1<>+0(SB), Y6, Y6
+	VMOVDQU        const2<>+0(SB), Y4
+	VPSHUFB        Y6, Y4, Y6
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        (CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        1(CX), R8
 
 	// Outputs 0 to 31.
-	VBROADCASTSS (BX)(SI*4), Z5
-	VBROADCASTSS (DI)(R8*4), K1, Z5
-	VPMOVSXWD    Y4, Z7
-	VPSLLD       $0x18, Z7, Z4
-	VPSRAD       $0x18, Z4, Z4
-	VPSRAD       $0x08, Z7, Z7
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z5, Z7, Z7
+	VBROADCASTSS (BX)(SI*4), Z4
+	VBROADCASTSS (DI)(R8*4), K1, Z4
+	VPMOVSXWD    Y6, Z6
+	VPSLLD       $0x18, Z6, Z5
+	VPSRAD       $0x18, Z5, Z5
+	VPSRAD       $0x08, Z6, Z6
+	VCVTDQ2PS    Z5, Z5
+	VMULPS       Z4, Z5, Z5
+	VCVTDQ2PS    Z6, Z6
+	VMULPS       Z4, Z6, Z6
 
 	// Upper and lower halves of the floats.
-	VPSRLD     $0x10, Z4, Z5
-	VPSLLD     $0x10, Z7, Z8
-	VPTERNLOGD $0xf8, Z2, Z7, Z5
-	VPTERNLOGD $0xf8, Z3, Z4, Z8
-	VMOVDQA64  Z1, Z4
-	VPTERNLOGD $0xf8, Z0, Z5, Z4
+	VPSRLD     $0x10, Z5, Z4
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z4
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Z8, Z4, Z4
-	VPSRLW   $0x0f, Z4, Z4
-	VPADDW   Z4, Z5, Z5
-	VMOVNTPS Z5, (AX)
+	VPAVGW   Z7, Z5, Z5
+	VPSRLW   $0x0f, Z5, Z5
+	VPADDW   Z5, Z4, Z4
+	VMOVNTPS Z4, (AX)
 
 	// Two runs of 16 outputs: 8 bytes of low and high nibbles each.
-	VMOVDQU     20(CX), X4
-	VPSRLW      $0x04, X4, X5
-	VPUNPCKLQDQ X5, X4, X6
-	VPUNPCKHQDQ X5, X4, X4
-	VINSERTI128 $0x01, X4, Y6, Y4
-	VPAND       const0<>+0(SB), Y4, Y4
-	VMOVDQU     const1<>+0(SB), Y5
-	VPSHUFB     Y4, Y5, Y4
-	LEAQ        ·scalesUE4M3+0(SB), BX
-	MOVBQZX     2(CX), SI
-	LEAQ        ·scalesUE4M3+0(SB), DI
-	MOVBQZX     3(CX), R8
+	VBROADCASTI128 20(CX), Y4
+	VPSRLW         $0x04, Y4, Y5
+	VPUNPCKLQDQ    Y5, Y4, Y6
+	VPUNPCKHQDQ    Y5, Y4, Y5
+	VPBLENDD       $0xf0, Y5, Y6, Y6
+	VPAND          const1<>+0(SB), Y6, Y6
+	VMOVDQU        const2<>+0(SB), Y4
+	VPSHUFB        Y6, Y4, Y6
+	LEAQ           ·scalesUE4M3+0(SB), BX
+	MOVBQZX        2(CX), SI
+	LEAQ           ·scalesUE4M3+0(SB), DI
+	MOVBQZX        3(CX), R8
 
 	// Outputs 32 to 63.
-	VBROADCASTSS (BX)(SI*4), Z5
-	VBROADCASTSS (DI)(R8*4), K1, Z5
-	VPMOVSXWD    Y4, Z7
-	VPSLLD       $0x18, Z7, Z4
-	VPSRAD       $0x18, Z4, Z4
-	VPSRAD       $0x08, Z7, Z7
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z5, Z4, Z4
-	VCVTDQ2PS    Z7, Z7
-	VMULPS       Z5, Z7, Z7
+	VBROADCASTSS (BX)(SI*4), Z4
+	VBROADCASTSS (DI)(R8*4), K1, Z4
+	VPMOVSXWD    Y6, Z6
+	VPSLLD       $0x18, Z6, Z5
+	VPSRAD       $0x18, Z5, Z5
+	VPSRAD       $0x08, Z6, Z6
+	VCVTDQ2PS    Z5, Z5
+	VMULPS       Z4, Z5, Z5
+	VCVTDQ2PS    Z6, Z6
+	VMULPS       Z4, Z6, Z6
 
 	// Upper and lower halves of the floats.
-	VPSRLD     $0x10, Z4, Z5
-	VPSLLD     $0x10, Z7, Z8
-	VPTERNLOGD $0xf8, Z2, Z7, Z5
-	VPTERNLOGD $0xf8, Z3, Z4, Z8
-	VMOVDQA64  Z1, Z4
-	VPTERNLOGD $0xf8, Z0, Z5, Z4
+	VPSRLD     $0x10, Z5, Z4
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z4
+	VPTERNLOGD $0xf8, Z3, Z5, Z7
+	VMOVDQA64  Z1, Z5
+	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Z8, Z4, Z4
-	VPSRLW   $0x0f, Z4, Z4
-	VPADDW   Z4, Z5, Z5
-	VMOVNTPS Z5, 64(AX)
+	VPAVGW   Z7, Z5, Z5
+	VPSRLW   $0x0f, Z5, Z5
+	VPADDW   Z5, Z4, Z4
+	VMOVNTPS Z4, 64(AX)
 	ADDQ     $+36, CX
 	ADDQ     $+128, AX
 	DECQ     DX

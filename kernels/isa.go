@@ -16,7 +16,7 @@ const (
 	Generic
 	// AVX2 is 256-bit vectors with FMA and F16C (x86-64-v3: Intel Haswell, AMD Zen).
 	AVX2
-	// AVX512 is 512-bit vectors with the F, BW, DQ and VL extensions and VBMI (Intel Ice Lake, AMD Zen 4).
+	// AVX512 is 512-bit vectors with the F, BW and VL extensions (Intel Skylake-SP, AMD Zen 4).
 	AVX512
 	numISAs
 )

@@ -111,6 +111,32 @@ func (k *Kernels) DequantizeNT(dst []byte, to gguf.Type, src []byte, from gguf.T
 	return k.run(dst, to, src, from, true)
 }
 
+// fillStep is the number of bytes that one step of a fill kernel writes.
+const fillStep = 256
+
+// FillNT sets every byte of dst to v, with non-temporal stores where DequantizeNT would use them. It is what memory can
+// take at most: the rate that DequantizeNT is to be compared with.
+func (k *Kernels) FillNT(dst []byte, v byte) {
+	var pattern [streamAlign]byte
+	for i := range pattern {
+		pattern[i] = v
+	}
+	fill := fillKernel(k.isa)
+	for fill != nil && isStreamable(dst) && len(dst) >= fillStep {
+		steps := min(len(dst), maxCall) / fillStep
+		fill(unsafe.SliceData(dst), &pattern[0], steps)
+		dst = dst[steps*fillStep:]
+	}
+	for n := 0; n < len(dst); {
+		n += copy(dst[n:], pattern[:])
+	}
+}
+
+// isStreamable reports whether dst is aligned as non-temporal stores need it.
+func isStreamable(dst []byte) bool {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(dst)))%streamAlign == 0
+}
+
 // streamAlign is the alignment that non-temporal stores need: a cache line, which is also the widest vector.
 const streamAlign = 64
 
@@ -125,7 +151,7 @@ func (k *Kernels) run(dst []byte, to gguf.Type, src []byte, from gguf.Type, stre
 		return nil
 	}
 	f := fast.cached
-	if stream && uintptr(unsafe.Pointer(unsafe.SliceData(dst)))%streamAlign == 0 {
+	if stream && isStreamable(dst) {
 		f = fast.stream
 	}
 	srcStep := fast.step * from.BlockBytes()

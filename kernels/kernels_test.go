@@ -159,6 +159,23 @@ func TestMisalignment(t *testing.T) {
 	})
 }
 
+func TestFillNT(t *testing.T) {
+	forEachTier(t, func(t *testing.T, k *Kernels) {
+		for _, n := range []int{0, 1, 63, 255, 256, 257, 4096, 2*maxCall + 1000} {
+			for _, offset := range []int{0, 1, 32} {
+				buf := aligned(n+1, offset)
+				k.FillNT(buf[:n], 0x5a)
+				if i := firstDifference(buf[:n], bytes.Repeat([]byte{0x5a}, n)); i >= 0 {
+					t.Errorf("%d bytes at offset %d: byte %d is %#x", n, offset, i, buf[i])
+				}
+				if buf[n] != 0 {
+					t.Errorf("%d bytes at offset %d: wrote behind the end", n, offset)
+				}
+			}
+		}
+	})
+}
+
 func TestErrors(t *testing.T) {
 	k, err := For(Generic)
 	if err != nil {

@@ -328,6 +328,9 @@ TEXT ·avx2Q2_KToF32NT(SB), NOSPLIT, $192-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
@@ -933,6 +936,9 @@ TEXT ·avx2Q2_KToF16NT(SB), NOSPLIT, $192-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
@@ -1774,6 +1780,9 @@ TEXT ·avx2Q2_KToBF16NT(SB), NOSPLIT, $192-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
 	VMOVDQU      (CX), X2
 	VPAND        const0<>+0(SB), X2, X3
@@ -2435,6 +2444,9 @@ TEXT ·avx512Q2_KToF32NT(SB), NOSPLIT, $192-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
@@ -2648,142 +2660,142 @@ loop:
 	VCVTDQ2PS    Y0, Y0
 	VMULPS       Y1, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
-	VMOVDQU      16(CX), Y1
+	VMOVDQU      16(CX), Y0
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS (BX), Z3
-	VBROADCASTSS 4(BX), K1, Z3
-	VBROADCASTSS 64(BX), Z4
-	VBROADCASTSS 68(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPAND        const1<>+0(SB), Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS (BX), Z2
+	VBROADCASTSS 4(BX), K1, Z2
+	VBROADCASTSS 64(BX), Z3
+	VBROADCASTSS 68(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPAND        const1<>+0(SB), Y0, Y2
 
 	// Outputs 0 to 31.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVUPS   Z2, (AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 8(BX), Z3
-	VBROADCASTSS 12(BX), K1, Z3
-	VBROADCASTSS 72(BX), Z4
-	VBROADCASTSS 76(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x02, Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 8(BX), Z2
+	VBROADCASTSS 12(BX), K1, Z2
+	VBROADCASTSS 72(BX), Z3
+	VBROADCASTSS 76(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x02, Y0, Y2
 	VPAND        const1<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVUPS   Z2, 64(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 16(BX), Z3
-	VBROADCASTSS 20(BX), K1, Z3
-	VBROADCASTSS 80(BX), Z4
-	VBROADCASTSS 84(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x04, Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 16(BX), Z2
+	VBROADCASTSS 20(BX), K1, Z2
+	VBROADCASTSS 80(BX), Z3
+	VBROADCASTSS 84(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x04, Y0, Y2
 	VPAND        const1<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVUPS   Z2, 128(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 24(BX), Z3
-	VBROADCASTSS 28(BX), K1, Z3
-	VBROADCASTSS 88(BX), Z4
-	VBROADCASTSS 92(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x06, Y1, Y1
-	VPAND        const1<>+0(SB), Y1, Y1
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 24(BX), Z2
+	VBROADCASTSS 28(BX), K1, Z2
+	VBROADCASTSS 88(BX), Z3
+	VBROADCASTSS 92(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x06, Y0, Y0
+	VPAND        const1<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPOR      const7<>+0(SB), Y1, Y1
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVUPS   Z1, 192(AX)
-	VMOVDQU   48(CX), Y1
+	VPOR      const7<>+0(SB), Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 192(AX)
+	VMOVDQU   48(CX), Y0
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 32(BX), Z3
-	VBROADCASTSS 36(BX), K1, Z3
-	VBROADCASTSS 96(BX), Z4
-	VBROADCASTSS 100(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPAND        const1<>+0(SB), Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 32(BX), Z2
+	VBROADCASTSS 36(BX), K1, Z2
+	VBROADCASTSS 96(BX), Z3
+	VBROADCASTSS 100(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPAND        const1<>+0(SB), Y0, Y2
 
 	// Outputs 128 to 159.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVUPS   Z2, 256(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 40(BX), Z3
-	VBROADCASTSS 44(BX), K1, Z3
-	VBROADCASTSS 104(BX), Z4
-	VBROADCASTSS 108(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x02, Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 40(BX), Z2
+	VBROADCASTSS 44(BX), K1, Z2
+	VBROADCASTSS 104(BX), Z3
+	VBROADCASTSS 108(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x02, Y0, Y2
 	VPAND        const1<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVUPS   Z2, 320(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 48(BX), Z3
-	VBROADCASTSS 52(BX), K1, Z3
-	VBROADCASTSS 112(BX), Z4
-	VBROADCASTSS 116(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x04, Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 48(BX), Z2
+	VBROADCASTSS 52(BX), K1, Z2
+	VBROADCASTSS 112(BX), Z3
+	VBROADCASTSS 116(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x04, Y0, Y2
 	VPAND        const1<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVUPS   Z2, 384(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 56(BX), Z3
-	VBROADCASTSS 60(BX), K1, Z3
-	VBROADCASTSS 120(BX), Z4
-	VBROADCASTSS 124(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x06, Y1, Y1
-	VPAND        const1<>+0(SB), Y1, Y1
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 56(BX), Z2
+	VBROADCASTSS 60(BX), K1, Z2
+	VBROADCASTSS 120(BX), Z3
+	VBROADCASTSS 124(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x06, Y0, Y0
+	VPAND        const1<>+0(SB), Y0, Y0
 
 	// Outputs 224 to 255.
-	VPOR      const7<>+0(SB), Y1, Y1
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVUPS   Z1, 448(AX)
+	VPOR      const7<>+0(SB), Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 448(AX)
 	ADDQ      $+84, CX
 	ADDQ      $+512, AX
 	DECQ      DX
@@ -2820,6 +2832,9 @@ TEXT ·avx512Q2_KToF16NT(SB), NOSPLIT, $192-24
 	ANDQ  $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
@@ -2847,142 +2862,142 @@ loop:
 	VCVTDQ2PS    Y0, Y0
 	VMULPS       Y1, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
-	VMOVDQU      16(CX), Y1
+	VMOVDQU      16(CX), Y0
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS (BX), Z3
-	VBROADCASTSS 4(BX), K1, Z3
-	VBROADCASTSS 64(BX), Z4
-	VBROADCASTSS 68(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPAND        const1<>+0(SB), Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS (BX), Z2
+	VBROADCASTSS 4(BX), K1, Z2
+	VBROADCASTSS 64(BX), Z3
+	VBROADCASTSS 68(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPAND        const1<>+0(SB), Y0, Y2
 
 	// Outputs 0 to 31.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVNTPS  Z2, (AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 8(BX), Z3
-	VBROADCASTSS 12(BX), K1, Z3
-	VBROADCASTSS 72(BX), Z4
-	VBROADCASTSS 76(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x02, Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 8(BX), Z2
+	VBROADCASTSS 12(BX), K1, Z2
+	VBROADCASTSS 72(BX), Z3
+	VBROADCASTSS 76(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x02, Y0, Y2
 	VPAND        const1<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVNTPS  Z2, 64(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 16(BX), Z3
-	VBROADCASTSS 20(BX), K1, Z3
-	VBROADCASTSS 80(BX), Z4
-	VBROADCASTSS 84(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x04, Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 16(BX), Z2
+	VBROADCASTSS 20(BX), K1, Z2
+	VBROADCASTSS 80(BX), Z3
+	VBROADCASTSS 84(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x04, Y0, Y2
 	VPAND        const1<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVNTPS  Z2, 128(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 24(BX), Z3
-	VBROADCASTSS 28(BX), K1, Z3
-	VBROADCASTSS 88(BX), Z4
-	VBROADCASTSS 92(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x06, Y1, Y1
-	VPAND        const1<>+0(SB), Y1, Y1
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 24(BX), Z2
+	VBROADCASTSS 28(BX), K1, Z2
+	VBROADCASTSS 88(BX), Z3
+	VBROADCASTSS 92(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x06, Y0, Y0
+	VPAND        const1<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
-	VPOR      const7<>+0(SB), Y1, Y1
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVNTPS  Z1, 192(AX)
-	VMOVDQU   48(CX), Y1
+	VPOR      const7<>+0(SB), Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 192(AX)
+	VMOVDQU   48(CX), Y0
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 32(BX), Z3
-	VBROADCASTSS 36(BX), K1, Z3
-	VBROADCASTSS 96(BX), Z4
-	VBROADCASTSS 100(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPAND        const1<>+0(SB), Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 32(BX), Z2
+	VBROADCASTSS 36(BX), K1, Z2
+	VBROADCASTSS 96(BX), Z3
+	VBROADCASTSS 100(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPAND        const1<>+0(SB), Y0, Y2
 
 	// Outputs 128 to 159.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVNTPS  Z2, 256(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 40(BX), Z3
-	VBROADCASTSS 44(BX), K1, Z3
-	VBROADCASTSS 104(BX), Z4
-	VBROADCASTSS 108(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x02, Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 40(BX), Z2
+	VBROADCASTSS 44(BX), K1, Z2
+	VBROADCASTSS 104(BX), Z3
+	VBROADCASTSS 108(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x02, Y0, Y2
 	VPAND        const1<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVNTPS  Z2, 320(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 48(BX), Z3
-	VBROADCASTSS 52(BX), K1, Z3
-	VBROADCASTSS 112(BX), Z4
-	VBROADCASTSS 116(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x04, Y1, Y2
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 48(BX), Z2
+	VBROADCASTSS 52(BX), K1, Z2
+	VBROADCASTSS 112(BX), Z3
+	VBROADCASTSS 116(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x04, Y0, Y2
 	VPAND        const1<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
 	VPOR      const7<>+0(SB), Y2, Y2
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z0, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVNTPS  Z2, 384(AX)
 
 	// The outputs of all codes.
-	VMOVUPS      const6<>+0(SB), Z2
-	VBROADCASTSS 56(BX), Z3
-	VBROADCASTSS 60(BX), K1, Z3
-	VBROADCASTSS 120(BX), Z4
-	VBROADCASTSS 124(BX), K1, Z4
-	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y0
-	VPSRLW       $0x06, Y1, Y1
-	VPAND        const1<>+0(SB), Y1, Y1
+	VMOVUPS      const6<>+0(SB), Z1
+	VBROADCASTSS 56(BX), Z2
+	VBROADCASTSS 60(BX), K1, Z2
+	VBROADCASTSS 120(BX), Z3
+	VBROADCASTSS 124(BX), K1, Z3
+	VFMSUB213PS  Z3, Z2, Z1
+	VCVTPS2PH    $0x00, Z1, Y1
+	VPSRLW       $0x06, Y0, Y0
+	VPAND        const1<>+0(SB), Y0, Y0
 
 	// Outputs 224 to 255.
-	VPOR      const7<>+0(SB), Y1, Y1
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVNTPS  Z1, 448(AX)
+	VPOR      const7<>+0(SB), Y0, Y0
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 448(AX)
 	ADDQ      $+84, CX
 	ADDQ      $+512, AX
 	DECQ      DX
@@ -3261,6 +3276,9 @@ TEXT ·avx512Q2_KToBF16NT(SB), NOSPLIT, $192-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
 	VMOVDQU          (CX), X0
 	VPAND            const0<>+0(SB), X0, X1
@@ -3812,6 +3830,9 @@ TEXT ·avx2Q3_KToF32NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// The nibbles of eight scales and their upper bits, twice.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
@@ -4429,6 +4450,9 @@ TEXT ·avx2Q3_KToF16NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// The nibbles of eight scales and their upper bits, twice.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
@@ -5270,6 +5294,9 @@ TEXT ·avx2Q3_KToBF16NT(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// The nibbles of eight scales and their upper bits, twice.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
@@ -5963,6 +5990,9 @@ TEXT ·avx512Q3_KToF32NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// The nibbles of eight scales and their upper bits, twice.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
@@ -6196,140 +6226,140 @@ loop:
 	VCVTDQ2PS    Y0, Y0
 	VMULPS       Y1, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
-	VMOVDQU      (CX), Y1
-	VMOVDQU      32(CX), Y2
-	VPAND        const1<>+0(SB), Y2, Y3
-	VPSLLW       $0x02, Y1, Y0
-	VPTERNLOGD   $0xf8, const12<>+0(SB), Y0, Y3
+	VMOVDQU      (CX), Y0
+	VMOVDQU      32(CX), Y1
+	VPAND        const1<>+0(SB), Y1, Y2
+	VPSLLW       $0x02, Y0, Y3
+	VPTERNLOGD   $0xf8, const12<>+0(SB), Y3, Y2
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS (BX), Z5
-	VBROADCASTSS 4(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS (BX), Z4
+	VBROADCASTSS 4(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 0 to 31.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVUPS    Z3, (AX)
-	VPSRLW     $0x02, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y3
-	VPSLLW     $0x01, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y3
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVUPS    Z2, (AX)
+	VPSRLW     $0x02, Y1, Y2
+	VPAND      const1<>+0(SB), Y2, Y2
+	VPSLLW     $0x01, Y0, Y3
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y3, Y2
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 8(BX), Z5
-	VBROADCASTSS 12(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS 8(BX), Z4
+	VBROADCASTSS 12(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 32 to 63.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVUPS    Z3, 64(AX)
-	VPSRLW     $0x04, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y3
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y1, Y3
-
-	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 16(BX), Z5
-	VBROADCASTSS 20(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
-
-	// Outputs 64 to 95.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVUPS    Z3, 128(AX)
-	VPSRLW     $0x06, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y2
-	VPSRLW     $0x01, Y1, Y0
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVUPS    Z2, 64(AX)
+	VPSRLW     $0x04, Y1, Y2
+	VPAND      const1<>+0(SB), Y2, Y2
 	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y2
 
 	// The outputs of all codes.
 	VMOVUPS      const14<>+0(SB), Z3
-	VBROADCASTSS 24(BX), Z4
-	VBROADCASTSS 28(BX), K1, Z4
+	VBROADCASTSS 16(BX), Z4
+	VBROADCASTSS 20(BX), K1, Z4
 	VMULPS       Z4, Z3, Z3
-	VCVTPS2PH    $0x00, Z3, Y0
+	VCVTPS2PH    $0x00, Z3, Y3
 
-	// Outputs 96 to 127.
+	// Outputs 64 to 95.
 	VPOR       const7<>+0(SB), Y2, Y2
 	VPMOVZXBW  Y2, Z2
-	VPERMW     Z0, Z2, Z2
-	VMOVUPS    Z2, 192(AX)
-	VMOVDQU    64(CX), Y2
-	VPAND      const1<>+0(SB), Y2, Y3
-	VPSRLW     $0x02, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y3
+	VPERMW     Z3, Z2, Z2
+	VMOVUPS    Z2, 128(AX)
+	VPSRLW     $0x06, Y1, Y1
+	VPAND      const1<>+0(SB), Y1, Y1
+	VPSRLW     $0x01, Y0, Y2
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y2, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 32(BX), Z5
-	VBROADCASTSS 36(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z2
+	VBROADCASTSS 24(BX), Z3
+	VBROADCASTSS 28(BX), K1, Z3
+	VMULPS       Z3, Z2, Z2
+	VCVTPS2PH    $0x00, Z2, Y2
+
+	// Outputs 96 to 127.
+	VPOR       const7<>+0(SB), Y1, Y1
+	VPMOVZXBW  Y1, Z1
+	VPERMW     Z2, Z1, Z1
+	VMOVUPS    Z1, 192(AX)
+	VMOVDQU    64(CX), Y1
+	VPAND      const1<>+0(SB), Y1, Y2
+	VPSRLW     $0x02, Y0, Y3
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y3, Y2
+
+	// The outputs of all codes.
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS 32(BX), Z4
+	VBROADCASTSS 36(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 128 to 159.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVUPS    Z3, 256(AX)
-	VPSRLW     $0x02, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y3
-	VPSRLW     $0x03, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y3
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVUPS    Z2, 256(AX)
+	VPSRLW     $0x02, Y1, Y2
+	VPAND      const1<>+0(SB), Y2, Y2
+	VPSRLW     $0x03, Y0, Y3
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y3, Y2
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 40(BX), Z5
-	VBROADCASTSS 44(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS 40(BX), Z4
+	VBROADCASTSS 44(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 160 to 191.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVUPS    Z3, 320(AX)
-	VPSRLW     $0x04, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y3
-	VPSRLW     $0x04, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y3
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVUPS    Z2, 320(AX)
+	VPSRLW     $0x04, Y1, Y2
+	VPAND      const1<>+0(SB), Y2, Y2
+	VPSRLW     $0x04, Y0, Y3
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y3, Y2
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 48(BX), Z5
-	VBROADCASTSS 52(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS 48(BX), Z4
+	VBROADCASTSS 52(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 192 to 223.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVUPS    Z3, 384(AX)
-	VPSRLW     $0x06, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y2
-	VPSRLW     $0x05, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y2
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVUPS    Z2, 384(AX)
+	VPSRLW     $0x06, Y1, Y1
+	VPAND      const1<>+0(SB), Y1, Y1
+	VPSRLW     $0x05, Y0, Y0
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z1
-	VBROADCASTSS 56(BX), Z3
-	VBROADCASTSS 60(BX), K1, Z3
-	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VMOVUPS      const14<>+0(SB), Z0
+	VBROADCASTSS 56(BX), Z2
+	VBROADCASTSS 60(BX), K1, Z2
+	VMULPS       Z2, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, Y0
 
 	// Outputs 224 to 255.
-	VPOR      const7<>+0(SB), Y2, Y2
-	VPMOVZXBW Y2, Z1
+	VPOR      const7<>+0(SB), Y1, Y1
+	VPMOVZXBW Y1, Z1
 	VPERMW    Z0, Z1, Z1
 	VMOVUPS   Z1, 448(AX)
 	ADDQ      $+110, CX
@@ -6362,6 +6392,9 @@ TEXT ·avx512Q3_KToF16NT(SB), NOSPLIT, $128-24
 	ANDQ  $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// The nibbles of eight scales and their upper bits, twice.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
@@ -6395,140 +6428,140 @@ loop:
 	VCVTDQ2PS    Y0, Y0
 	VMULPS       Y1, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
-	VMOVDQU      (CX), Y1
-	VMOVDQU      32(CX), Y2
-	VPAND        const1<>+0(SB), Y2, Y3
-	VPSLLW       $0x02, Y1, Y0
-	VPTERNLOGD   $0xf8, const12<>+0(SB), Y0, Y3
+	VMOVDQU      (CX), Y0
+	VMOVDQU      32(CX), Y1
+	VPAND        const1<>+0(SB), Y1, Y2
+	VPSLLW       $0x02, Y0, Y3
+	VPTERNLOGD   $0xf8, const12<>+0(SB), Y3, Y2
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS (BX), Z5
-	VBROADCASTSS 4(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS (BX), Z4
+	VBROADCASTSS 4(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 0 to 31.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVNTPS   Z3, (AX)
-	VPSRLW     $0x02, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y3
-	VPSLLW     $0x01, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y3
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVNTPS   Z2, (AX)
+	VPSRLW     $0x02, Y1, Y2
+	VPAND      const1<>+0(SB), Y2, Y2
+	VPSLLW     $0x01, Y0, Y3
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y3, Y2
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 8(BX), Z5
-	VBROADCASTSS 12(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS 8(BX), Z4
+	VBROADCASTSS 12(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 32 to 63.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVNTPS   Z3, 64(AX)
-	VPSRLW     $0x04, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y3
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y1, Y3
-
-	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 16(BX), Z5
-	VBROADCASTSS 20(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
-
-	// Outputs 64 to 95.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVNTPS   Z3, 128(AX)
-	VPSRLW     $0x06, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y2
-	VPSRLW     $0x01, Y1, Y0
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVNTPS   Z2, 64(AX)
+	VPSRLW     $0x04, Y1, Y2
+	VPAND      const1<>+0(SB), Y2, Y2
 	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y2
 
 	// The outputs of all codes.
 	VMOVUPS      const14<>+0(SB), Z3
-	VBROADCASTSS 24(BX), Z4
-	VBROADCASTSS 28(BX), K1, Z4
+	VBROADCASTSS 16(BX), Z4
+	VBROADCASTSS 20(BX), K1, Z4
 	VMULPS       Z4, Z3, Z3
-	VCVTPS2PH    $0x00, Z3, Y0
+	VCVTPS2PH    $0x00, Z3, Y3
 
-	// Outputs 96 to 127.
+	// Outputs 64 to 95.
 	VPOR       const7<>+0(SB), Y2, Y2
 	VPMOVZXBW  Y2, Z2
-	VPERMW     Z0, Z2, Z2
-	VMOVNTPS   Z2, 192(AX)
-	VMOVDQU    64(CX), Y2
-	VPAND      const1<>+0(SB), Y2, Y3
-	VPSRLW     $0x02, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y3
+	VPERMW     Z3, Z2, Z2
+	VMOVNTPS   Z2, 128(AX)
+	VPSRLW     $0x06, Y1, Y1
+	VPAND      const1<>+0(SB), Y1, Y1
+	VPSRLW     $0x01, Y0, Y2
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y2, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 32(BX), Z5
-	VBROADCASTSS 36(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z2
+	VBROADCASTSS 24(BX), Z3
+	VBROADCASTSS 28(BX), K1, Z3
+	VMULPS       Z3, Z2, Z2
+	VCVTPS2PH    $0x00, Z2, Y2
+
+	// Outputs 96 to 127.
+	VPOR       const7<>+0(SB), Y1, Y1
+	VPMOVZXBW  Y1, Z1
+	VPERMW     Z2, Z1, Z1
+	VMOVNTPS   Z1, 192(AX)
+	VMOVDQU    64(CX), Y1
+	VPAND      const1<>+0(SB), Y1, Y2
+	VPSRLW     $0x02, Y0, Y3
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y3, Y2
+
+	// The outputs of all codes.
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS 32(BX), Z4
+	VBROADCASTSS 36(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 128 to 159.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVNTPS   Z3, 256(AX)
-	VPSRLW     $0x02, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y3
-	VPSRLW     $0x03, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y3
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVNTPS   Z2, 256(AX)
+	VPSRLW     $0x02, Y1, Y2
+	VPAND      const1<>+0(SB), Y2, Y2
+	VPSRLW     $0x03, Y0, Y3
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y3, Y2
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 40(BX), Z5
-	VBROADCASTSS 44(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS 40(BX), Z4
+	VBROADCASTSS 44(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 160 to 191.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVNTPS   Z3, 320(AX)
-	VPSRLW     $0x04, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y3
-	VPSRLW     $0x04, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y3
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVNTPS   Z2, 320(AX)
+	VPSRLW     $0x04, Y1, Y2
+	VPAND      const1<>+0(SB), Y2, Y2
+	VPSRLW     $0x04, Y0, Y3
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y3, Y2
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z4
-	VBROADCASTSS 48(BX), Z5
-	VBROADCASTSS 52(BX), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VCVTPS2PH    $0x00, Z4, Y0
+	VMOVUPS      const14<>+0(SB), Z3
+	VBROADCASTSS 48(BX), Z4
+	VBROADCASTSS 52(BX), K1, Z4
+	VMULPS       Z4, Z3, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
 
 	// Outputs 192 to 223.
-	VPOR       const7<>+0(SB), Y3, Y3
-	VPMOVZXBW  Y3, Z3
-	VPERMW     Z0, Z3, Z3
-	VMOVNTPS   Z3, 384(AX)
-	VPSRLW     $0x06, Y2, Y0
-	VPAND      const1<>+0(SB), Y0, Y2
-	VPSRLW     $0x05, Y1, Y0
-	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y2
+	VPOR       const7<>+0(SB), Y2, Y2
+	VPMOVZXBW  Y2, Z2
+	VPERMW     Z3, Z2, Z2
+	VMOVNTPS   Z2, 384(AX)
+	VPSRLW     $0x06, Y1, Y1
+	VPAND      const1<>+0(SB), Y1, Y1
+	VPSRLW     $0x05, Y0, Y0
+	VPTERNLOGD $0xf8, const12<>+0(SB), Y0, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const14<>+0(SB), Z1
-	VBROADCASTSS 56(BX), Z3
-	VBROADCASTSS 60(BX), K1, Z3
-	VMULPS       Z3, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VMOVUPS      const14<>+0(SB), Z0
+	VBROADCASTSS 56(BX), Z2
+	VBROADCASTSS 60(BX), K1, Z2
+	VMULPS       Z2, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, Y0
 
 	// Outputs 224 to 255.
-	VPOR      const7<>+0(SB), Y2, Y2
-	VPMOVZXBW Y2, Z1
+	VPOR      const7<>+0(SB), Y1, Y1
+	VPMOVZXBW Y1, Z1
 	VPERMW    Z0, Z1, Z1
 	VMOVNTPS  Z1, 448(AX)
 	ADDQ      $+110, CX
@@ -6792,6 +6825,9 @@ TEXT ·avx512Q3_KToBF16NT(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+
 	// The nibbles of eight scales and their upper bits, twice.
 	MOVQ             96(CX), SI
 	MOVL             104(CX), R8
@@ -7334,6 +7370,10 @@ TEXT ·avx2Q4_KToF32NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -7947,6 +7987,10 @@ TEXT ·avx2Q4_KToF16NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -8768,6 +8812,10 @@ TEXT ·avx2Q4_KToBF16NT(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -9433,6 +9481,10 @@ TEXT ·avx512Q4_KToF32NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -9662,110 +9714,110 @@ loop:
 	VBROADCASTSS (BX), Z3
 	VBROADCASTSS 16(BX), Z4
 	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y5
+	VCVTPS2PH    $0x00, Z2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVZXBW Y1, Z1
-	VPERMW    Z5, Z1, Z1
+	VPERMW    Z2, Z1, Z1
 	VMOVUPS   Z1, (AX)
 	VPSRLW    $0x04, Y0, Y0
-	VPAND     const0<>+0(SB), Y0, Y4
+	VPAND     const0<>+0(SB), Y0, Y0
 
 	// The outputs of all codes.
 	VMOVUPS      const16<>+0(SB), Z1
 	VBROADCASTSS 4(BX), Z2
 	VBROADCASTSS 20(BX), Z3
 	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 32 to 63.
-	VPMOVZXBW Y4, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVUPS   Z1, 64(AX)
-	VMOVDQU   48(CX), Y4
-	VPAND     const0<>+0(SB), Y4, Y5
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 64(AX)
+	VMOVDQU   48(CX), Y0
+	VPAND     const0<>+0(SB), Y0, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const16<>+0(SB), Z1
-	VBROADCASTSS 8(BX), Z2
-	VBROADCASTSS 24(BX), Z3
-	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VMOVUPS      const16<>+0(SB), Z2
+	VBROADCASTSS 8(BX), Z3
+	VBROADCASTSS 24(BX), Z4
+	VFMSUB213PS  Z4, Z3, Z2
+	VCVTPS2PH    $0x00, Z2, Y2
 
 	// Outputs 64 to 95.
-	VPMOVZXBW Y5, Z1
-	VPERMW    Z0, Z1, Z1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
 	VMOVUPS   Z1, 128(AX)
-	VPSRLW    $0x04, Y4, Y0
-	VPAND     const0<>+0(SB), Y0, Y4
+	VPSRLW    $0x04, Y0, Y0
+	VPAND     const0<>+0(SB), Y0, Y0
 
 	// The outputs of all codes.
 	VMOVUPS      const16<>+0(SB), Z1
 	VBROADCASTSS 12(BX), Z2
 	VBROADCASTSS 28(BX), Z3
 	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 96 to 127.
-	VPMOVZXBW Y4, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVUPS   Z1, 192(AX)
-	VMOVDQU   80(CX), Y4
-	VPAND     const0<>+0(SB), Y4, Y5
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 192(AX)
+	VMOVDQU   80(CX), Y0
+	VPAND     const0<>+0(SB), Y0, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const16<>+0(SB), Z1
-	VBROADCASTSS 32(BX), Z2
-	VBROADCASTSS 48(BX), Z3
-	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VMOVUPS      const16<>+0(SB), Z2
+	VBROADCASTSS 32(BX), Z3
+	VBROADCASTSS 48(BX), Z4
+	VFMSUB213PS  Z4, Z3, Z2
+	VCVTPS2PH    $0x00, Z2, Y2
 
 	// Outputs 128 to 159.
-	VPMOVZXBW Y5, Z1
-	VPERMW    Z0, Z1, Z1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
 	VMOVUPS   Z1, 256(AX)
-	VPSRLW    $0x04, Y4, Y0
-	VPAND     const0<>+0(SB), Y0, Y4
+	VPSRLW    $0x04, Y0, Y0
+	VPAND     const0<>+0(SB), Y0, Y0
 
 	// The outputs of all codes.
 	VMOVUPS      const16<>+0(SB), Z1
 	VBROADCASTSS 36(BX), Z2
 	VBROADCASTSS 52(BX), Z3
 	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 160 to 191.
-	VPMOVZXBW Y4, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVUPS   Z1, 320(AX)
-	VMOVDQU   112(CX), Y4
-	VPAND     const0<>+0(SB), Y4, Y5
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 320(AX)
+	VMOVDQU   112(CX), Y0
+	VPAND     const0<>+0(SB), Y0, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const16<>+0(SB), Z1
-	VBROADCASTSS 40(BX), Z2
-	VBROADCASTSS 56(BX), Z3
-	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VMOVUPS      const16<>+0(SB), Z2
+	VBROADCASTSS 40(BX), Z3
+	VBROADCASTSS 56(BX), Z4
+	VFMSUB213PS  Z4, Z3, Z2
+	VCVTPS2PH    $0x00, Z2, Y2
 
 	// Outputs 192 to 223.
-	VPMOVZXBW Y5, Z1
-	VPERMW    Z0, Z1, Z1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
 	VMOVUPS   Z1, 384(AX)
-	VPSRLW    $0x04, Y4, Y0
-	VPAND     const0<>+0(SB), Y0, Y4
+	VPSRLW    $0x04, Y0, Y0
+	VPAND     const0<>+0(SB), Y0, Y0
 
 	// The outputs of all codes.
 	VMOVUPS      const16<>+0(SB), Z1
 	VBROADCASTSS 44(BX), Z2
 	VBROADCASTSS 60(BX), Z3
 	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 224 to 255.
-	VPMOVZXBW Y4, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVUPS   Z1, 448(AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 448(AX)
 	ADDQ      $+144, CX
 	ADDQ      $+512, AX
 	DECQ      DX
@@ -9796,6 +9848,10 @@ TEXT ·avx512Q4_KToF16NT(SB), NOSPLIT, $128-24
 	ANDQ  $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -9835,110 +9891,110 @@ loop:
 	VBROADCASTSS (BX), Z3
 	VBROADCASTSS 16(BX), Z4
 	VFMSUB213PS  Z4, Z3, Z2
-	VCVTPS2PH    $0x00, Z2, Y5
+	VCVTPS2PH    $0x00, Z2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVZXBW Y1, Z1
-	VPERMW    Z5, Z1, Z1
+	VPERMW    Z2, Z1, Z1
 	VMOVNTPS  Z1, (AX)
 	VPSRLW    $0x04, Y0, Y0
-	VPAND     const0<>+0(SB), Y0, Y4
+	VPAND     const0<>+0(SB), Y0, Y0
 
 	// The outputs of all codes.
 	VMOVUPS      const16<>+0(SB), Z1
 	VBROADCASTSS 4(BX), Z2
 	VBROADCASTSS 20(BX), Z3
 	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 32 to 63.
-	VPMOVZXBW Y4, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVNTPS  Z1, 64(AX)
-	VMOVDQU   48(CX), Y4
-	VPAND     const0<>+0(SB), Y4, Y5
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 64(AX)
+	VMOVDQU   48(CX), Y0
+	VPAND     const0<>+0(SB), Y0, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const16<>+0(SB), Z1
-	VBROADCASTSS 8(BX), Z2
-	VBROADCASTSS 24(BX), Z3
-	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VMOVUPS      const16<>+0(SB), Z2
+	VBROADCASTSS 8(BX), Z3
+	VBROADCASTSS 24(BX), Z4
+	VFMSUB213PS  Z4, Z3, Z2
+	VCVTPS2PH    $0x00, Z2, Y2
 
 	// Outputs 64 to 95.
-	VPMOVZXBW Y5, Z1
-	VPERMW    Z0, Z1, Z1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
 	VMOVNTPS  Z1, 128(AX)
-	VPSRLW    $0x04, Y4, Y0
-	VPAND     const0<>+0(SB), Y0, Y4
+	VPSRLW    $0x04, Y0, Y0
+	VPAND     const0<>+0(SB), Y0, Y0
 
 	// The outputs of all codes.
 	VMOVUPS      const16<>+0(SB), Z1
 	VBROADCASTSS 12(BX), Z2
 	VBROADCASTSS 28(BX), Z3
 	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 96 to 127.
-	VPMOVZXBW Y4, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVNTPS  Z1, 192(AX)
-	VMOVDQU   80(CX), Y4
-	VPAND     const0<>+0(SB), Y4, Y5
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 192(AX)
+	VMOVDQU   80(CX), Y0
+	VPAND     const0<>+0(SB), Y0, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const16<>+0(SB), Z1
-	VBROADCASTSS 32(BX), Z2
-	VBROADCASTSS 48(BX), Z3
-	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VMOVUPS      const16<>+0(SB), Z2
+	VBROADCASTSS 32(BX), Z3
+	VBROADCASTSS 48(BX), Z4
+	VFMSUB213PS  Z4, Z3, Z2
+	VCVTPS2PH    $0x00, Z2, Y2
 
 	// Outputs 128 to 159.
-	VPMOVZXBW Y5, Z1
-	VPERMW    Z0, Z1, Z1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
 	VMOVNTPS  Z1, 256(AX)
-	VPSRLW    $0x04, Y4, Y0
-	VPAND     const0<>+0(SB), Y0, Y4
+	VPSRLW    $0x04, Y0, Y0
+	VPAND     const0<>+0(SB), Y0, Y0
 
 	// The outputs of all codes.
 	VMOVUPS      const16<>+0(SB), Z1
 	VBROADCASTSS 36(BX), Z2
 	VBROADCASTSS 52(BX), Z3
 	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 160 to 191.
-	VPMOVZXBW Y4, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVNTPS  Z1, 320(AX)
-	VMOVDQU   112(CX), Y4
-	VPAND     const0<>+0(SB), Y4, Y5
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 320(AX)
+	VMOVDQU   112(CX), Y0
+	VPAND     const0<>+0(SB), Y0, Y1
 
 	// The outputs of all codes.
-	VMOVUPS      const16<>+0(SB), Z1
-	VBROADCASTSS 40(BX), Z2
-	VBROADCASTSS 56(BX), Z3
-	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VMOVUPS      const16<>+0(SB), Z2
+	VBROADCASTSS 40(BX), Z3
+	VBROADCASTSS 56(BX), Z4
+	VFMSUB213PS  Z4, Z3, Z2
+	VCVTPS2PH    $0x00, Z2, Y2
 
 	// Outputs 192 to 223.
-	VPMOVZXBW Y5, Z1
-	VPERMW    Z0, Z1, Z1
+	VPMOVZXBW Y1, Z1
+	VPERMW    Z2, Z1, Z1
 	VMOVNTPS  Z1, 384(AX)
-	VPSRLW    $0x04, Y4, Y0
-	VPAND     const0<>+0(SB), Y0, Y4
+	VPSRLW    $0x04, Y0, Y0
+	VPAND     const0<>+0(SB), Y0, Y0
 
 	// The outputs of all codes.
 	VMOVUPS      const16<>+0(SB), Z1
 	VBROADCASTSS 44(BX), Z2
 	VBROADCASTSS 60(BX), Z3
 	VFMSUB213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y0
+	VCVTPS2PH    $0x00, Z1, Y1
 
 	// Outputs 224 to 255.
-	VPMOVZXBW Y4, Z1
-	VPERMW    Z0, Z1, Z1
-	VMOVNTPS  Z1, 448(AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 448(AX)
 	ADDQ      $+144, CX
 	ADDQ      $+512, AX
 	DECQ      DX
@@ -10174,6 +10230,10 @@ TEXT ·avx512Q4_KToBF16NT(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -10714,6 +10774,10 @@ TEXT ·avx2Q5_KToF32NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -11375,6 +11439,10 @@ TEXT ·avx2Q5_KToF16NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -12244,6 +12312,10 @@ TEXT ·avx2Q5_KToBF16NT(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -12949,6 +13021,10 @@ TEXT ·avx512Q5_KToF32NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -13358,6 +13434,10 @@ TEXT ·avx512Q5_KToF16NT(SB), NOSPLIT, $128-24
 	ANDQ  $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -13880,6 +13960,10 @@ TEXT ·avx512Q5_KToBF16NT(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0 4096(CX)
+	PREFETCHT0 4160(CX)
+	PREFETCHT0 4224(CX)
+
 	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
@@ -14463,6 +14547,10 @@ TEXT ·avx2Q6_KToF32NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
 	VPBROADCASTW 208(CX), X0
 	VCVTPH2PS    X0, Y0
 	VPMOVSXBD    192(CX), Y1
@@ -15034,6 +15122,10 @@ TEXT ·avx2Q6_KToF16NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
 	VPBROADCASTW 208(CX), X0
 	VCVTPH2PS    X0, Y0
 	VPMOVSXBD    192(CX), Y1
@@ -15829,6 +15921,10 @@ TEXT ·avx2Q6_KToBF16NT(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
 	VPBROADCASTW 208(CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
@@ -16476,6 +16572,10 @@ TEXT ·avx512Q6_KToF32NT(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
 	VPBROADCASTW 208(CX), Y0
 	VCVTPH2PS    Y0, Z0
 	VPMOVSXBD    192(CX), Y1
@@ -16827,6 +16927,10 @@ TEXT ·avx512Q6_KToF16NT(SB), NOSPLIT, $128-24
 	ANDQ  $-64, BX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
 	VPBROADCASTW 208(CX), Y0
 	VCVTPH2PS    Y0, Z0
 	VPMOVSXBD    192(CX), Y1
@@ -17307,6 +17411,10 @@ TEXT ·avx512Q6_KToBF16NT(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
+	PREFETCHT0       4096(CX)
+	PREFETCHT0       4160(CX)
+	PREFETCHT0       4224(CX)
+	PREFETCHT0       4288(CX)
 	VPBROADCASTW     208(CX), Y4
 	VCVTPH2PS        Y4, Z4
 	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z4, Z4
@@ -17744,6 +17852,11 @@ TEXT ·avx2Q8_KToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
+	PREFETCHT0   4352(CX)
 	VBROADCASTSS (CX), Y0
 
 	// Outputs 0 to 31.
@@ -18067,6 +18180,11 @@ TEXT ·avx2Q8_KToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
+	PREFETCHT0   4352(CX)
 	VBROADCASTSS (CX), Y0
 
 	// Outputs 0 to 31.
@@ -18654,6 +18772,11 @@ TEXT ·avx2Q8_KToBF16NT(SB), NOSPLIT, $0-24
 	VPBROADCASTD const3<>+0(SB), Y1
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
+	PREFETCHT0   4352(CX)
 	VBROADCASTSS (CX), Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
 	VANDPS       const4<>+0(SB), Y2, Y4
@@ -19141,6 +19264,11 @@ TEXT ·avx512Q8_KToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
+	PREFETCHT0   4352(CX)
 	VBROADCASTSS (CX), Z0
 
 	// Outputs 0 to 31.
@@ -19340,6 +19468,11 @@ TEXT ·avx512Q8_KToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
+	PREFETCHT0   4224(CX)
+	PREFETCHT0   4288(CX)
+	PREFETCHT0   4352(CX)
 	VBROADCASTSS (CX), Z0
 
 	// Outputs 0 to 31.
@@ -19676,6 +19809,11 @@ TEXT ·avx512Q8_KToBF16NT(SB), NOSPLIT, $0-24
 	VPBROADCASTD const8<>+0(SB), Z3
 
 loop:
+	PREFETCHT0       4096(CX)
+	PREFETCHT0       4160(CX)
+	PREFETCHT0       4224(CX)
+	PREFETCHT0       4288(CX)
+	PREFETCHT0       4352(CX)
 	VBROADCASTSS     (CX), Z4
 	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z4, Z4
 

@@ -12,35 +12,34 @@ TEXT ·avx2Q4_0ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPADDB       const1<>+0(SB), Y1, Y1
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPADDB         const2<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVUPS      Y3, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVUPS      Y3, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVUPS      Y3, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VMOVUPS      Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 96(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -48,17 +47,23 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const0<>+0(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA const0<>+8(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA const0<>+16(SB)/8, $0x0f0f0f0f0f0f0f0f
-DATA const0<>+24(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA const0<>+0(SB)/8, $0x0000000000000000
+DATA const0<>+8(SB)/8, $0x0000000000000000
+DATA const0<>+16(SB)/8, $0x0000000400000004
+DATA const0<>+24(SB)/8, $0x0000000400000004
 GLOBL const0<>(SB), RODATA|NOPTR, $32
 
-DATA const1<>+0(SB)/8, $0xf8f8f8f8f8f8f8f8
-DATA const1<>+8(SB)/8, $0xf8f8f8f8f8f8f8f8
-DATA const1<>+16(SB)/8, $0xf8f8f8f8f8f8f8f8
-DATA const1<>+24(SB)/8, $0xf8f8f8f8f8f8f8f8
+DATA const1<>+0(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA const1<>+8(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA const1<>+16(SB)/8, $0x0f0f0f0f0f0f0f0f
+DATA const1<>+24(SB)/8, $0x0f0f0f0f0f0f0f0f
 GLOBL const1<>(SB), RODATA|NOPTR, $32
+
+DATA const2<>+0(SB)/8, $0xf8f8f8f8f8f8f8f8
+DATA const2<>+8(SB)/8, $0xf8f8f8f8f8f8f8f8
+DATA const2<>+16(SB)/8, $0xf8f8f8f8f8f8f8f8
+DATA const2<>+24(SB)/8, $0xf8f8f8f8f8f8f8f8
+GLOBL const2<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q4_0ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -68,35 +73,35 @@ TEXT ·avx2Q4_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPADDB       const1<>+0(SB), Y1, Y1
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPADDB         const2<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVNTPS     Y3, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVNTPS     Y3, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVNTPS     Y3, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVNTPS     Y2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVNTPS     Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVNTPS     Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VMOVNTPS     Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, 96(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -115,35 +120,34 @@ TEXT ·avx2Q4_0ToF16(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPADDB       const1<>+0(SB), Y1, Y1
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPADDB         const2<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, 48(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 48(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -159,38 +163,38 @@ TEXT ·avx2Q4_0ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPADDB       const1<>+0(SB), Y1, Y1
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPADDB         const2<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, X0
-	VMOVNTPS     X0, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, X0
-	VMOVNTPS     X0, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, X0
-	VMOVNTPS     X0, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X0
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
 	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+64, AX
@@ -208,68 +212,67 @@ TEXT ·avx2Q4_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      2(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
-	VPADDB       const1<>+0(SB), Y3, Y3
+	VBROADCASTI128 2(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTW   (CX), X3
+	VCVTPH2PS      X3, Y3
+	VCMPPS         $0x03, Y3, Y3, Y4
+	VANDPS         const5<>+0(SB), Y3, Y5
+	VORPS          const6<>+0(SB), Y5, Y5
+	VBLENDVPS      Y4, Y5, Y3, Y3
+	VPADDB         const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXWD X3, Y6
-	VPSLLD    $0x18, Y6, Y5
-	VPSRAD    $0x18, Y5, Y5
-	VPSRAD    $0x08, Y6, Y6
+	VPMOVSXWD X2, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y3, Y4, Y4
 	VCVTDQ2PS Y5, Y5
-	VMULPS    Y4, Y5, Y5
-	VCVTDQ2PS Y6, Y6
-	VMULPS    Y4, Y6, Y6
+	VMULPS    Y3, Y5, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y5, Y8, Y8
-	VPAND    Y0, Y7, Y5
-	VPOR     Y1, Y5, Y5
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y8, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y7, Y7
-	VMOVUPS      Y7, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y5
-	VPSLLD       $0x18, Y5, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y5, Y5
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y4, Y3, Y3
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y5, Y6
-	VPBLENDW $0xaa, Y5, Y4, Y4
-	VPBLENDW $0x55, Y3, Y6, Y6
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y6, Y3, Y3
-	VPSRLW  $0x0f, Y3, Y3
-	VPADDW  Y3, Y4, Y4
-	VMOVUPS Y4, 32(AX)
+	VPAVGW  Y5, Y2, Y2
+	VPSRLW  $0x0f, Y2, Y2
+	VPADDW  Y2, Y3, Y3
+	VMOVUPS Y3, 32(AX)
 	ADDQ    $+18, CX
 	ADDQ    $+64, AX
 	DECQ    DX
@@ -277,29 +280,29 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const2<>+0(SB)/8, $0x0001000100010001
-DATA const2<>+8(SB)/8, $0x0001000100010001
-DATA const2<>+16(SB)/8, $0x0001000100010001
-DATA const2<>+24(SB)/8, $0x0001000100010001
-GLOBL const2<>(SB), RODATA|NOPTR, $32
-
-DATA const3<>+0(SB)/8, $0x7ffe7ffe7ffe7ffe
-DATA const3<>+8(SB)/8, $0x7ffe7ffe7ffe7ffe
-DATA const3<>+16(SB)/8, $0x7ffe7ffe7ffe7ffe
-DATA const3<>+24(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const3<>+0(SB)/8, $0x0001000100010001
+DATA const3<>+8(SB)/8, $0x0001000100010001
+DATA const3<>+16(SB)/8, $0x0001000100010001
+DATA const3<>+24(SB)/8, $0x0001000100010001
 GLOBL const3<>(SB), RODATA|NOPTR, $32
 
-DATA const4<>+0(SB)/8, $0xffff0000ffff0000
-DATA const4<>+8(SB)/8, $0xffff0000ffff0000
-DATA const4<>+16(SB)/8, $0xffff0000ffff0000
-DATA const4<>+24(SB)/8, $0xffff0000ffff0000
+DATA const4<>+0(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const4<>+8(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const4<>+16(SB)/8, $0x7ffe7ffe7ffe7ffe
+DATA const4<>+24(SB)/8, $0x7ffe7ffe7ffe7ffe
 GLOBL const4<>(SB), RODATA|NOPTR, $32
 
-DATA const5<>+0(SB)/8, $0x0040000000400000
-DATA const5<>+8(SB)/8, $0x0040000000400000
-DATA const5<>+16(SB)/8, $0x0040000000400000
-DATA const5<>+24(SB)/8, $0x0040000000400000
+DATA const5<>+0(SB)/8, $0xffff0000ffff0000
+DATA const5<>+8(SB)/8, $0xffff0000ffff0000
+DATA const5<>+16(SB)/8, $0xffff0000ffff0000
+DATA const5<>+24(SB)/8, $0xffff0000ffff0000
 GLOBL const5<>(SB), RODATA|NOPTR, $32
+
+DATA const6<>+0(SB)/8, $0x0040000000400000
+DATA const6<>+8(SB)/8, $0x0040000000400000
+DATA const6<>+16(SB)/8, $0x0040000000400000
+DATA const6<>+24(SB)/8, $0x0040000000400000
+GLOBL const6<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q4_0ToBF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -307,68 +310,68 @@ TEXT ·avx2Q4_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      2(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
-	VPADDB       const1<>+0(SB), Y3, Y3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTW   (CX), X3
+	VCVTPH2PS      X3, Y3
+	VCMPPS         $0x03, Y3, Y3, Y4
+	VANDPS         const5<>+0(SB), Y3, Y5
+	VORPS          const6<>+0(SB), Y5, Y5
+	VBLENDVPS      Y4, Y5, Y3, Y3
+	VPADDB         const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXWD X3, Y6
-	VPSLLD    $0x18, Y6, Y5
-	VPSRAD    $0x18, Y5, Y5
-	VPSRAD    $0x08, Y6, Y6
+	VPMOVSXWD X2, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y3, Y4, Y4
 	VCVTDQ2PS Y5, Y5
-	VMULPS    Y4, Y5, Y5
-	VCVTDQ2PS Y6, Y6
-	VMULPS    Y4, Y6, Y6
+	VMULPS    Y3, Y5, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y5, Y8, Y8
-	VPAND    Y0, Y7, Y5
-	VPOR     Y1, Y5, Y5
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y8, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y7, Y7
-	VMOVNTPS     Y7, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y5
-	VPSLLD       $0x18, Y5, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y5, Y5
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y4, Y3, Y3
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y5, Y6
-	VPBLENDW $0xaa, Y5, Y4, Y4
-	VPBLENDW $0x55, Y3, Y6, Y6
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y6, Y3, Y3
-	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y4, Y4
-	VMOVNTPS Y4, 32(AX)
+	VPAVGW   Y5, Y2, Y2
+	VPSRLW   $0x0f, Y2, Y2
+	VPADDW   Y2, Y3, Y3
+	VMOVNTPS Y3, 32(AX)
 	ADDQ     $+18, CX
 	ADDQ     $+64, AX
 	DECQ     DX
@@ -387,24 +390,23 @@ TEXT ·avx512Q4_0ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPADDB       const1<>+0(SB), Y1, Y1
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPADDB         const2<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VMOVUPS      Z3, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VMOVUPS      Z1, 64(AX)
+	VPMOVSXBD    X0, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VMOVUPS      Z2, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVUPS      Z0, 64(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -420,24 +422,24 @@ TEXT ·avx512Q4_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPADDB       const1<>+0(SB), Y1, Y1
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPADDB         const2<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VMOVNTPS     Z3, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VMOVNTPS     Z1, 64(AX)
+	VPMOVSXBD    X0, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VMOVNTPS     Z2, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVNTPS     Z0, 64(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -458,22 +460,21 @@ TEXT ·avx512Q4_0ToF16(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
 
 	// The outputs of all codes.
-	VMOVUPS   const6<>+0(SB), Z3
-	VMULPS    Z2, Z3, Z3
-	VCVTPS2PH $0x00, Z3, Y4
+	VMOVUPS   const7<>+0(SB), Z2
+	VMULPS    Z1, Z2, Z2
+	VCVTPS2PH $0x00, Z2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z4, Z1, Z1
-	VMOVUPS   Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, (AX)
 	ADDQ      $+18, CX
 	ADDQ      $+64, AX
 	DECQ      DX
@@ -481,15 +482,15 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const6<>+0(SB)/8, $0xc0e00000c1000000
-DATA const6<>+8(SB)/8, $0xc0a00000c0c00000
-DATA const6<>+16(SB)/8, $0xc0400000c0800000
-DATA const6<>+24(SB)/8, $0xbf800000c0000000
-DATA const6<>+32(SB)/8, $0x3f80000000000000
-DATA const6<>+40(SB)/8, $0x4040000040000000
-DATA const6<>+48(SB)/8, $0x40a0000040800000
-DATA const6<>+56(SB)/8, $0x40e0000040c00000
-GLOBL const6<>(SB), RODATA|NOPTR, $64
+DATA const7<>+0(SB)/8, $0xc0e00000c1000000
+DATA const7<>+8(SB)/8, $0xc0a00000c0c00000
+DATA const7<>+16(SB)/8, $0xc0400000c0800000
+DATA const7<>+24(SB)/8, $0xbf800000c0000000
+DATA const7<>+32(SB)/8, $0x3f80000000000000
+DATA const7<>+40(SB)/8, $0x4040000040000000
+DATA const7<>+48(SB)/8, $0x40a0000040800000
+DATA const7<>+56(SB)/8, $0x40e0000040c00000
+GLOBL const7<>(SB), RODATA|NOPTR, $64
 
 // func avx512Q4_0ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -501,22 +502,22 @@ TEXT ·avx512Q4_0ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
 
 	// The outputs of all codes.
-	VMOVUPS   const6<>+0(SB), Z3
-	VMULPS    Z2, Z3, Z3
-	VCVTPS2PH $0x00, Z3, Y4
+	VMOVUPS   const7<>+0(SB), Z2
+	VMULPS    Z1, Z2, Z2
+	VCVTPS2PH $0x00, Z2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z4, Z1, Z1
-	VMOVNTPS  Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, (AX)
 	ADDQ      $+18, CX
 	ADDQ      $+64, AX
 	DECQ      DX
@@ -535,33 +536,32 @@ TEXT ·avx512Q4_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
-	VMOVDQU          2(CX), X1
-	VPSRLW           $0x04, X1, X0
-	VINSERTI128      $0x01, X0, Y1, Y0
-	VPAND            const0<>+0(SB), Y0, Y0
-	VPBROADCASTW     (CX), Y2
-	VCVTPH2PS        Y2, Z2
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+	VBROADCASTI128   2(CX), Y0
+	VPSRLVD          const0<>+0(SB), Y0, Y0
+	VPAND            const1<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y1
+	VCVTPH2PS        Y1, Z1
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z1, Z1
 
 	// The outputs of all codes.
-	VMOVUPS const6<>+0(SB), Z3
-	VMULPS  Z2, Z3, Z3
-	VPSLLD  $0x0f, Z3, Z2
-	VPSRLD  $0x1f, Z2, Z2
-	VPADDD  const9<>+0(SB), Z3, Z3
-	VPADDD  Z2, Z3, Z3
-	VPSRLD  $0x10, Z3, Z3
+	VMOVUPS const7<>+0(SB), Z2
+	VMULPS  Z1, Z2, Z2
+	VPSLLD  $0x0f, Z2, Z1
+	VPSRLD  $0x1f, Z1, Z1
+	VPADDD  const10<>+0(SB), Z2, Z2
+	VPADDD  Z1, Z2, Z2
+	VPSRLD  $0x10, Z2, Z2
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z2, Z0, Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+18, CX
 	ADDQ      $+64, AX
@@ -570,27 +570,27 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const7<>+0(SB)/8, $0x0000ffff0000ffff
-DATA const7<>+8(SB)/8, $0x0000ffff0000ffff
-DATA const7<>+16(SB)/8, $0x0000ffff0000ffff
-DATA const7<>+24(SB)/8, $0x0000ffff0000ffff
-GLOBL const7<>(SB), RODATA|NOPTR, $32
-
-DATA const8<>+0(SB)/8, $0x0000003300000033
-DATA const8<>+8(SB)/8, $0x0000003300000033
-DATA const8<>+16(SB)/8, $0x0000003300000033
-DATA const8<>+24(SB)/8, $0x0000003300000033
+DATA const8<>+0(SB)/8, $0x0000ffff0000ffff
+DATA const8<>+8(SB)/8, $0x0000ffff0000ffff
+DATA const8<>+16(SB)/8, $0x0000ffff0000ffff
+DATA const8<>+24(SB)/8, $0x0000ffff0000ffff
 GLOBL const8<>(SB), RODATA|NOPTR, $32
 
-DATA const9<>+0(SB)/8, $0x00007fff00007fff
-DATA const9<>+8(SB)/8, $0x00007fff00007fff
-DATA const9<>+16(SB)/8, $0x00007fff00007fff
-DATA const9<>+24(SB)/8, $0x00007fff00007fff
-DATA const9<>+32(SB)/8, $0x00007fff00007fff
-DATA const9<>+40(SB)/8, $0x00007fff00007fff
-DATA const9<>+48(SB)/8, $0x00007fff00007fff
-DATA const9<>+56(SB)/8, $0x00007fff00007fff
-GLOBL const9<>(SB), RODATA|NOPTR, $64
+DATA const9<>+0(SB)/8, $0x0000003300000033
+DATA const9<>+8(SB)/8, $0x0000003300000033
+DATA const9<>+16(SB)/8, $0x0000003300000033
+DATA const9<>+24(SB)/8, $0x0000003300000033
+GLOBL const9<>(SB), RODATA|NOPTR, $32
+
+DATA const10<>+0(SB)/8, $0x00007fff00007fff
+DATA const10<>+8(SB)/8, $0x00007fff00007fff
+DATA const10<>+16(SB)/8, $0x00007fff00007fff
+DATA const10<>+24(SB)/8, $0x00007fff00007fff
+DATA const10<>+32(SB)/8, $0x00007fff00007fff
+DATA const10<>+40(SB)/8, $0x00007fff00007fff
+DATA const10<>+48(SB)/8, $0x00007fff00007fff
+DATA const10<>+56(SB)/8, $0x00007fff00007fff
+GLOBL const10<>(SB), RODATA|NOPTR, $64
 
 // func avx512Q4_0ToBF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -600,33 +600,33 @@ TEXT ·avx512Q4_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
-	VMOVDQU          2(CX), X1
-	VPSRLW           $0x04, X1, X0
-	VINSERTI128      $0x01, X0, Y1, Y0
-	VPAND            const0<>+0(SB), Y0, Y0
-	VPBROADCASTW     (CX), Y2
-	VCVTPH2PS        Y2, Z2
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+	PREFETCHT0       4096(CX)
+	VBROADCASTI128   2(CX), Y0
+	VPSRLVD          const0<>+0(SB), Y0, Y0
+	VPAND            const1<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y1
+	VCVTPH2PS        Y1, Z1
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z1, Z1
 
 	// The outputs of all codes.
-	VMOVUPS const6<>+0(SB), Z3
-	VMULPS  Z2, Z3, Z3
-	VPSLLD  $0x0f, Z3, Z2
-	VPSRLD  $0x1f, Z2, Z2
-	VPADDD  const9<>+0(SB), Z3, Z3
-	VPADDD  Z2, Z3, Z3
-	VPSRLD  $0x10, Z3, Z3
+	VMOVUPS const7<>+0(SB), Z2
+	VMULPS  Z1, Z2, Z2
+	VPSLLD  $0x0f, Z2, Z1
+	VPSRLD  $0x1f, Z1, Z1
+	VPADDD  const10<>+0(SB), Z2, Z2
+	VPADDD  Z1, Z2, Z2
+	VPSRLD  $0x10, Z2, Z2
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z2, Z0, Z0
 	VMOVNTPS  Z0, (AX)
 	ADDQ      $+18, CX
 	ADDQ      $+64, AX
@@ -646,36 +646,35 @@ TEXT ·avx2Q4_1ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPBROADCASTW 2(CX), X0
-	VCVTPH2PS    X0, Y3
+	VBROADCASTI128 4(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPBROADCASTW   2(CX), X2
+	VCVTPH2PS      X2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVUPS      Y4, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVUPS      Y4, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVUPS      Y4, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVUPS      Y3, (AX)
+	VPSHUFD      $0x0e, X0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVUPS      Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVUPS      Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VFMADD213PS  Y3, Y2, Y1
-	VMOVUPS      Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VFMADD213PS  Y2, Y1, Y0
+	VMOVUPS      Y0, 96(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -691,36 +690,36 @@ TEXT ·avx2Q4_1ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPBROADCASTW 2(CX), X0
-	VCVTPH2PS    X0, Y3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 4(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPBROADCASTW   2(CX), X2
+	VCVTPH2PS      X2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVNTPS     Y4, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVNTPS     Y4, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVNTPS     Y4, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVNTPS     Y3, (AX)
+	VPSHUFD      $0x0e, X0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVNTPS     Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVNTPS     Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VFMADD213PS  Y3, Y2, Y1
-	VMOVNTPS     Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VFMADD213PS  Y2, Y1, Y0
+	VMOVNTPS     Y0, 96(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -739,36 +738,35 @@ TEXT ·avx2Q4_1ToF16(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPBROADCASTW 2(CX), X0
-	VCVTPH2PS    X0, Y3
+	VBROADCASTI128 4(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPBROADCASTW   2(CX), X2
+	VCVTPH2PS      X2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, (AX)
+	VPSHUFD      $0x0e, X0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VFMADD213PS  Y3, Y2, Y1
-	VCVTPS2PH    $0x00, Y1, 48(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VFMADD213PS  Y2, Y1, Y0
+	VCVTPS2PH    $0x00, Y0, 48(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -784,39 +782,39 @@ TEXT ·avx2Q4_1ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPBROADCASTW 2(CX), X0
-	VCVTPH2PS    X0, Y3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 4(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPBROADCASTW   2(CX), X2
+	VCVTPH2PS      X2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, X0
-	VMOVNTPS     X0, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, X0
-	VMOVNTPS     X0, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, X0
-	VMOVNTPS     X0, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, (AX)
+	VPSHUFD      $0x0e, X0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VFMADD213PS  Y3, Y2, Y1
-	VCVTPS2PH    $0x00, Y1, X0
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VFMADD213PS  Y2, Y1, Y0
+	VCVTPS2PH    $0x00, Y0, X0
 	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+64, AX
@@ -834,73 +832,72 @@ TEXT ·avx2Q4_1ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      4(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
-	VPBROADCASTW 2(CX), X2
-	VCVTPH2PS    X2, Y5
-	VCMPPS       $0x03, Y5, Y5, Y6
-	VANDPS       const4<>+0(SB), Y5, Y7
-	VORPS        const5<>+0(SB), Y7, Y7
-	VBLENDVPS    Y6, Y7, Y5, Y5
+	VBROADCASTI128 4(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTW   (CX), X3
+	VCVTPH2PS      X3, Y3
+	VCMPPS         $0x03, Y3, Y3, Y4
+	VANDPS         const5<>+0(SB), Y3, Y5
+	VORPS          const6<>+0(SB), Y5, Y5
+	VBLENDVPS      Y4, Y5, Y3, Y3
+	VPBROADCASTW   2(CX), X4
+	VCVTPH2PS      X4, Y4
+	VCMPPS         $0x03, Y4, Y4, Y5
+	VANDPS         const5<>+0(SB), Y4, Y6
+	VORPS          const6<>+0(SB), Y6, Y6
+	VBLENDVPS      Y5, Y6, Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXWD   X3, Y7
-	VPSLLD      $0x18, Y7, Y6
-	VPSRAD      $0x18, Y6, Y6
-	VPSRAD      $0x08, Y7, Y7
+	VPMOVSXWD   X2, Y6
+	VPSLLD      $0x18, Y6, Y5
+	VPSRAD      $0x18, Y5, Y5
+	VPSRAD      $0x08, Y6, Y6
+	VCVTDQ2PS   Y5, Y5
+	VFMADD213PS Y4, Y3, Y5
 	VCVTDQ2PS   Y6, Y6
-	VFMADD213PS Y5, Y4, Y6
-	VCVTDQ2PS   Y7, Y7
-	VFMADD213PS Y5, Y4, Y7
+	VFMADD213PS Y4, Y3, Y6
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVUPS      Y8, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y6
-	VPSLLD       $0x18, Y6, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y3, Y3
-	VFMADD213PS  Y5, Y4, Y3
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y2, Y2
+	VFMADD213PS  Y4, Y3, Y2
+	VCVTDQ2PS    Y5, Y5
+	VFMADD213PS  Y4, Y3, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y6, Y5
-	VPBLENDW $0xaa, Y6, Y4, Y4
-	VPBLENDW $0x55, Y3, Y5, Y5
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y5, Y4
+	VPBLENDW $0xaa, Y5, Y3, Y3
+	VPBLENDW $0x55, Y2, Y4, Y4
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y5, Y3, Y3
-	VPSRLW  $0x0f, Y3, Y3
-	VPADDW  Y3, Y4, Y4
-	VMOVUPS Y4, 32(AX)
+	VPAVGW  Y4, Y2, Y2
+	VPSRLW  $0x0f, Y2, Y2
+	VPADDW  Y2, Y3, Y3
+	VMOVUPS Y3, 32(AX)
 	ADDQ    $+20, CX
 	ADDQ    $+64, AX
 	DECQ    DX
@@ -914,73 +911,73 @@ TEXT ·avx2Q4_1ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      4(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
-	VPBROADCASTW 2(CX), X2
-	VCVTPH2PS    X2, Y5
-	VCMPPS       $0x03, Y5, Y5, Y6
-	VANDPS       const4<>+0(SB), Y5, Y7
-	VORPS        const5<>+0(SB), Y7, Y7
-	VBLENDVPS    Y6, Y7, Y5, Y5
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 4(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTW   (CX), X3
+	VCVTPH2PS      X3, Y3
+	VCMPPS         $0x03, Y3, Y3, Y4
+	VANDPS         const5<>+0(SB), Y3, Y5
+	VORPS          const6<>+0(SB), Y5, Y5
+	VBLENDVPS      Y4, Y5, Y3, Y3
+	VPBROADCASTW   2(CX), X4
+	VCVTPH2PS      X4, Y4
+	VCMPPS         $0x03, Y4, Y4, Y5
+	VANDPS         const5<>+0(SB), Y4, Y6
+	VORPS          const6<>+0(SB), Y6, Y6
+	VBLENDVPS      Y5, Y6, Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXWD   X3, Y7
-	VPSLLD      $0x18, Y7, Y6
-	VPSRAD      $0x18, Y6, Y6
-	VPSRAD      $0x08, Y7, Y7
+	VPMOVSXWD   X2, Y6
+	VPSLLD      $0x18, Y6, Y5
+	VPSRAD      $0x18, Y5, Y5
+	VPSRAD      $0x08, Y6, Y6
+	VCVTDQ2PS   Y5, Y5
+	VFMADD213PS Y4, Y3, Y5
 	VCVTDQ2PS   Y6, Y6
-	VFMADD213PS Y5, Y4, Y6
-	VCVTDQ2PS   Y7, Y7
-	VFMADD213PS Y5, Y4, Y7
+	VFMADD213PS Y4, Y3, Y6
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVNTPS     Y8, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y6
-	VPSLLD       $0x18, Y6, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y3, Y3
-	VFMADD213PS  Y5, Y4, Y3
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y2, Y2
+	VFMADD213PS  Y4, Y3, Y2
+	VCVTDQ2PS    Y5, Y5
+	VFMADD213PS  Y4, Y3, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y6, Y5
-	VPBLENDW $0xaa, Y6, Y4, Y4
-	VPBLENDW $0x55, Y3, Y5, Y5
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y5, Y4
+	VPBLENDW $0xaa, Y5, Y3, Y3
+	VPBLENDW $0x55, Y2, Y4, Y4
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y5, Y3, Y3
-	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y4, Y4
-	VMOVNTPS Y4, 32(AX)
+	VPAVGW   Y4, Y2, Y2
+	VPSRLW   $0x0f, Y2, Y2
+	VPADDW   Y2, Y3, Y3
+	VMOVNTPS Y3, 32(AX)
 	ADDQ     $+20, CX
 	ADDQ     $+64, AX
 	DECQ     DX
@@ -999,25 +996,24 @@ TEXT ·avx512Q4_1ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPBROADCASTW 2(CX), Y3
-	VCVTPH2PS    Y3, Z3
+	VBROADCASTI128 4(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPBROADCASTW   2(CX), Y2
+	VCVTPH2PS      Y2, Z2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z3, Z2, Z4
-	VMOVUPS      Z4, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VFMADD213PS  Z3, Z2, Z1
-	VMOVUPS      Z1, 64(AX)
+	VPMOVSXBD    X0, Z3
+	VCVTDQ2PS    Z3, Z3
+	VFMADD213PS  Z2, Z1, Z3
+	VMOVUPS      Z3, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VFMADD213PS  Z2, Z1, Z0
+	VMOVUPS      Z0, 64(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1033,25 +1029,25 @@ TEXT ·avx512Q4_1ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPBROADCASTW 2(CX), Y3
-	VCVTPH2PS    Y3, Z3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 4(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPBROADCASTW   2(CX), Y2
+	VCVTPH2PS      Y2, Z2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z3, Z2, Z4
-	VMOVNTPS     Z4, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VFMADD213PS  Z3, Z2, Z1
-	VMOVNTPS     Z1, 64(AX)
+	VPMOVSXBD    X0, Z3
+	VCVTDQ2PS    Z3, Z3
+	VFMADD213PS  Z2, Z1, Z3
+	VMOVNTPS     Z3, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VFMADD213PS  Z2, Z1, Z0
+	VMOVNTPS     Z0, 64(AX)
 	ADDQ         $+20, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1072,24 +1068,23 @@ TEXT ·avx512Q4_1ToF16(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPBROADCASTW 2(CX), Y3
-	VCVTPH2PS    Y3, Z3
+	VBROADCASTI128 4(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPBROADCASTW   2(CX), Y2
+	VCVTPH2PS      Y2, Z2
 
 	// The outputs of all codes.
-	VMOVUPS     const10<>+0(SB), Z4
-	VFMADD213PS Z3, Z2, Z4
-	VCVTPS2PH   $0x00, Z4, Y5
+	VMOVUPS     const11<>+0(SB), Z3
+	VFMADD213PS Z2, Z1, Z3
+	VCVTPS2PH   $0x00, Z3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z5, Z1, Z1
-	VMOVUPS   Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVUPS   Z0, (AX)
 	ADDQ      $+20, CX
 	ADDQ      $+64, AX
 	DECQ      DX
@@ -1097,15 +1092,15 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const10<>+0(SB)/8, $0x3f80000000000000
-DATA const10<>+8(SB)/8, $0x4040000040000000
-DATA const10<>+16(SB)/8, $0x40a0000040800000
-DATA const10<>+24(SB)/8, $0x40e0000040c00000
-DATA const10<>+32(SB)/8, $0x4110000041000000
-DATA const10<>+40(SB)/8, $0x4130000041200000
-DATA const10<>+48(SB)/8, $0x4150000041400000
-DATA const10<>+56(SB)/8, $0x4170000041600000
-GLOBL const10<>(SB), RODATA|NOPTR, $64
+DATA const11<>+0(SB)/8, $0x3f80000000000000
+DATA const11<>+8(SB)/8, $0x4040000040000000
+DATA const11<>+16(SB)/8, $0x40a0000040800000
+DATA const11<>+24(SB)/8, $0x40e0000040c00000
+DATA const11<>+32(SB)/8, $0x4110000041000000
+DATA const11<>+40(SB)/8, $0x4130000041200000
+DATA const11<>+48(SB)/8, $0x4150000041400000
+DATA const11<>+56(SB)/8, $0x4170000041600000
+GLOBL const11<>(SB), RODATA|NOPTR, $64
 
 // func avx512Q4_1ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -1117,24 +1112,24 @@ TEXT ·avx512Q4_1ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      4(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPBROADCASTW 2(CX), Y3
-	VCVTPH2PS    Y3, Z3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 4(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPBROADCASTW   2(CX), Y2
+	VCVTPH2PS      Y2, Z2
 
 	// The outputs of all codes.
-	VMOVUPS     const10<>+0(SB), Z4
-	VFMADD213PS Z3, Z2, Z4
-	VCVTPS2PH   $0x00, Z4, Y5
+	VMOVUPS     const11<>+0(SB), Z3
+	VFMADD213PS Z2, Z1, Z3
+	VCVTPS2PH   $0x00, Z3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z5, Z1, Z1
-	VMOVNTPS  Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z3, Z0, Z0
+	VMOVNTPS  Z0, (AX)
 	ADDQ      $+20, CX
 	ADDQ      $+64, AX
 	DECQ      DX
@@ -1153,36 +1148,35 @@ TEXT ·avx512Q4_1ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
-	VMOVDQU          4(CX), X1
-	VPSRLW           $0x04, X1, X0
-	VINSERTI128      $0x01, X0, Y1, Y0
-	VPAND            const0<>+0(SB), Y0, Y0
-	VPBROADCASTW     (CX), Y2
+	VBROADCASTI128   4(CX), Y0
+	VPSRLVD          const0<>+0(SB), Y0, Y0
+	VPAND            const1<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y1
+	VCVTPH2PS        Y1, Z1
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z1, Z1
+	VPBROADCASTW     2(CX), Y2
 	VCVTPH2PS        Y2, Z2
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
-	VPBROADCASTW     2(CX), Y3
-	VCVTPH2PS        Y3, Z3
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z3, Z3
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z2, Z2
 
 	// The outputs of all codes.
-	VMOVUPS     const10<>+0(SB), Z4
-	VFMADD213PS Z3, Z2, Z4
-	VPSLLD      $0x0f, Z4, Z2
-	VPSRLD      $0x1f, Z2, Z2
-	VPADDD      const9<>+0(SB), Z4, Z4
-	VPADDD      Z2, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
+	VMOVUPS     const11<>+0(SB), Z3
+	VFMADD213PS Z2, Z1, Z3
+	VPSLLD      $0x0f, Z3, Z1
+	VPSRLD      $0x1f, Z1, Z1
+	VPADDD      const10<>+0(SB), Z3, Z3
+	VPADDD      Z1, Z3, Z3
+	VPSRLD      $0x10, Z3, Z3
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z4, Z0, Z0
+	VPERMW    Z3, Z0, Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+20, CX
 	ADDQ      $+64, AX
@@ -1199,36 +1193,36 @@ TEXT ·avx512Q4_1ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
-	VMOVDQU          4(CX), X1
-	VPSRLW           $0x04, X1, X0
-	VINSERTI128      $0x01, X0, Y1, Y0
-	VPAND            const0<>+0(SB), Y0, Y0
-	VPBROADCASTW     (CX), Y2
+	PREFETCHT0       4096(CX)
+	VBROADCASTI128   4(CX), Y0
+	VPSRLVD          const0<>+0(SB), Y0, Y0
+	VPAND            const1<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y1
+	VCVTPH2PS        Y1, Z1
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z1, Z1
+	VPBROADCASTW     2(CX), Y2
 	VCVTPH2PS        Y2, Z2
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
-	VPBROADCASTW     2(CX), Y3
-	VCVTPH2PS        Y3, Z3
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z3, Z3
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z2, Z2
 
 	// The outputs of all codes.
-	VMOVUPS     const10<>+0(SB), Z4
-	VFMADD213PS Z3, Z2, Z4
-	VPSLLD      $0x0f, Z4, Z2
-	VPSRLD      $0x1f, Z2, Z2
-	VPADDD      const9<>+0(SB), Z4, Z4
-	VPADDD      Z2, Z4, Z4
-	VPSRLD      $0x10, Z4, Z4
+	VMOVUPS     const11<>+0(SB), Z3
+	VFMADD213PS Z2, Z1, Z3
+	VPSLLD      $0x0f, Z3, Z1
+	VPSRLD      $0x1f, Z1, Z1
+	VPADDD      const10<>+0(SB), Z3, Z3
+	VPADDD      Z1, Z3, Z3
+	VPSRLD      $0x10, Z3, Z3
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z4, Z0, Z0
+	VPERMW    Z3, Z0, Z0
 	VMOVNTPS  Z0, (AX)
 	ADDQ      $+20, CX
 	ADDQ      $+64, AX
@@ -1248,43 +1242,42 @@ TEXT ·avx2Q5_0ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      6(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
+	VBROADCASTI128 6(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   2(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
+	VPANDN       const14<>+0(SB), Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VPBROADCASTW (CX), X1
+	VCVTPH2PS    X1, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVUPS      Y3, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVUPS      Y3, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVUPS      Y3, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VMOVUPS      Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 96(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1292,23 +1285,23 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const11<>+0(SB)/8, $0x0000000000000000
-DATA const11<>+8(SB)/8, $0x0101010101010101
-DATA const11<>+16(SB)/8, $0x0202020202020202
-DATA const11<>+24(SB)/8, $0x0303030303030303
-GLOBL const11<>(SB), RODATA|NOPTR, $32
-
-DATA const12<>+0(SB)/8, $0x8040201008040201
-DATA const12<>+8(SB)/8, $0x8040201008040201
-DATA const12<>+16(SB)/8, $0x8040201008040201
-DATA const12<>+24(SB)/8, $0x8040201008040201
+DATA const12<>+0(SB)/8, $0x0000000000000000
+DATA const12<>+8(SB)/8, $0x0101010101010101
+DATA const12<>+16(SB)/8, $0x0202020202020202
+DATA const12<>+24(SB)/8, $0x0303030303030303
 GLOBL const12<>(SB), RODATA|NOPTR, $32
 
-DATA const13<>+0(SB)/8, $0xf0f0f0f0f0f0f0f0
-DATA const13<>+8(SB)/8, $0xf0f0f0f0f0f0f0f0
-DATA const13<>+16(SB)/8, $0xf0f0f0f0f0f0f0f0
-DATA const13<>+24(SB)/8, $0xf0f0f0f0f0f0f0f0
+DATA const13<>+0(SB)/8, $0x8040201008040201
+DATA const13<>+8(SB)/8, $0x8040201008040201
+DATA const13<>+16(SB)/8, $0x8040201008040201
+DATA const13<>+24(SB)/8, $0x8040201008040201
 GLOBL const13<>(SB), RODATA|NOPTR, $32
+
+DATA const14<>+0(SB)/8, $0xf0f0f0f0f0f0f0f0
+DATA const14<>+8(SB)/8, $0xf0f0f0f0f0f0f0f0
+DATA const14<>+16(SB)/8, $0xf0f0f0f0f0f0f0f0
+DATA const14<>+24(SB)/8, $0xf0f0f0f0f0f0f0f0
+GLOBL const14<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q5_0ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -1318,43 +1311,43 @@ TEXT ·avx2Q5_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      6(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 6(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   2(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
+	VPANDN       const14<>+0(SB), Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VPBROADCASTW (CX), X1
+	VCVTPH2PS    X1, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVNTPS     Y3, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVNTPS     Y3, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVNTPS     Y3, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVNTPS     Y2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVNTPS     Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVNTPS     Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VMOVNTPS     Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, 96(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1373,43 +1366,42 @@ TEXT ·avx2Q5_0ToF16(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      6(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
+	VBROADCASTI128 6(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   2(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
+	VPANDN       const14<>+0(SB), Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VPBROADCASTW (CX), X1
+	VCVTPH2PS    X1, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, 48(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 48(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -1425,46 +1417,46 @@ TEXT ·avx2Q5_0ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      6(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 6(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   2(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
+	VPANDN       const14<>+0(SB), Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VPBROADCASTW (CX), X1
+	VCVTPH2PS    X1, Y1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, X0
-	VMOVNTPS     X0, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, X0
-	VMOVNTPS     X0, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, X0
-	VMOVNTPS     X0, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X0
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
 	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+64, AX
@@ -1482,76 +1474,75 @@ TEXT ·avx2Q5_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      6(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTD 2(CX), Y4
-	VPSHUFB      const11<>+0(SB), Y4, Y4
-	VMOVDQU      const12<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
+	VBROADCASTI128 6(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTD   2(CX), Y3
+	VPSHUFB        const12<>+0(SB), Y3, Y3
+	VMOVDQU        const13<>+0(SB), Y4
+	VPAND          Y4, Y3, Y3
+	VPCMPEQB       Y4, Y3, Y3
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y4, Y4
-	VPOR         Y4, Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
+	VPANDN       const14<>+0(SB), Y3, Y3
+	VPOR         Y3, Y2, Y2
+	VPBROADCASTW (CX), X3
+	VCVTPH2PS    X3, Y3
+	VCMPPS       $0x03, Y3, Y3, Y4
+	VANDPS       const5<>+0(SB), Y3, Y5
+	VORPS        const6<>+0(SB), Y5, Y5
+	VBLENDVPS    Y4, Y5, Y3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXWD X3, Y6
-	VPSLLD    $0x18, Y6, Y5
-	VPSRAD    $0x18, Y5, Y5
-	VPSRAD    $0x08, Y6, Y6
+	VPMOVSXWD X2, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y3, Y4, Y4
 	VCVTDQ2PS Y5, Y5
-	VMULPS    Y4, Y5, Y5
-	VCVTDQ2PS Y6, Y6
-	VMULPS    Y4, Y6, Y6
+	VMULPS    Y3, Y5, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y5, Y8, Y8
-	VPAND    Y0, Y7, Y5
-	VPOR     Y1, Y5, Y5
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y8, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y7, Y7
-	VMOVUPS      Y7, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y5
-	VPSLLD       $0x18, Y5, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y5, Y5
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y4, Y3, Y3
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y5, Y6
-	VPBLENDW $0xaa, Y5, Y4, Y4
-	VPBLENDW $0x55, Y3, Y6, Y6
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y6, Y3, Y3
-	VPSRLW  $0x0f, Y3, Y3
-	VPADDW  Y3, Y4, Y4
-	VMOVUPS Y4, 32(AX)
+	VPAVGW  Y5, Y2, Y2
+	VPSRLW  $0x0f, Y2, Y2
+	VPADDW  Y2, Y3, Y3
+	VMOVUPS Y3, 32(AX)
 	ADDQ    $+22, CX
 	ADDQ    $+64, AX
 	DECQ    DX
@@ -1565,76 +1556,76 @@ TEXT ·avx2Q5_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      6(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTD 2(CX), Y4
-	VPSHUFB      const11<>+0(SB), Y4, Y4
-	VMOVDQU      const12<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 6(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTD   2(CX), Y3
+	VPSHUFB        const12<>+0(SB), Y3, Y3
+	VMOVDQU        const13<>+0(SB), Y4
+	VPAND          Y4, Y3, Y3
+	VPCMPEQB       Y4, Y3, Y3
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y4, Y4
-	VPOR         Y4, Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
+	VPANDN       const14<>+0(SB), Y3, Y3
+	VPOR         Y3, Y2, Y2
+	VPBROADCASTW (CX), X3
+	VCVTPH2PS    X3, Y3
+	VCMPPS       $0x03, Y3, Y3, Y4
+	VANDPS       const5<>+0(SB), Y3, Y5
+	VORPS        const6<>+0(SB), Y5, Y5
+	VBLENDVPS    Y4, Y5, Y3, Y3
 
 	// Outputs 0 to 31.
-	VPMOVSXWD X3, Y6
-	VPSLLD    $0x18, Y6, Y5
-	VPSRAD    $0x18, Y5, Y5
-	VPSRAD    $0x08, Y6, Y6
+	VPMOVSXWD X2, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y3, Y4, Y4
 	VCVTDQ2PS Y5, Y5
-	VMULPS    Y4, Y5, Y5
-	VCVTDQ2PS Y6, Y6
-	VMULPS    Y4, Y6, Y6
+	VMULPS    Y3, Y5, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y5, Y8, Y8
-	VPAND    Y0, Y7, Y5
-	VPOR     Y1, Y5, Y5
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y8, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y7, Y7
-	VMOVNTPS     Y7, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y5
-	VPSLLD       $0x18, Y5, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y5, Y5
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y4, Y3, Y3
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y5, Y6
-	VPBLENDW $0xaa, Y5, Y4, Y4
-	VPBLENDW $0x55, Y3, Y6, Y6
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y6, Y3, Y3
-	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y4, Y4
-	VMOVNTPS Y4, 32(AX)
+	VPAVGW   Y5, Y2, Y2
+	VPSRLW   $0x0f, Y2, Y2
+	VPADDW   Y2, Y3, Y3
+	VMOVNTPS Y3, 32(AX)
 	ADDQ     $+22, CX
 	ADDQ     $+64, AX
 	DECQ     DX
@@ -1653,32 +1644,31 @@ TEXT ·avx512Q5_0ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      6(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
+	VBROADCASTI128 6(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   2(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
+	VPANDN       const14<>+0(SB), Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VPBROADCASTW (CX), Y1
+	VCVTPH2PS    Y1, Z1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VMOVUPS      Z3, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VMOVUPS      Z1, 64(AX)
+	VPMOVSXBD    X0, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VMOVUPS      Z2, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVUPS      Z0, 64(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1694,32 +1684,32 @@ TEXT ·avx512Q5_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      6(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 6(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   2(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
+	VPANDN       const14<>+0(SB), Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VPBROADCASTW (CX), Y1
+	VCVTPH2PS    Y1, Z1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VMOVNTPS     Z3, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VMOVNTPS     Z1, 64(AX)
+	VPMOVSXBD    X0, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VMOVNTPS     Z2, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVNTPS     Z0, 64(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1740,32 +1730,31 @@ TEXT ·avx512Q5_0ToF16(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      6(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
+	VBROADCASTI128 6(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   2(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
+	VPANDN       const14<>+0(SB), Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VPBROADCASTW (CX), Y1
+	VCVTPH2PS    Y1, Z1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VCVTPS2PH    $0x00, Z3, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, 32(AX)
+	VPMOVSXBD    X0, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VCVTPS2PH    $0x00, Z2, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, 32(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -1783,34 +1772,34 @@ TEXT ·avx512Q5_0ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      6(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 2(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 6(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   2(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN       const13<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
+	VPANDN       const14<>+0(SB), Y1, Y1
+	VPOR         Y1, Y0, Y0
+	VPBROADCASTW (CX), Y1
+	VCVTPH2PS    Y1, Z1
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VCVTPS2PH    $0x00, Z3, Y3
-	VMOVNTPS     Y3, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VPMOVSXBD    X0, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VCVTPS2PH    $0x00, Z2, Y2
+	VMOVNTPS     Y2, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VCVTPS2PH    $0x00, Z0, Y0
+	VMOVNTPS     Y0, 32(AX)
 	ADDQ         $+22, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -1829,52 +1818,51 @@ TEXT ·avx512Q5_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const4<>+0(SB), Z2
-	VPBROADCASTD const7<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const8<>+0(SB), Z3
 
 loop:
-	VMOVDQU      6(CX), X4
-	VPSRLW       $0x04, X4, X5
-	VINSERTI128  $0x01, X5, Y4, Y5
-	VPAND        const0<>+0(SB), Y5, Y5
-	VPBROADCASTD 2(CX), Y6
-	VPSHUFB      const11<>+0(SB), Y6, Y6
-	VMOVDQU      const12<>+0(SB), Y7
-	VPAND        Y7, Y6, Y6
-	VPCMPEQB     Y7, Y6, Y6
+	VBROADCASTI128 6(CX), Y4
+	VPSRLVD        const0<>+0(SB), Y4, Y4
+	VPAND          const1<>+0(SB), Y4, Y4
+	VPBROADCASTD   2(CX), Y5
+	VPSHUFB        const12<>+0(SB), Y5, Y5
+	VMOVDQU        const13<>+0(SB), Y6
+	VPAND          Y6, Y5, Y5
+	VPCMPEQB       Y6, Y5, Y5
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN           const13<>+0(SB), Y6, Y6
-	VPOR             Y6, Y5, Y5
-	VPBROADCASTW     (CX), Y6
-	VCVTPH2PS        Y6, Z6
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z6, Z6
+	VPANDN           const14<>+0(SB), Y5, Y5
+	VPOR             Y5, Y4, Y4
+	VPBROADCASTW     (CX), Y5
+	VCVTPH2PS        Y5, Z5
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z5, Z5
 
 	// Outputs 0 to 31.
-	VPMOVSXWD Y5, Z7
-	VPSLLD    $0x18, Z7, Z5
-	VPSRAD    $0x18, Z5, Z5
-	VPSRAD    $0x08, Z7, Z7
-	VCVTDQ2PS Z5, Z5
-	VMULPS    Z6, Z5, Z5
-	VCVTDQ2PS Z7, Z7
-	VMULPS    Z6, Z7, Z7
+	VPMOVSXWD Y4, Z6
+	VPSLLD    $0x18, Z6, Z4
+	VPSRAD    $0x18, Z4, Z4
+	VPSRAD    $0x08, Z6, Z6
+	VCVTDQ2PS Z4, Z4
+	VMULPS    Z5, Z4, Z4
+	VCVTDQ2PS Z6, Z6
+	VMULPS    Z5, Z6, Z6
 
 	// Upper and lower halves of the floats.
-	VPSRLD     $0x10, Z5, Z6
-	VPSLLD     $0x10, Z7, Z8
-	VPTERNLOGD $0xf8, Z2, Z7, Z6
-	VPTERNLOGD $0xf8, Z3, Z5, Z8
-	VMOVDQA64  Z1, Z5
-	VPTERNLOGD $0xf8, Z0, Z6, Z5
+	VPSRLD     $0x10, Z4, Z5
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z5
+	VPTERNLOGD $0xf8, Z3, Z4, Z7
+	VMOVDQA64  Z1, Z4
+	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Z8, Z5, Z5
-	VPSRLW  $0x0f, Z5, Z5
-	VPADDW  Z5, Z6, Z6
-	VMOVUPS Z6, (AX)
+	VPAVGW  Z7, Z4, Z4
+	VPSRLW  $0x0f, Z4, Z4
+	VPADDW  Z4, Z5, Z5
+	VMOVUPS Z5, (AX)
 	ADDQ    $+22, CX
 	ADDQ    $+64, AX
 	DECQ    DX
@@ -1890,52 +1878,52 @@ TEXT ·avx512Q5_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const4<>+0(SB), Z2
-	VPBROADCASTD const7<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const8<>+0(SB), Z3
 
 loop:
-	VMOVDQU      6(CX), X4
-	VPSRLW       $0x04, X4, X5
-	VINSERTI128  $0x01, X5, Y4, Y5
-	VPAND        const0<>+0(SB), Y5, Y5
-	VPBROADCASTD 2(CX), Y6
-	VPSHUFB      const11<>+0(SB), Y6, Y6
-	VMOVDQU      const12<>+0(SB), Y7
-	VPAND        Y7, Y6, Y6
-	VPCMPEQB     Y7, Y6, Y6
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 6(CX), Y4
+	VPSRLVD        const0<>+0(SB), Y4, Y4
+	VPAND          const1<>+0(SB), Y4, Y4
+	VPBROADCASTD   2(CX), Y5
+	VPSHUFB        const12<>+0(SB), Y5, Y5
+	VMOVDQU        const13<>+0(SB), Y6
+	VPAND          Y6, Y5, Y5
+	VPCMPEQB       Y6, Y5, Y5
 
 	// Without its fifth bit a code is 16 less than its nibble.
-	VPANDN           const13<>+0(SB), Y6, Y6
-	VPOR             Y6, Y5, Y5
-	VPBROADCASTW     (CX), Y6
-	VCVTPH2PS        Y6, Z6
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z6, Z6
+	VPANDN           const14<>+0(SB), Y5, Y5
+	VPOR             Y5, Y4, Y4
+	VPBROADCASTW     (CX), Y5
+	VCVTPH2PS        Y5, Z5
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z5, Z5
 
 	// Outputs 0 to 31.
-	VPMOVSXWD Y5, Z7
-	VPSLLD    $0x18, Z7, Z5
-	VPSRAD    $0x18, Z5, Z5
-	VPSRAD    $0x08, Z7, Z7
-	VCVTDQ2PS Z5, Z5
-	VMULPS    Z6, Z5, Z5
-	VCVTDQ2PS Z7, Z7
-	VMULPS    Z6, Z7, Z7
+	VPMOVSXWD Y4, Z6
+	VPSLLD    $0x18, Z6, Z4
+	VPSRAD    $0x18, Z4, Z4
+	VPSRAD    $0x08, Z6, Z6
+	VCVTDQ2PS Z4, Z4
+	VMULPS    Z5, Z4, Z4
+	VCVTDQ2PS Z6, Z6
+	VMULPS    Z5, Z6, Z6
 
 	// Upper and lower halves of the floats.
-	VPSRLD     $0x10, Z5, Z6
-	VPSLLD     $0x10, Z7, Z8
-	VPTERNLOGD $0xf8, Z2, Z7, Z6
-	VPTERNLOGD $0xf8, Z3, Z5, Z8
-	VMOVDQA64  Z1, Z5
-	VPTERNLOGD $0xf8, Z0, Z6, Z5
+	VPSRLD     $0x10, Z4, Z5
+	VPSLLD     $0x10, Z6, Z7
+	VPTERNLOGD $0xf8, Z2, Z6, Z5
+	VPTERNLOGD $0xf8, Z3, Z4, Z7
+	VMOVDQA64  Z1, Z4
+	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Z8, Z5, Z5
-	VPSRLW   $0x0f, Z5, Z5
-	VPADDW   Z5, Z6, Z6
-	VMOVNTPS Z6, (AX)
+	VPAVGW   Z7, Z4, Z4
+	VPSRLW   $0x0f, Z4, Z4
+	VPADDW   Z4, Z5, Z5
+	VMOVNTPS Z5, (AX)
 	ADDQ     $+22, CX
 	ADDQ     $+64, AX
 	DECQ     DX
@@ -1954,43 +1942,42 @@ TEXT ·avx2Q5_1ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      8(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const14<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPBROADCASTW 2(CX), X0
-	VCVTPH2PS    X0, Y3
+	VBROADCASTI128 8(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   4(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
+	VPAND          const15<>+0(SB), Y1, Y1
+	VPOR           Y1, Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPBROADCASTW   2(CX), X2
+	VCVTPH2PS      X2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVUPS      Y4, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVUPS      Y4, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVUPS      Y4, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVUPS      Y3, (AX)
+	VPSHUFD      $0x0e, X0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVUPS      Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVUPS      Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VFMADD213PS  Y3, Y2, Y1
-	VMOVUPS      Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VFMADD213PS  Y2, Y1, Y0
+	VMOVUPS      Y0, 96(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -1998,11 +1985,11 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const14<>+0(SB)/8, $0x1010101010101010
-DATA const14<>+8(SB)/8, $0x1010101010101010
-DATA const14<>+16(SB)/8, $0x1010101010101010
-DATA const14<>+24(SB)/8, $0x1010101010101010
-GLOBL const14<>(SB), RODATA|NOPTR, $32
+DATA const15<>+0(SB)/8, $0x1010101010101010
+DATA const15<>+8(SB)/8, $0x1010101010101010
+DATA const15<>+16(SB)/8, $0x1010101010101010
+DATA const15<>+24(SB)/8, $0x1010101010101010
+GLOBL const15<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q5_1ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
@@ -2012,43 +1999,43 @@ TEXT ·avx2Q5_1ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      8(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const14<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPBROADCASTW 2(CX), X0
-	VCVTPH2PS    X0, Y3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 8(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   4(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
+	VPAND          const15<>+0(SB), Y1, Y1
+	VPOR           Y1, Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPBROADCASTW   2(CX), X2
+	VCVTPH2PS      X2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVNTPS     Y4, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVNTPS     Y4, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VMOVNTPS     Y4, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVNTPS     Y3, (AX)
+	VPSHUFD      $0x0e, X0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVNTPS     Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VMOVNTPS     Y3, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VFMADD213PS  Y3, Y2, Y1
-	VMOVNTPS     Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VFMADD213PS  Y2, Y1, Y0
+	VMOVNTPS     Y0, 96(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -2067,43 +2054,42 @@ TEXT ·avx2Q5_1ToF16(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      8(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const14<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPBROADCASTW 2(CX), X0
-	VCVTPH2PS    X0, Y3
+	VBROADCASTI128 8(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   4(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
+	VPAND          const15<>+0(SB), Y1, Y1
+	VPOR           Y1, Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPBROADCASTW   2(CX), X2
+	VCVTPH2PS      X2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, (AX)
+	VPSHUFD      $0x0e, X0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VFMADD213PS  Y3, Y2, Y1
-	VCVTPS2PH    $0x00, Y1, 48(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VFMADD213PS  Y2, Y1, Y0
+	VCVTPS2PH    $0x00, Y0, 48(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -2119,46 +2105,46 @@ TEXT ·avx2Q5_1ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      8(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const14<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VPBROADCASTW 2(CX), X0
-	VCVTPH2PS    X0, Y3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 8(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   4(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
+	VPAND          const15<>+0(SB), Y1, Y1
+	VPOR           Y1, Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VPBROADCASTW   2(CX), X2
+	VCVTPH2PS      X2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, X0
-	VMOVNTPS     X0, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, X0
-	VMOVNTPS     X0, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y4
-	VCVTDQ2PS    Y4, Y4
-	VFMADD213PS  Y3, Y2, Y4
-	VCVTPS2PH    $0x00, Y4, X0
-	VMOVNTPS     X0, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, (AX)
+	VPSHUFD      $0x0e, X0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X3
+	VPMOVSXBD    X3, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD213PS  Y2, Y1, Y3
+	VCVTPS2PH    $0x00, Y3, X3
+	VMOVNTPS     X3, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VFMADD213PS  Y3, Y2, Y1
-	VCVTPS2PH    $0x00, Y1, X0
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VFMADD213PS  Y2, Y1, Y0
+	VCVTPS2PH    $0x00, Y0, X0
 	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+64, AX
@@ -2176,80 +2162,79 @@ TEXT ·avx2Q5_1ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      8(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTD 4(CX), Y4
-	VPSHUFB      const11<>+0(SB), Y4, Y4
-	VMOVDQU      const12<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
-	VPAND        const14<>+0(SB), Y4, Y4
-	VPOR         Y4, Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
-	VPBROADCASTW 2(CX), X2
-	VCVTPH2PS    X2, Y5
-	VCMPPS       $0x03, Y5, Y5, Y6
-	VANDPS       const4<>+0(SB), Y5, Y7
-	VORPS        const5<>+0(SB), Y7, Y7
-	VBLENDVPS    Y6, Y7, Y5, Y5
+	VBROADCASTI128 8(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTD   4(CX), Y3
+	VPSHUFB        const12<>+0(SB), Y3, Y3
+	VMOVDQU        const13<>+0(SB), Y4
+	VPAND          Y4, Y3, Y3
+	VPCMPEQB       Y4, Y3, Y3
+	VPAND          const15<>+0(SB), Y3, Y3
+	VPOR           Y3, Y2, Y2
+	VPBROADCASTW   (CX), X3
+	VCVTPH2PS      X3, Y3
+	VCMPPS         $0x03, Y3, Y3, Y4
+	VANDPS         const5<>+0(SB), Y3, Y5
+	VORPS          const6<>+0(SB), Y5, Y5
+	VBLENDVPS      Y4, Y5, Y3, Y3
+	VPBROADCASTW   2(CX), X4
+	VCVTPH2PS      X4, Y4
+	VCMPPS         $0x03, Y4, Y4, Y5
+	VANDPS         const5<>+0(SB), Y4, Y6
+	VORPS          const6<>+0(SB), Y6, Y6
+	VBLENDVPS      Y5, Y6, Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXWD   X3, Y7
-	VPSLLD      $0x18, Y7, Y6
-	VPSRAD      $0x18, Y6, Y6
-	VPSRAD      $0x08, Y7, Y7
+	VPMOVSXWD   X2, Y6
+	VPSLLD      $0x18, Y6, Y5
+	VPSRAD      $0x18, Y5, Y5
+	VPSRAD      $0x08, Y6, Y6
+	VCVTDQ2PS   Y5, Y5
+	VFMADD213PS Y4, Y3, Y5
 	VCVTDQ2PS   Y6, Y6
-	VFMADD213PS Y5, Y4, Y6
-	VCVTDQ2PS   Y7, Y7
-	VFMADD213PS Y5, Y4, Y7
+	VFMADD213PS Y4, Y3, Y6
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVUPS      Y8, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y6
-	VPSLLD       $0x18, Y6, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y3, Y3
-	VFMADD213PS  Y5, Y4, Y3
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y2, Y2
+	VFMADD213PS  Y4, Y3, Y2
+	VCVTDQ2PS    Y5, Y5
+	VFMADD213PS  Y4, Y3, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y6, Y5
-	VPBLENDW $0xaa, Y6, Y4, Y4
-	VPBLENDW $0x55, Y3, Y5, Y5
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y5, Y4
+	VPBLENDW $0xaa, Y5, Y3, Y3
+	VPBLENDW $0x55, Y2, Y4, Y4
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y5, Y3, Y3
-	VPSRLW  $0x0f, Y3, Y3
-	VPADDW  Y3, Y4, Y4
-	VMOVUPS Y4, 32(AX)
+	VPAVGW  Y4, Y2, Y2
+	VPSRLW  $0x0f, Y2, Y2
+	VPADDW  Y2, Y3, Y3
+	VMOVUPS Y3, 32(AX)
 	ADDQ    $+24, CX
 	ADDQ    $+64, AX
 	DECQ    DX
@@ -2263,80 +2248,80 @@ TEXT ·avx2Q5_1ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      8(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTD 4(CX), Y4
-	VPSHUFB      const11<>+0(SB), Y4, Y4
-	VMOVDQU      const12<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VPCMPEQB     Y5, Y4, Y4
-	VPAND        const14<>+0(SB), Y4, Y4
-	VPOR         Y4, Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
-	VPBROADCASTW 2(CX), X2
-	VCVTPH2PS    X2, Y5
-	VCMPPS       $0x03, Y5, Y5, Y6
-	VANDPS       const4<>+0(SB), Y5, Y7
-	VORPS        const5<>+0(SB), Y7, Y7
-	VBLENDVPS    Y6, Y7, Y5, Y5
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 8(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTD   4(CX), Y3
+	VPSHUFB        const12<>+0(SB), Y3, Y3
+	VMOVDQU        const13<>+0(SB), Y4
+	VPAND          Y4, Y3, Y3
+	VPCMPEQB       Y4, Y3, Y3
+	VPAND          const15<>+0(SB), Y3, Y3
+	VPOR           Y3, Y2, Y2
+	VPBROADCASTW   (CX), X3
+	VCVTPH2PS      X3, Y3
+	VCMPPS         $0x03, Y3, Y3, Y4
+	VANDPS         const5<>+0(SB), Y3, Y5
+	VORPS          const6<>+0(SB), Y5, Y5
+	VBLENDVPS      Y4, Y5, Y3, Y3
+	VPBROADCASTW   2(CX), X4
+	VCVTPH2PS      X4, Y4
+	VCMPPS         $0x03, Y4, Y4, Y5
+	VANDPS         const5<>+0(SB), Y4, Y6
+	VORPS          const6<>+0(SB), Y6, Y6
+	VBLENDVPS      Y5, Y6, Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXWD   X3, Y7
-	VPSLLD      $0x18, Y7, Y6
-	VPSRAD      $0x18, Y6, Y6
-	VPSRAD      $0x08, Y7, Y7
+	VPMOVSXWD   X2, Y6
+	VPSLLD      $0x18, Y6, Y5
+	VPSRAD      $0x18, Y5, Y5
+	VPSRAD      $0x08, Y6, Y6
+	VCVTDQ2PS   Y5, Y5
+	VFMADD213PS Y4, Y3, Y5
 	VCVTDQ2PS   Y6, Y6
-	VFMADD213PS Y5, Y4, Y6
-	VCVTDQ2PS   Y7, Y7
-	VFMADD213PS Y5, Y4, Y7
+	VFMADD213PS Y4, Y3, Y6
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
+	VPSRLD   $0x10, Y5, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVNTPS     Y8, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y6
-	VPSLLD       $0x18, Y6, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y3, Y3
-	VFMADD213PS  Y5, Y4, Y3
-	VCVTDQ2PS    Y6, Y6
-	VFMADD213PS  Y5, Y4, Y6
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y5
+	VPSLLD       $0x18, Y5, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y2, Y2
+	VFMADD213PS  Y4, Y3, Y2
+	VCVTDQ2PS    Y5, Y5
+	VFMADD213PS  Y4, Y3, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y6, Y5
-	VPBLENDW $0xaa, Y6, Y4, Y4
-	VPBLENDW $0x55, Y3, Y5, Y5
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y5, Y4
+	VPBLENDW $0xaa, Y5, Y3, Y3
+	VPBLENDW $0x55, Y2, Y4, Y4
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y5, Y3, Y3
-	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y4, Y4
-	VMOVNTPS Y4, 32(AX)
+	VPAVGW   Y4, Y2, Y2
+	VPSRLW   $0x0f, Y2, Y2
+	VPADDW   Y2, Y3, Y3
+	VMOVNTPS Y3, 32(AX)
 	ADDQ     $+24, CX
 	ADDQ     $+64, AX
 	DECQ     DX
@@ -2355,32 +2340,31 @@ TEXT ·avx512Q5_1ToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      8(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const14<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPBROADCASTW 2(CX), Y3
-	VCVTPH2PS    Y3, Z3
+	VBROADCASTI128 8(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   4(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
+	VPAND          const15<>+0(SB), Y1, Y1
+	VPOR           Y1, Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPBROADCASTW   2(CX), Y2
+	VCVTPH2PS      Y2, Z2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z3, Z2, Z4
-	VMOVUPS      Z4, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VFMADD213PS  Z3, Z2, Z1
-	VMOVUPS      Z1, 64(AX)
+	VPMOVSXBD    X0, Z3
+	VCVTDQ2PS    Z3, Z3
+	VFMADD213PS  Z2, Z1, Z3
+	VMOVUPS      Z3, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VFMADD213PS  Z2, Z1, Z0
+	VMOVUPS      Z0, 64(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -2396,32 +2380,32 @@ TEXT ·avx512Q5_1ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      8(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const14<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPBROADCASTW 2(CX), Y3
-	VCVTPH2PS    Y3, Z3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 8(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   4(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
+	VPAND          const15<>+0(SB), Y1, Y1
+	VPOR           Y1, Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPBROADCASTW   2(CX), Y2
+	VCVTPH2PS      Y2, Z2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z3, Z2, Z4
-	VMOVNTPS     Z4, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VFMADD213PS  Z3, Z2, Z1
-	VMOVNTPS     Z1, 64(AX)
+	VPMOVSXBD    X0, Z3
+	VCVTDQ2PS    Z3, Z3
+	VFMADD213PS  Z2, Z1, Z3
+	VMOVNTPS     Z3, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VFMADD213PS  Z2, Z1, Z0
+	VMOVNTPS     Z0, 64(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -2442,32 +2426,31 @@ TEXT ·avx512Q5_1ToF16(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      8(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const14<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPBROADCASTW 2(CX), Y3
-	VCVTPH2PS    Y3, Z3
+	VBROADCASTI128 8(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   4(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
+	VPAND          const15<>+0(SB), Y1, Y1
+	VPOR           Y1, Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPBROADCASTW   2(CX), Y2
+	VCVTPH2PS      Y2, Z2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z3, Z2, Z4
-	VCVTPS2PH    $0x00, Z4, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VFMADD213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, 32(AX)
+	VPMOVSXBD    X0, Z3
+	VCVTDQ2PS    Z3, Z3
+	VFMADD213PS  Z2, Z1, Z3
+	VCVTPS2PH    $0x00, Z3, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VFMADD213PS  Z2, Z1, Z0
+	VCVTPS2PH    $0x00, Z0, 32(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -2485,34 +2468,34 @@ TEXT ·avx512Q5_1ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      8(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTD 4(CX), Y2
-	VPSHUFB      const11<>+0(SB), Y2, Y2
-	VMOVDQU      const12<>+0(SB), Y3
-	VPAND        Y3, Y2, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPAND        const14<>+0(SB), Y2, Y2
-	VPOR         Y2, Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VPBROADCASTW 2(CX), Y3
-	VCVTPH2PS    Y3, Z3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 8(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTD   4(CX), Y1
+	VPSHUFB        const12<>+0(SB), Y1, Y1
+	VMOVDQU        const13<>+0(SB), Y2
+	VPAND          Y2, Y1, Y1
+	VPCMPEQB       Y2, Y1, Y1
+	VPAND          const15<>+0(SB), Y1, Y1
+	VPOR           Y1, Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VPBROADCASTW   2(CX), Y2
+	VCVTPH2PS      Y2, Z2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z4
-	VCVTDQ2PS    Z4, Z4
-	VFMADD213PS  Z3, Z2, Z4
-	VCVTPS2PH    $0x00, Z4, Y4
-	VMOVNTPS     Y4, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VFMADD213PS  Z3, Z2, Z1
-	VCVTPS2PH    $0x00, Z1, Y1
-	VMOVNTPS     Y1, 32(AX)
+	VPMOVSXBD    X0, Z3
+	VCVTDQ2PS    Z3, Z3
+	VFMADD213PS  Z2, Z1, Z3
+	VCVTPS2PH    $0x00, Z3, Y3
+	VMOVNTPS     Y3, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VFMADD213PS  Z2, Z1, Z0
+	VCVTPS2PH    $0x00, Z0, Y0
+	VMOVNTPS     Y0, 32(AX)
 	ADDQ         $+24, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -2531,53 +2514,52 @@ TEXT ·avx512Q5_1ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const4<>+0(SB), Z2
-	VPBROADCASTD const7<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const8<>+0(SB), Z3
 
 loop:
-	VMOVDQU          8(CX), X4
-	VPSRLW           $0x04, X4, X5
-	VINSERTI128      $0x01, X5, Y4, Y5
-	VPAND            const0<>+0(SB), Y5, Y5
-	VPBROADCASTD     4(CX), Y6
-	VPSHUFB          const11<>+0(SB), Y6, Y6
-	VMOVDQU          const12<>+0(SB), Y7
-	VPAND            Y7, Y6, Y6
-	VPCMPEQB         Y7, Y6, Y6
-	VPAND            const14<>+0(SB), Y6, Y6
-	VPOR             Y6, Y5, Y5
-	VPBROADCASTW     (CX), Y6
+	VBROADCASTI128   8(CX), Y4
+	VPSRLVD          const0<>+0(SB), Y4, Y4
+	VPAND            const1<>+0(SB), Y4, Y4
+	VPBROADCASTD     4(CX), Y5
+	VPSHUFB          const12<>+0(SB), Y5, Y5
+	VMOVDQU          const13<>+0(SB), Y6
+	VPAND            Y6, Y5, Y5
+	VPCMPEQB         Y6, Y5, Y5
+	VPAND            const15<>+0(SB), Y5, Y5
+	VPOR             Y5, Y4, Y4
+	VPBROADCASTW     (CX), Y5
+	VCVTPH2PS        Y5, Z5
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z5, Z5
+	VPBROADCASTW     2(CX), Y6
 	VCVTPH2PS        Y6, Z6
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z6, Z6
-	VPBROADCASTW     2(CX), Y7
-	VCVTPH2PS        Y7, Z7
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z7, Z7
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z6, Z6
 
 	// Outputs 0 to 31.
-	VPMOVSXWD   Y5, Z8
-	VPSLLD      $0x18, Z8, Z5
-	VPSRAD      $0x18, Z5, Z5
-	VPSRAD      $0x08, Z8, Z8
-	VCVTDQ2PS   Z5, Z5
-	VFMADD213PS Z7, Z6, Z5
-	VCVTDQ2PS   Z8, Z8
-	VFMADD213PS Z7, Z6, Z8
+	VPMOVSXWD   Y4, Z7
+	VPSLLD      $0x18, Z7, Z4
+	VPSRAD      $0x18, Z4, Z4
+	VPSRAD      $0x08, Z7, Z7
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z6, Z5, Z4
+	VCVTDQ2PS   Z7, Z7
+	VFMADD213PS Z6, Z5, Z7
 
 	// Upper and lower halves of the floats.
-	VPSRLD     $0x10, Z5, Z6
-	VPSLLD     $0x10, Z8, Z7
-	VPTERNLOGD $0xf8, Z2, Z8, Z6
-	VPTERNLOGD $0xf8, Z3, Z5, Z7
-	VMOVDQA64  Z1, Z5
-	VPTERNLOGD $0xf8, Z0, Z6, Z5
+	VPSRLD     $0x10, Z4, Z5
+	VPSLLD     $0x10, Z7, Z6
+	VPTERNLOGD $0xf8, Z2, Z7, Z5
+	VPTERNLOGD $0xf8, Z3, Z4, Z6
+	VMOVDQA64  Z1, Z4
+	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Z7, Z5, Z5
-	VPSRLW  $0x0f, Z5, Z5
-	VPADDW  Z5, Z6, Z6
-	VMOVUPS Z6, (AX)
+	VPAVGW  Z6, Z4, Z4
+	VPSRLW  $0x0f, Z4, Z4
+	VPADDW  Z4, Z5, Z5
+	VMOVUPS Z5, (AX)
 	ADDQ    $+24, CX
 	ADDQ    $+64, AX
 	DECQ    DX
@@ -2593,53 +2575,53 @@ TEXT ·avx512Q5_1ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const4<>+0(SB), Z2
-	VPBROADCASTD const7<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const8<>+0(SB), Z3
 
 loop:
-	VMOVDQU          8(CX), X4
-	VPSRLW           $0x04, X4, X5
-	VINSERTI128      $0x01, X5, Y4, Y5
-	VPAND            const0<>+0(SB), Y5, Y5
-	VPBROADCASTD     4(CX), Y6
-	VPSHUFB          const11<>+0(SB), Y6, Y6
-	VMOVDQU          const12<>+0(SB), Y7
-	VPAND            Y7, Y6, Y6
-	VPCMPEQB         Y7, Y6, Y6
-	VPAND            const14<>+0(SB), Y6, Y6
-	VPOR             Y6, Y5, Y5
-	VPBROADCASTW     (CX), Y6
+	PREFETCHT0       4096(CX)
+	VBROADCASTI128   8(CX), Y4
+	VPSRLVD          const0<>+0(SB), Y4, Y4
+	VPAND            const1<>+0(SB), Y4, Y4
+	VPBROADCASTD     4(CX), Y5
+	VPSHUFB          const12<>+0(SB), Y5, Y5
+	VMOVDQU          const13<>+0(SB), Y6
+	VPAND            Y6, Y5, Y5
+	VPCMPEQB         Y6, Y5, Y5
+	VPAND            const15<>+0(SB), Y5, Y5
+	VPOR             Y5, Y4, Y4
+	VPBROADCASTW     (CX), Y5
+	VCVTPH2PS        Y5, Z5
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z5, Z5
+	VPBROADCASTW     2(CX), Y6
 	VCVTPH2PS        Y6, Z6
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z6, Z6
-	VPBROADCASTW     2(CX), Y7
-	VCVTPH2PS        Y7, Z7
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z7, Z7
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z6, Z6
 
 	// Outputs 0 to 31.
-	VPMOVSXWD   Y5, Z8
-	VPSLLD      $0x18, Z8, Z5
-	VPSRAD      $0x18, Z5, Z5
-	VPSRAD      $0x08, Z8, Z8
-	VCVTDQ2PS   Z5, Z5
-	VFMADD213PS Z7, Z6, Z5
-	VCVTDQ2PS   Z8, Z8
-	VFMADD213PS Z7, Z6, Z8
+	VPMOVSXWD   Y4, Z7
+	VPSLLD      $0x18, Z7, Z4
+	VPSRAD      $0x18, Z4, Z4
+	VPSRAD      $0x08, Z7, Z7
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z6, Z5, Z4
+	VCVTDQ2PS   Z7, Z7
+	VFMADD213PS Z6, Z5, Z7
 
 	// Upper and lower halves of the floats.
-	VPSRLD     $0x10, Z5, Z6
-	VPSLLD     $0x10, Z8, Z7
-	VPTERNLOGD $0xf8, Z2, Z8, Z6
-	VPTERNLOGD $0xf8, Z3, Z5, Z7
-	VMOVDQA64  Z1, Z5
-	VPTERNLOGD $0xf8, Z0, Z6, Z5
+	VPSRLD     $0x10, Z4, Z5
+	VPSLLD     $0x10, Z7, Z6
+	VPTERNLOGD $0xf8, Z2, Z7, Z5
+	VPTERNLOGD $0xf8, Z3, Z4, Z6
+	VMOVDQA64  Z1, Z4
+	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Z7, Z5, Z5
-	VPSRLW   $0x0f, Z5, Z5
-	VPADDW   Z5, Z6, Z6
-	VMOVNTPS Z6, (AX)
+	VPAVGW   Z6, Z4, Z4
+	VPSRLW   $0x0f, Z4, Z4
+	VPADDW   Z4, Z5, Z5
+	VMOVNTPS Z5, (AX)
 	ADDQ     $+24, CX
 	ADDQ     $+64, AX
 	DECQ     DX
@@ -2693,6 +2675,7 @@ TEXT ·avx2Q8_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
@@ -2766,6 +2749,7 @@ TEXT ·avx2Q8_0ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
@@ -2806,15 +2790,15 @@ TEXT ·avx2Q8_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
-	VANDPS       const4<>+0(SB), Y2, Y4
-	VORPS        const5<>+0(SB), Y4, Y4
+	VANDPS       const5<>+0(SB), Y2, Y4
+	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// Outputs 0 to 31.
@@ -2875,15 +2859,16 @@ TEXT ·avx2Q8_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
-	VANDPS       const4<>+0(SB), Y2, Y4
-	VORPS        const5<>+0(SB), Y4, Y4
+	VANDPS       const5<>+0(SB), Y2, Y4
+	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// Outputs 0 to 31.
@@ -2976,6 +2961,7 @@ TEXT ·avx512Q8_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
@@ -3037,6 +3023,7 @@ TEXT ·avx512Q8_0ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
@@ -3069,15 +3056,15 @@ TEXT ·avx512Q8_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const4<>+0(SB), Z2
-	VPBROADCASTD const7<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const8<>+0(SB), Z3
 
 loop:
 	VPBROADCASTW     (CX), Y4
 	VCVTPH2PS        Y4, Z4
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z4, Z4
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z4, Z4
 
 	// Outputs 0 to 31.
 	VPMOVSXWD 2(CX), Z6
@@ -3117,15 +3104,16 @@ TEXT ·avx512Q8_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const4<>+0(SB), Z2
-	VPBROADCASTD const7<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const8<>+0(SB), Z3
 
 loop:
+	PREFETCHT0       4096(CX)
 	VPBROADCASTW     (CX), Y4
 	VCVTPH2PS        Y4, Z4
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z4, Z4
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z4, Z4
 
 	// Outputs 0 to 31.
 	VPMOVSXWD 2(CX), Z6
@@ -3203,6 +3191,7 @@ TEXT ·avx2Q8_1ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
@@ -3276,6 +3265,7 @@ TEXT ·avx2Q8_1ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
@@ -3316,15 +3306,15 @@ TEXT ·avx2Q8_1ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
-	VANDPS       const4<>+0(SB), Y2, Y4
-	VORPS        const5<>+0(SB), Y4, Y4
+	VANDPS       const5<>+0(SB), Y2, Y4
+	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// Outputs 0 to 31.
@@ -3385,15 +3375,16 @@ TEXT ·avx2Q8_1ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
-	VANDPS       const4<>+0(SB), Y2, Y4
-	VORPS        const5<>+0(SB), Y4, Y4
+	VANDPS       const5<>+0(SB), Y2, Y4
+	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// Outputs 0 to 31.
@@ -3486,6 +3477,7 @@ TEXT ·avx512Q8_1ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
@@ -3547,6 +3539,7 @@ TEXT ·avx512Q8_1ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
@@ -3579,15 +3572,15 @@ TEXT ·avx512Q8_1ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const4<>+0(SB), Z2
-	VPBROADCASTD const7<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const8<>+0(SB), Z3
 
 loop:
 	VPBROADCASTW     (CX), Y4
 	VCVTPH2PS        Y4, Z4
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z4, Z4
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z4, Z4
 
 	// Outputs 0 to 31.
 	VPMOVSXWD 4(CX), Z6
@@ -3627,15 +3620,16 @@ TEXT ·avx512Q8_1ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
-	VPBROADCASTD const3<>+0(SB), Z1
-	VPBROADCASTD const4<>+0(SB), Z2
-	VPBROADCASTD const7<>+0(SB), Z3
+	VPBROADCASTD const3<>+0(SB), Z0
+	VPBROADCASTD const4<>+0(SB), Z1
+	VPBROADCASTD const5<>+0(SB), Z2
+	VPBROADCASTD const8<>+0(SB), Z3
 
 loop:
+	PREFETCHT0       4096(CX)
 	VPBROADCASTW     (CX), Y4
 	VCVTPH2PS        Y4, Z4
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z4, Z4
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z4, Z4
 
 	// Outputs 0 to 31.
 	VPMOVSXWD 4(CX), Z6
@@ -3681,12 +3675,12 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
@@ -3711,12 +3705,12 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVUPS      Y1, 96(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
@@ -3741,12 +3735,12 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVUPS      Y1, 224(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
@@ -3771,12 +3765,12 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVUPS      Y1, 352(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
@@ -3807,17 +3801,17 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const15<>+0(SB)/8, $0x0101010101010101
-DATA const15<>+8(SB)/8, $0x0101010101010101
-DATA const15<>+16(SB)/8, $0x0101010101010101
-DATA const15<>+24(SB)/8, $0x0101010101010101
-GLOBL const15<>(SB), RODATA|NOPTR, $32
-
-DATA const16<>+0(SB)/8, $0x00000000000001ff
-DATA const16<>+8(SB)/8, $0x0000000000000000
-DATA const16<>+16(SB)/8, $0x00000000000001ff
-DATA const16<>+24(SB)/8, $0x0000000000000000
+DATA const16<>+0(SB)/8, $0x0101010101010101
+DATA const16<>+8(SB)/8, $0x0101010101010101
+DATA const16<>+16(SB)/8, $0x0101010101010101
+DATA const16<>+24(SB)/8, $0x0101010101010101
 GLOBL const16<>(SB), RODATA|NOPTR, $32
+
+DATA const17<>+0(SB)/8, $0x00000000000001ff
+DATA const17<>+8(SB)/8, $0x0000000000000000
+DATA const17<>+16(SB)/8, $0x00000000000001ff
+DATA const17<>+24(SB)/8, $0x0000000000000000
+GLOBL const17<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q1_0ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -3827,15 +3821,16 @@ TEXT ·avx2Q1_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
@@ -3860,12 +3855,12 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVNTPS     Y1, 96(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
@@ -3890,12 +3885,12 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVNTPS     Y1, 224(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
@@ -3920,12 +3915,12 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVNTPS     Y1, 352(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
@@ -3970,12 +3965,12 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
@@ -4000,12 +3995,12 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VCVTPS2PH    $0x00, Y1, 48(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
@@ -4030,12 +4025,12 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VCVTPS2PH    $0x00, Y1, 112(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
@@ -4060,12 +4055,12 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VCVTPS2PH    $0x00, Y1, 176(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
@@ -4104,15 +4099,16 @@ TEXT ·avx2Q1_0ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
@@ -4141,12 +4137,12 @@ loop:
 	VCVTPS2PH    $0x00, Y1, X1
 	VMOVNTPS     X1, 48(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
@@ -4175,12 +4171,12 @@ loop:
 	VCVTPS2PH    $0x00, Y1, X1
 	VMOVNTPS     X1, 112(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
@@ -4209,12 +4205,12 @@ loop:
 	VCVTPS2PH    $0x00, Y1, X1
 	VMOVNTPS     X1, 176(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
@@ -4258,23 +4254,23 @@ TEXT ·avx2Q1_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
-	VANDPS       const4<>+0(SB), Y2, Y4
-	VORPS        const5<>+0(SB), Y4, Y4
+	VANDPS       const5<>+0(SB), Y2, Y4
+	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 	VPBROADCASTD 2(CX), Y3
-	VPSHUFB      const11<>+0(SB), Y3, Y3
-	VMOVDQU      const12<>+0(SB), Y4
+	VPSHUFB      const12<>+0(SB), Y3, Y3
+	VMOVDQU      const13<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-	VPAND        const15<>+0(SB), Y3, Y3
-	VMOVDQU      const16<>+0(SB), Y4
+	VPAND        const16<>+0(SB), Y3, Y3
+	VMOVDQU      const17<>+0(SB), Y4
 	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 0 to 31.
@@ -4324,12 +4320,12 @@ loop:
 	VPADDW       Y3, Y5, Y5
 	VMOVUPS      Y5, 32(AX)
 	VPBROADCASTD 6(CX), Y3
-	VPSHUFB      const11<>+0(SB), Y3, Y3
-	VMOVDQU      const12<>+0(SB), Y4
+	VPSHUFB      const12<>+0(SB), Y3, Y3
+	VMOVDQU      const13<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-	VPAND        const15<>+0(SB), Y3, Y3
-	VMOVDQU      const16<>+0(SB), Y4
+	VPAND        const16<>+0(SB), Y3, Y3
+	VMOVDQU      const17<>+0(SB), Y4
 	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 32 to 63.
@@ -4379,12 +4375,12 @@ loop:
 	VPADDW       Y3, Y5, Y5
 	VMOVUPS      Y5, 96(AX)
 	VPBROADCASTD 10(CX), Y3
-	VPSHUFB      const11<>+0(SB), Y3, Y3
-	VMOVDQU      const12<>+0(SB), Y4
+	VPSHUFB      const12<>+0(SB), Y3, Y3
+	VMOVDQU      const13<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-	VPAND        const15<>+0(SB), Y3, Y3
-	VMOVDQU      const16<>+0(SB), Y4
+	VPAND        const16<>+0(SB), Y3, Y3
+	VMOVDQU      const17<>+0(SB), Y4
 	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 64 to 95.
@@ -4434,12 +4430,12 @@ loop:
 	VPADDW       Y3, Y5, Y5
 	VMOVUPS      Y5, 160(AX)
 	VPBROADCASTD 14(CX), Y3
-	VPSHUFB      const11<>+0(SB), Y3, Y3
-	VMOVDQU      const12<>+0(SB), Y4
+	VPSHUFB      const12<>+0(SB), Y3, Y3
+	VMOVDQU      const13<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-	VPAND        const15<>+0(SB), Y3, Y3
-	VMOVDQU      const16<>+0(SB), Y4
+	VPAND        const16<>+0(SB), Y3, Y3
+	VMOVDQU      const17<>+0(SB), Y4
 	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 96 to 127.
@@ -4501,23 +4497,24 @@ TEXT ·avx2Q1_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
-	VANDPS       const4<>+0(SB), Y2, Y4
-	VORPS        const5<>+0(SB), Y4, Y4
+	VANDPS       const5<>+0(SB), Y2, Y4
+	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 	VPBROADCASTD 2(CX), Y3
-	VPSHUFB      const11<>+0(SB), Y3, Y3
-	VMOVDQU      const12<>+0(SB), Y4
+	VPSHUFB      const12<>+0(SB), Y3, Y3
+	VMOVDQU      const13<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-	VPAND        const15<>+0(SB), Y3, Y3
-	VMOVDQU      const16<>+0(SB), Y4
+	VPAND        const16<>+0(SB), Y3, Y3
+	VMOVDQU      const17<>+0(SB), Y4
 	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 0 to 31.
@@ -4567,12 +4564,12 @@ loop:
 	VPADDW       Y3, Y5, Y5
 	VMOVNTPS     Y5, 32(AX)
 	VPBROADCASTD 6(CX), Y3
-	VPSHUFB      const11<>+0(SB), Y3, Y3
-	VMOVDQU      const12<>+0(SB), Y4
+	VPSHUFB      const12<>+0(SB), Y3, Y3
+	VMOVDQU      const13<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-	VPAND        const15<>+0(SB), Y3, Y3
-	VMOVDQU      const16<>+0(SB), Y4
+	VPAND        const16<>+0(SB), Y3, Y3
+	VMOVDQU      const17<>+0(SB), Y4
 	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 32 to 63.
@@ -4622,12 +4619,12 @@ loop:
 	VPADDW       Y3, Y5, Y5
 	VMOVNTPS     Y5, 96(AX)
 	VPBROADCASTD 10(CX), Y3
-	VPSHUFB      const11<>+0(SB), Y3, Y3
-	VMOVDQU      const12<>+0(SB), Y4
+	VPSHUFB      const12<>+0(SB), Y3, Y3
+	VMOVDQU      const13<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-	VPAND        const15<>+0(SB), Y3, Y3
-	VMOVDQU      const16<>+0(SB), Y4
+	VPAND        const16<>+0(SB), Y3, Y3
+	VMOVDQU      const17<>+0(SB), Y4
 	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 64 to 95.
@@ -4677,12 +4674,12 @@ loop:
 	VPADDW       Y3, Y5, Y5
 	VMOVNTPS     Y5, 160(AX)
 	VPBROADCASTD 14(CX), Y3
-	VPSHUFB      const11<>+0(SB), Y3, Y3
-	VMOVDQU      const12<>+0(SB), Y4
+	VPSHUFB      const12<>+0(SB), Y3, Y3
+	VMOVDQU      const13<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VPCMPEQB     Y4, Y3, Y3
-	VPAND        const15<>+0(SB), Y3, Y3
-	VMOVDQU      const16<>+0(SB), Y4
+	VPAND        const16<>+0(SB), Y3, Y3
+	VMOVDQU      const17<>+0(SB), Y4
 	VPSHUFB      Y3, Y4, Y3
 
 	// Outputs 96 to 127.
@@ -4752,12 +4749,12 @@ loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
@@ -4771,12 +4768,12 @@ loop:
 	VMULPS       Z0, Z1, Z1
 	VMOVUPS      Z1, 64(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
@@ -4790,12 +4787,12 @@ loop:
 	VMULPS       Z0, Z1, Z1
 	VMOVUPS      Z1, 192(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
@@ -4809,12 +4806,12 @@ loop:
 	VMULPS       Z0, Z1, Z1
 	VMOVUPS      Z1, 320(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
@@ -4842,15 +4839,16 @@ TEXT ·avx512Q1_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 	VPBROADCASTD 2(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 0 to 31.
@@ -4864,12 +4862,12 @@ loop:
 	VMULPS       Z0, Z1, Z1
 	VMOVNTPS     Z1, 64(AX)
 	VPBROADCASTD 6(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 32 to 63.
@@ -4883,12 +4881,12 @@ loop:
 	VMULPS       Z0, Z1, Z1
 	VMOVNTPS     Z1, 192(AX)
 	VPBROADCASTD 10(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 64 to 95.
@@ -4902,12 +4900,12 @@ loop:
 	VMULPS       Z0, Z1, Z1
 	VMOVNTPS     Z1, 320(AX)
 	VPBROADCASTD 14(CX), Y1
-	VPSHUFB      const11<>+0(SB), Y1, Y1
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y1, Y1
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y1, Y1
 	VPCMPEQB     Y2, Y1, Y1
-	VPAND        const15<>+0(SB), Y1, Y1
-	VMOVDQU      const16<>+0(SB), Y2
+	VPAND        const16<>+0(SB), Y1, Y1
+	VMOVDQU      const17<>+0(SB), Y2
 	VPSHUFB      Y1, Y2, Y1
 
 	// Outputs 96 to 127.
@@ -4944,52 +4942,52 @@ loop:
 	VCVTPH2PS    Y0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS      const17<>+0(SB), Z1
+	VMOVUPS      const18<>+0(SB), Z1
 	VMULPS       Z0, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, Y2
+	VCVTPS2PH    $0x00, Z1, Y1
 	VPBROADCASTD 2(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y1
-	VPAND        Y1, Y0, Y0
-	VPCMPEQB     Y1, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
 	VPMOVZXBW    Y0, Z0
-	VPERMW       Z2, Z0, Z0
+	VPERMW       Z1, Z0, Z0
 	VMOVUPS      Z0, (AX)
 	VPBROADCASTD 6(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y1
-	VPAND        Y1, Y0, Y0
-	VPCMPEQB     Y1, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
 	VPMOVZXBW    Y0, Z0
-	VPERMW       Z2, Z0, Z0
+	VPERMW       Z1, Z0, Z0
 	VMOVUPS      Z0, 64(AX)
 	VPBROADCASTD 10(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y1
-	VPAND        Y1, Y0, Y0
-	VPCMPEQB     Y1, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 64 to 95.
 	VPMOVZXBW    Y0, Z0
-	VPERMW       Z2, Z0, Z0
+	VPERMW       Z1, Z0, Z0
 	VMOVUPS      Z0, 128(AX)
 	VPBROADCASTD 14(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y1
-	VPAND        Y1, Y0, Y0
-	VPCMPEQB     Y1, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 192(AX)
 	ADDQ      $+18, CX
 	ADDQ      $+256, AX
@@ -4998,15 +4996,15 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const17<>+0(SB)/8, $0x3f800000bf800000
-DATA const17<>+8(SB)/8, $0x0000000000000000
-DATA const17<>+16(SB)/8, $0x0000000000000000
-DATA const17<>+24(SB)/8, $0x0000000000000000
-DATA const17<>+32(SB)/8, $0x0000000000000000
-DATA const17<>+40(SB)/8, $0x0000000000000000
-DATA const17<>+48(SB)/8, $0x0000000000000000
-DATA const17<>+56(SB)/8, $0x0000000000000000
-GLOBL const17<>(SB), RODATA|NOPTR, $64
+DATA const18<>+0(SB)/8, $0x3f800000bf800000
+DATA const18<>+8(SB)/8, $0x0000000000000000
+DATA const18<>+16(SB)/8, $0x0000000000000000
+DATA const18<>+24(SB)/8, $0x0000000000000000
+DATA const18<>+32(SB)/8, $0x0000000000000000
+DATA const18<>+40(SB)/8, $0x0000000000000000
+DATA const18<>+48(SB)/8, $0x0000000000000000
+DATA const18<>+56(SB)/8, $0x0000000000000000
+GLOBL const18<>(SB), RODATA|NOPTR, $64
 
 // func avx512Q1_0ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -5018,56 +5016,57 @@ TEXT ·avx512Q1_0ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS      const17<>+0(SB), Z1
+	VMOVUPS      const18<>+0(SB), Z1
 	VMULPS       Z0, Z1, Z1
-	VCVTPS2PH    $0x00, Z1, Y2
+	VCVTPS2PH    $0x00, Z1, Y1
 	VPBROADCASTD 2(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y1
-	VPAND        Y1, Y0, Y0
-	VPCMPEQB     Y1, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
 	VPMOVZXBW    Y0, Z0
-	VPERMW       Z2, Z0, Z0
+	VPERMW       Z1, Z0, Z0
 	VMOVNTPS     Z0, (AX)
 	VPBROADCASTD 6(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y1
-	VPAND        Y1, Y0, Y0
-	VPCMPEQB     Y1, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
 	VPMOVZXBW    Y0, Z0
-	VPERMW       Z2, Z0, Z0
+	VPERMW       Z1, Z0, Z0
 	VMOVNTPS     Z0, 64(AX)
 	VPBROADCASTD 10(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y1
-	VPAND        Y1, Y0, Y0
-	VPCMPEQB     Y1, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 64 to 95.
 	VPMOVZXBW    Y0, Z0
-	VPERMW       Z2, Z0, Z0
+	VPERMW       Z1, Z0, Z0
 	VMOVNTPS     Z0, 128(AX)
 	VPBROADCASTD 14(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y1
-	VPAND        Y1, Y0, Y0
-	VPCMPEQB     Y1, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
+	VPAND        Y2, Y0, Y0
+	VPCMPEQB     Y2, Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 192(AX)
 	ADDQ      $+18, CX
 	ADDQ      $+256, AX
@@ -5087,30 +5086,30 @@ TEXT ·avx512Q1_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
 	VPBROADCASTW     (CX), Y0
 	VCVTPH2PS        Y0, Z0
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z0, Z0
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS      const17<>+0(SB), Z1
+	VMOVUPS      const18<>+0(SB), Z1
 	VMULPS       Z0, Z1, Z1
 	VPSLLD       $0x0f, Z1, Z0
 	VPSRLD       $0x1f, Z0, Z0
-	VPADDD       const9<>+0(SB), Z1, Z1
+	VPADDD       const10<>+0(SB), Z1, Z1
 	VPADDD       Z0, Z1, Z1
 	VPSRLD       $0x10, Z1, Z1
 	VPBROADCASTD 2(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y0, Y0
 	VPCMPEQB     Y2, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
 	VPADDB       Y0, Y0, Y0
@@ -5118,11 +5117,11 @@ loop:
 	VPERMW       Z1, Z0, Z0
 	VMOVUPS      Z0, (AX)
 	VPBROADCASTD 6(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y0, Y0
 	VPCMPEQB     Y2, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
 	VPADDB       Y0, Y0, Y0
@@ -5130,11 +5129,11 @@ loop:
 	VPERMW       Z1, Z0, Z0
 	VMOVUPS      Z0, 64(AX)
 	VPBROADCASTD 10(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y0, Y0
 	VPCMPEQB     Y2, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 64 to 95.
 	VPADDB       Y0, Y0, Y0
@@ -5142,11 +5141,11 @@ loop:
 	VPERMW       Z1, Z0, Z0
 	VMOVUPS      Z0, 128(AX)
 	VPBROADCASTD 14(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y0, Y0
 	VPCMPEQB     Y2, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
 	VPADDB    Y0, Y0, Y0
@@ -5168,30 +5167,31 @@ TEXT ·avx512Q1_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
+	PREFETCHT0       4096(CX)
 	VPBROADCASTW     (CX), Y0
 	VCVTPH2PS        Y0, Z0
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z0, Z0
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS      const17<>+0(SB), Z1
+	VMOVUPS      const18<>+0(SB), Z1
 	VMULPS       Z0, Z1, Z1
 	VPSLLD       $0x0f, Z1, Z0
 	VPSRLD       $0x1f, Z0, Z0
-	VPADDD       const9<>+0(SB), Z1, Z1
+	VPADDD       const10<>+0(SB), Z1, Z1
 	VPADDD       Z0, Z1, Z1
 	VPSRLD       $0x10, Z1, Z1
 	VPBROADCASTD 2(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y0, Y0
 	VPCMPEQB     Y2, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
 	VPADDB       Y0, Y0, Y0
@@ -5199,11 +5199,11 @@ loop:
 	VPERMW       Z1, Z0, Z0
 	VMOVNTPS     Z0, (AX)
 	VPBROADCASTD 6(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y0, Y0
 	VPCMPEQB     Y2, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
 	VPADDB       Y0, Y0, Y0
@@ -5211,11 +5211,11 @@ loop:
 	VPERMW       Z1, Z0, Z0
 	VMOVNTPS     Z0, 64(AX)
 	VPBROADCASTD 10(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y0, Y0
 	VPCMPEQB     Y2, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 64 to 95.
 	VPADDB       Y0, Y0, Y0
@@ -5223,11 +5223,11 @@ loop:
 	VPERMW       Z1, Z0, Z0
 	VMOVNTPS     Z0, 128(AX)
 	VPBROADCASTD 14(CX), Y0
-	VPSHUFB      const11<>+0(SB), Y0, Y0
-	VMOVDQU      const12<>+0(SB), Y2
+	VPSHUFB      const12<>+0(SB), Y0, Y0
+	VMOVDQU      const13<>+0(SB), Y2
 	VPAND        Y2, Y0, Y0
 	VPCMPEQB     Y2, Y0, Y0
-	VPAND        const15<>+0(SB), Y0, Y0
+	VPAND        const16<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
 	VPADDB    Y0, Y0, Y0
@@ -5259,11 +5259,11 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
@@ -5291,11 +5291,11 @@ loop:
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
@@ -5325,23 +5325,23 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const18<>+0(SB)/8, $0x000f000f000f000f
-DATA const18<>+8(SB)/8, $0x000f000f000f000f
-DATA const18<>+16(SB)/8, $0x000f000f000f000f
-DATA const18<>+24(SB)/8, $0x000f000f000f000f
-GLOBL const18<>(SB), RODATA|NOPTR, $32
-
-DATA const19<>+0(SB)/8, $0x0303030303030303
-DATA const19<>+8(SB)/8, $0x0303030303030303
-DATA const19<>+16(SB)/8, $0x0303030303030303
-DATA const19<>+24(SB)/8, $0x0303030303030303
+DATA const19<>+0(SB)/8, $0x000f000f000f000f
+DATA const19<>+8(SB)/8, $0x000f000f000f000f
+DATA const19<>+16(SB)/8, $0x000f000f000f000f
+DATA const19<>+24(SB)/8, $0x000f000f000f000f
 GLOBL const19<>(SB), RODATA|NOPTR, $32
 
-DATA const20<>+0(SB)/8, $0xffffffffffffffff
-DATA const20<>+8(SB)/8, $0xffffffffffffffff
-DATA const20<>+16(SB)/8, $0xffffffffffffffff
-DATA const20<>+24(SB)/8, $0xffffffffffffffff
+DATA const20<>+0(SB)/8, $0x0303030303030303
+DATA const20<>+8(SB)/8, $0x0303030303030303
+DATA const20<>+16(SB)/8, $0x0303030303030303
+DATA const20<>+24(SB)/8, $0x0303030303030303
 GLOBL const20<>(SB), RODATA|NOPTR, $32
+
+DATA const21<>+0(SB)/8, $0xffffffffffffffff
+DATA const21<>+8(SB)/8, $0xffffffffffffffff
+DATA const21<>+16(SB)/8, $0xffffffffffffffff
+DATA const21<>+24(SB)/8, $0xffffffffffffffff
+GLOBL const21<>(SB), RODATA|NOPTR, $32
 
 // func avx2Q2_0ToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -5351,6 +5351,7 @@ TEXT ·avx2Q2_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
@@ -5358,11 +5359,11 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
@@ -5390,11 +5391,11 @@ loop:
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
@@ -5442,11 +5443,11 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
@@ -5474,11 +5475,11 @@ loop:
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
@@ -5516,6 +5517,7 @@ TEXT ·avx2Q2_0ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
@@ -5523,11 +5525,11 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Y2
@@ -5559,11 +5561,11 @@ loop:
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Y2
@@ -5606,26 +5608,26 @@ TEXT ·avx2Q2_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
-	VANDPS       const4<>+0(SB), Y2, Y4
-	VORPS        const5<>+0(SB), Y4, Y4
+	VANDPS       const5<>+0(SB), Y2, Y4
+	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 2(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const18<>+0(SB), Y3, Y3
+	VPAND     const19<>+0(SB), Y3, Y3
 	VPSLLW    $0x06, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const19<>+0(SB), Y3, Y3
-	VPADDB    const20<>+0(SB), Y3, Y3
+	VPAND     const20<>+0(SB), Y3, Y3
+	VPADDB    const21<>+0(SB), Y3, Y3
 
 	// Outputs 0 to 31.
 	VPMOVSXWD X3, Y5
@@ -5678,11 +5680,11 @@ loop:
 	VPMOVZXBD 10(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const18<>+0(SB), Y3, Y3
+	VPAND     const19<>+0(SB), Y3, Y3
 	VPSLLW    $0x06, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const19<>+0(SB), Y3, Y3
-	VPADDB    const20<>+0(SB), Y3, Y3
+	VPAND     const20<>+0(SB), Y3, Y3
+	VPADDB    const21<>+0(SB), Y3, Y3
 
 	// Outputs 32 to 63.
 	VPMOVSXWD X3, Y5
@@ -5743,26 +5745,27 @@ TEXT ·avx2Q2_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
-	VANDPS       const4<>+0(SB), Y2, Y4
-	VORPS        const5<>+0(SB), Y4, Y4
+	VANDPS       const5<>+0(SB), Y2, Y4
+	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 2(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const18<>+0(SB), Y3, Y3
+	VPAND     const19<>+0(SB), Y3, Y3
 	VPSLLW    $0x06, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const19<>+0(SB), Y3, Y3
-	VPADDB    const20<>+0(SB), Y3, Y3
+	VPAND     const20<>+0(SB), Y3, Y3
+	VPADDB    const21<>+0(SB), Y3, Y3
 
 	// Outputs 0 to 31.
 	VPMOVSXWD X3, Y5
@@ -5815,11 +5818,11 @@ loop:
 	VPMOVZXBD 10(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const18<>+0(SB), Y3, Y3
+	VPAND     const19<>+0(SB), Y3, Y3
 	VPSLLW    $0x06, Y3, Y4
 	VPOR      Y4, Y3, Y3
-	VPAND     const19<>+0(SB), Y3, Y3
-	VPADDB    const20<>+0(SB), Y3, Y3
+	VPAND     const20<>+0(SB), Y3, Y3
+	VPADDB    const21<>+0(SB), Y3, Y3
 
 	// Outputs 32 to 63.
 	VPMOVSXWD X3, Y5
@@ -5892,11 +5895,11 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z2
@@ -5913,11 +5916,11 @@ loop:
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Z2
@@ -5944,6 +5947,7 @@ TEXT ·avx512Q2_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
@@ -5951,11 +5955,11 @@ loop:
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 0 to 31.
 	VPMOVSXBD    X1, Z2
@@ -5972,11 +5976,11 @@ loop:
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const18<>+0(SB), Y1, Y1
+	VPAND     const19<>+0(SB), Y1, Y1
 	VPSLLW    $0x06, Y1, Y2
 	VPOR      Y2, Y1, Y1
-	VPAND     const19<>+0(SB), Y1, Y1
-	VPADDB    const20<>+0(SB), Y1, Y1
+	VPAND     const20<>+0(SB), Y1, Y1
+	VPADDB    const21<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
 	VPMOVSXBD    X1, Z2
@@ -6012,36 +6016,36 @@ loop:
 	VCVTPH2PS    Y0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS   const21<>+0(SB), Z1
+	VMOVUPS   const22<>+0(SB), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPS2PH $0x00, Z1, Y2
+	VCVTPS2PH $0x00, Z1, Y1
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 2(CX), Y0
-	VPSLLD    $0x0c, Y0, Y1
-	VPOR      Y1, Y0, Y0
-	VPAND     const18<>+0(SB), Y0, Y0
-	VPSLLW    $0x06, Y0, Y1
-	VPOR      Y1, Y0, Y0
+	VPSLLD    $0x0c, Y0, Y2
+	VPOR      Y2, Y0, Y0
 	VPAND     const19<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const20<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, (AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y0
-	VPSLLD    $0x0c, Y0, Y1
-	VPOR      Y1, Y0, Y0
-	VPAND     const18<>+0(SB), Y0, Y0
-	VPSLLW    $0x06, Y0, Y1
-	VPOR      Y1, Y0, Y0
+	VPSLLD    $0x0c, Y0, Y2
+	VPOR      Y2, Y0, Y0
 	VPAND     const19<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const20<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 64(AX)
 	ADDQ      $+18, CX
 	ADDQ      $+128, AX
@@ -6050,15 +6054,15 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const21<>+0(SB)/8, $0x00000000bf800000
-DATA const21<>+8(SB)/8, $0x400000003f800000
-DATA const21<>+16(SB)/8, $0x4080000040400000
-DATA const21<>+24(SB)/8, $0x40c0000040a00000
-DATA const21<>+32(SB)/8, $0x4100000040e00000
-DATA const21<>+40(SB)/8, $0x4120000041100000
-DATA const21<>+48(SB)/8, $0x4140000041300000
-DATA const21<>+56(SB)/8, $0x4160000041500000
-GLOBL const21<>(SB), RODATA|NOPTR, $64
+DATA const22<>+0(SB)/8, $0x00000000bf800000
+DATA const22<>+8(SB)/8, $0x400000003f800000
+DATA const22<>+16(SB)/8, $0x4080000040400000
+DATA const22<>+24(SB)/8, $0x40c0000040a00000
+DATA const22<>+32(SB)/8, $0x4100000040e00000
+DATA const22<>+40(SB)/8, $0x4120000041100000
+DATA const22<>+48(SB)/8, $0x4140000041300000
+DATA const22<>+56(SB)/8, $0x4160000041500000
+GLOBL const22<>(SB), RODATA|NOPTR, $64
 
 // func avx512Q2_0ToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -6070,40 +6074,41 @@ TEXT ·avx512Q2_0ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS   const21<>+0(SB), Z1
+	VMOVUPS   const22<>+0(SB), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPS2PH $0x00, Z1, Y2
+	VCVTPS2PH $0x00, Z1, Y1
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 2(CX), Y0
-	VPSLLD    $0x0c, Y0, Y1
-	VPOR      Y1, Y0, Y0
-	VPAND     const18<>+0(SB), Y0, Y0
-	VPSLLW    $0x06, Y0, Y1
-	VPOR      Y1, Y0, Y0
+	VPSLLD    $0x0c, Y0, Y2
+	VPOR      Y2, Y0, Y0
 	VPAND     const19<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const20<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, (AX)
 
 	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
 	VPMOVZXBD 10(CX), Y0
-	VPSLLD    $0x0c, Y0, Y1
-	VPOR      Y1, Y0, Y0
-	VPAND     const18<>+0(SB), Y0, Y0
-	VPSLLW    $0x06, Y0, Y1
-	VPOR      Y1, Y0, Y0
+	VPSLLD    $0x0c, Y0, Y2
+	VPOR      Y2, Y0, Y0
 	VPAND     const19<>+0(SB), Y0, Y0
+	VPSLLW    $0x06, Y0, Y2
+	VPOR      Y2, Y0, Y0
+	VPAND     const20<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 64(AX)
 	ADDQ      $+18, CX
 	ADDQ      $+128, AX
@@ -6123,22 +6128,22 @@ TEXT ·avx512Q2_0ToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
 	VPBROADCASTW     (CX), Y0
 	VCVTPH2PS        Y0, Z0
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z0, Z0
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS const21<>+0(SB), Z1
+	VMOVUPS const22<>+0(SB), Z1
 	VMULPS  Z0, Z1, Z1
 	VPSLLD  $0x0f, Z1, Z0
 	VPSRLD  $0x1f, Z0, Z0
-	VPADDD  const9<>+0(SB), Z1, Z1
+	VPADDD  const10<>+0(SB), Z1, Z1
 	VPADDD  Z0, Z1, Z1
 	VPSRLD  $0x10, Z1, Z1
 
@@ -6146,10 +6151,10 @@ loop:
 	VPMOVZXBD 2(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
-	VPAND     const18<>+0(SB), Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 	VPSLLW    $0x06, Y0, Y2
 	VPOR      Y2, Y0, Y0
-	VPAND     const19<>+0(SB), Y0, Y0
+	VPAND     const20<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
@@ -6161,10 +6166,10 @@ loop:
 	VPMOVZXBD 10(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
-	VPAND     const18<>+0(SB), Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 	VPSLLW    $0x06, Y0, Y2
 	VPOR      Y2, Y0, Y0
-	VPAND     const19<>+0(SB), Y0, Y0
+	VPAND     const20<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
 	VPADDB    Y0, Y0, Y0
@@ -6186,22 +6191,23 @@ TEXT ·avx512Q2_0ToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
+	PREFETCHT0       4096(CX)
 	VPBROADCASTW     (CX), Y0
 	VCVTPH2PS        Y0, Z0
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z0, Z0
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS const21<>+0(SB), Z1
+	VMOVUPS const22<>+0(SB), Z1
 	VMULPS  Z0, Z1, Z1
 	VPSLLD  $0x0f, Z1, Z0
 	VPSRLD  $0x1f, Z0, Z0
-	VPADDD  const9<>+0(SB), Z1, Z1
+	VPADDD  const10<>+0(SB), Z1, Z1
 	VPADDD  Z0, Z1, Z1
 	VPSRLD  $0x10, Z1, Z1
 
@@ -6209,10 +6215,10 @@ loop:
 	VPMOVZXBD 2(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
-	VPAND     const18<>+0(SB), Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 	VPSLLW    $0x06, Y0, Y2
 	VPOR      Y2, Y0, Y0
-	VPAND     const19<>+0(SB), Y0, Y0
+	VPAND     const20<>+0(SB), Y0, Y0
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
@@ -6224,10 +6230,10 @@ loop:
 	VPMOVZXBD 10(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
-	VPAND     const18<>+0(SB), Y0, Y0
+	VPAND     const19<>+0(SB), Y0, Y0
 	VPSLLW    $0x06, Y0, Y2
 	VPOR      Y2, Y0, Y0
-	VPAND     const19<>+0(SB), Y0, Y0
+	VPAND     const20<>+0(SB), Y0, Y0
 
 	// Outputs 32 to 63.
 	VPADDB    Y0, Y0, Y0
@@ -6252,36 +6258,35 @@ TEXT ·avx2IQ4_NLToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VMOVDQU      const22<>+0(SB), Y3
-	VPSHUFB      Y1, Y3, Y1
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VMOVDQU        const23<>+0(SB), Y2
+	VPSHUFB        Y0, Y2, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVUPS      Y3, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVUPS      Y3, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVUPS      Y3, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VMOVUPS      Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 96(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -6289,11 +6294,11 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const22<>+0(SB)/8, $0xf6eaddcfbfad9881
-DATA const22<>+8(SB)/8, $0x7159453526190d01
-DATA const22<>+16(SB)/8, $0xf6eaddcfbfad9881
-DATA const22<>+24(SB)/8, $0x7159453526190d01
-GLOBL const22<>(SB), RODATA|NOPTR, $32
+DATA const23<>+0(SB)/8, $0xf6eaddcfbfad9881
+DATA const23<>+8(SB)/8, $0x7159453526190d01
+DATA const23<>+16(SB)/8, $0xf6eaddcfbfad9881
+DATA const23<>+24(SB)/8, $0x7159453526190d01
+GLOBL const23<>(SB), RODATA|NOPTR, $32
 
 // func avx2IQ4_NLToF32NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, F16C, MMX+
@@ -6303,36 +6308,36 @@ TEXT ·avx2IQ4_NLToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VMOVDQU      const22<>+0(SB), Y3
-	VPSHUFB      Y1, Y3, Y1
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VMOVDQU        const23<>+0(SB), Y2
+	VPSHUFB        Y0, Y2, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVNTPS     Y3, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVNTPS     Y3, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VMOVNTPS     Y3, 64(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVNTPS     Y2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVNTPS     Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVNTPS     Y2, 64(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VMOVNTPS     Y1, 96(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VMOVNTPS     Y0, 96(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -6351,36 +6356,35 @@ TEXT ·avx2IQ4_NLToF16(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VMOVDQU      const22<>+0(SB), Y3
-	VPSHUFB      Y1, Y3, Y1
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VMOVDQU        const23<>+0(SB), Y2
+	VPSHUFB        Y0, Y2, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, 48(AX)
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, 48(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+64, AX
 	DECQ         DX
@@ -6396,39 +6400,39 @@ TEXT ·avx2IQ4_NLToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), X0
-	VCVTPH2PS    X0, Y2
-	VMOVDQU      const22<>+0(SB), Y3
-	VPSHUFB      Y1, Y3, Y1
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), X1
+	VCVTPH2PS      X1, Y1
+	VMOVDQU        const23<>+0(SB), Y2
+	VPSHUFB        Y0, Y2, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, X0
-	VMOVNTPS     X0, (AX)
-	VPSHUFD      $0x0e, X1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, X0
-	VMOVNTPS     X0, 16(AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Y3
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTPS2PH    $0x00, Y3, X0
-	VMOVNTPS     X0, 32(AX)
-	VEXTRACTI128 $0x01, Y1, X0
+	VPMOVSXBD    X0, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, (AX)
+	VPSHUFD      $0x0e, X0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 16(AX)
+	VEXTRACTI128 $0x01, Y0, X2
+	VPMOVSXBD    X2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2PH    $0x00, Y2, X2
+	VMOVNTPS     X2, 32(AX)
+	VEXTRACTI128 $0x01, Y0, X0
 	VPSHUFD      $0x0e, X0, X0
-	VPMOVSXBD    X0, Y1
-	VCVTDQ2PS    Y1, Y1
-	VMULPS       Y2, Y1, Y1
-	VCVTPS2PH    $0x00, Y1, X0
+	VPMOVSXBD    X0, Y0
+	VCVTDQ2PS    Y0, Y0
+	VMULPS       Y1, Y0, Y0
+	VCVTPS2PH    $0x00, Y0, X0
 	VMOVNTPS     X0, 48(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+64, AX
@@ -6446,69 +6450,68 @@ TEXT ·avx2IQ4_NLToBF16(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      2(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
-	VMOVDQU      const22<>+0(SB), Y5
-	VPSHUFB      Y3, Y5, Y3
+	VBROADCASTI128 2(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTW   (CX), X3
+	VCVTPH2PS      X3, Y3
+	VCMPPS         $0x03, Y3, Y3, Y4
+	VANDPS         const5<>+0(SB), Y3, Y5
+	VORPS          const6<>+0(SB), Y5, Y5
+	VBLENDVPS      Y4, Y5, Y3, Y3
+	VMOVDQU        const23<>+0(SB), Y4
+	VPSHUFB        Y2, Y4, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXWD X3, Y6
-	VPSLLD    $0x18, Y6, Y5
-	VPSRAD    $0x18, Y5, Y5
-	VPSRAD    $0x08, Y6, Y6
+	VPMOVSXWD X2, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y3, Y4, Y4
 	VCVTDQ2PS Y5, Y5
-	VMULPS    Y4, Y5, Y5
-	VCVTDQ2PS Y6, Y6
-	VMULPS    Y4, Y6, Y6
+	VMULPS    Y3, Y5, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y5, Y8, Y8
-	VPAND    Y0, Y7, Y5
-	VPOR     Y1, Y5, Y5
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y8, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y7, Y7
-	VMOVUPS      Y7, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y5
-	VPSLLD       $0x18, Y5, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y5, Y5
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y4, Y3, Y3
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVUPS      Y6, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y5, Y6
-	VPBLENDW $0xaa, Y5, Y4, Y4
-	VPBLENDW $0x55, Y3, Y6, Y6
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y6, Y3, Y3
-	VPSRLW  $0x0f, Y3, Y3
-	VPADDW  Y3, Y4, Y4
-	VMOVUPS Y4, 32(AX)
+	VPAVGW  Y5, Y2, Y2
+	VPSRLW  $0x0f, Y2, Y2
+	VPADDW  Y2, Y3, Y3
+	VMOVUPS Y3, 32(AX)
 	ADDQ    $+18, CX
 	ADDQ    $+64, AX
 	DECQ    DX
@@ -6522,69 +6525,69 @@ TEXT ·avx2IQ4_NLToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
 	MOVQ         steps+16(FP), DX
-	VPBROADCASTD const2<>+0(SB), Y0
-	VPBROADCASTD const3<>+0(SB), Y1
+	VPBROADCASTD const3<>+0(SB), Y0
+	VPBROADCASTD const4<>+0(SB), Y1
 
 loop:
-	VMOVDQU      2(CX), X2
-	VPSRLW       $0x04, X2, X3
-	VINSERTI128  $0x01, X3, Y2, Y3
-	VPAND        const0<>+0(SB), Y3, Y3
-	VPBROADCASTW (CX), X2
-	VCVTPH2PS    X2, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VANDPS       const4<>+0(SB), Y4, Y6
-	VORPS        const5<>+0(SB), Y6, Y6
-	VBLENDVPS    Y5, Y6, Y4, Y4
-	VMOVDQU      const22<>+0(SB), Y5
-	VPSHUFB      Y3, Y5, Y3
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y2
+	VPSRLVD        const0<>+0(SB), Y2, Y2
+	VPAND          const1<>+0(SB), Y2, Y2
+	VPBROADCASTW   (CX), X3
+	VCVTPH2PS      X3, Y3
+	VCMPPS         $0x03, Y3, Y3, Y4
+	VANDPS         const5<>+0(SB), Y3, Y5
+	VORPS          const6<>+0(SB), Y5, Y5
+	VBLENDVPS      Y4, Y5, Y3, Y3
+	VMOVDQU        const23<>+0(SB), Y4
+	VPSHUFB        Y2, Y4, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXWD X3, Y6
-	VPSLLD    $0x18, Y6, Y5
-	VPSRAD    $0x18, Y5, Y5
-	VPSRAD    $0x08, Y6, Y6
+	VPMOVSXWD X2, Y5
+	VPSLLD    $0x18, Y5, Y4
+	VPSRAD    $0x18, Y4, Y4
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y4, Y4
+	VMULPS    Y3, Y4, Y4
 	VCVTDQ2PS Y5, Y5
-	VMULPS    Y4, Y5, Y5
-	VCVTDQ2PS Y6, Y6
-	VMULPS    Y4, Y6, Y6
+	VMULPS    Y3, Y5, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y5, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y5, Y8, Y8
-	VPAND    Y0, Y7, Y5
-	VPOR     Y1, Y5, Y5
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
+	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y8, Y5, Y5
-	VPSRLW       $0x0f, Y5, Y5
-	VPADDW       Y5, Y7, Y7
-	VMOVNTPS     Y7, (AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXWD    X2, Y5
-	VPSLLD       $0x18, Y5, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y5, Y5
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y4, Y3, Y3
-	VCVTDQ2PS    Y5, Y5
-	VMULPS       Y4, Y5, Y5
+	VPAVGW       Y7, Y4, Y4
+	VPSRLW       $0x0f, Y4, Y4
+	VPADDW       Y4, Y6, Y6
+	VMOVNTPS     Y6, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXWD    X2, Y4
+	VPSLLD       $0x18, Y4, Y2
+	VPSRAD       $0x18, Y2, Y2
+	VPSRAD       $0x08, Y4, Y4
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y3, Y4, Y4
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y4
-	VPSLLD   $0x10, Y5, Y6
-	VPBLENDW $0xaa, Y5, Y4, Y4
-	VPBLENDW $0x55, Y3, Y6, Y6
-	VPAND    Y0, Y4, Y3
-	VPOR     Y1, Y3, Y3
+	VPSRLD   $0x10, Y2, Y3
+	VPSLLD   $0x10, Y4, Y5
+	VPBLENDW $0xaa, Y4, Y3, Y3
+	VPBLENDW $0x55, Y2, Y5, Y5
+	VPAND    Y0, Y3, Y2
+	VPOR     Y1, Y2, Y2
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y6, Y3, Y3
-	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y4, Y4
-	VMOVNTPS Y4, 32(AX)
+	VPAVGW   Y5, Y2, Y2
+	VPSRLW   $0x0f, Y2, Y2
+	VPADDW   Y2, Y3, Y3
+	VMOVNTPS Y3, 32(AX)
 	ADDQ     $+18, CX
 	ADDQ     $+64, AX
 	DECQ     DX
@@ -6603,25 +6606,24 @@ TEXT ·avx512IQ4_NLToF32(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VMOVDQU      const22<>+0(SB), Y3
-	VPSHUFB      Y1, Y3, Y1
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VMOVDQU        const23<>+0(SB), Y2
+	VPSHUFB        Y0, Y2, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VMOVUPS      Z3, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VMOVUPS      Z1, 64(AX)
+	VPMOVSXBD    X0, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VMOVUPS      Z2, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVUPS      Z0, 64(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -6637,25 +6639,25 @@ TEXT ·avx512IQ4_NLToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
-	VMOVDQU      const22<>+0(SB), Y3
-	VPSHUFB      Y1, Y3, Y1
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
+	VMOVDQU        const23<>+0(SB), Y2
+	VPSHUFB        Y0, Y2, Y0
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VMOVNTPS     Z3, (AX)
-	VEXTRACTI128 $0x01, Y1, X0
-	VPMOVSXBD    X0, Z1
-	VCVTDQ2PS    Z1, Z1
-	VMULPS       Z2, Z1, Z1
-	VMOVNTPS     Z1, 64(AX)
+	VPMOVSXBD    X0, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VMOVNTPS     Z2, (AX)
+	VEXTRACTI128 $0x01, Y0, X0
+	VPMOVSXBD    X0, Z0
+	VCVTDQ2PS    Z0, Z0
+	VMULPS       Z1, Z0, Z0
+	VMOVNTPS     Z0, 64(AX)
 	ADDQ         $+18, CX
 	ADDQ         $+128, AX
 	DECQ         DX
@@ -6676,22 +6678,21 @@ TEXT ·avx512IQ4_NLToF16(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
 
 	// The outputs of all codes.
-	VMOVUPS   const23<>+0(SB), Z3
-	VMULPS    Z2, Z3, Z3
-	VCVTPS2PH $0x00, Z3, Y4
+	VMOVUPS   const24<>+0(SB), Z2
+	VMULPS    Z1, Z2, Z2
+	VCVTPS2PH $0x00, Z2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z4, Z1, Z1
-	VMOVUPS   Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVUPS   Z0, (AX)
 	ADDQ      $+18, CX
 	ADDQ      $+64, AX
 	DECQ      DX
@@ -6699,15 +6700,15 @@ loop:
 	VZEROUPPER
 	RET
 
-DATA const23<>+0(SB)/8, $0xc2d00000c2fe0000
-DATA const23<>+8(SB)/8, $0xc2820000c2a60000
-DATA const23<>+16(SB)/8, $0xc20c0000c2440000
-DATA const23<>+24(SB)/8, $0xc1200000c1b00000
-DATA const23<>+32(SB)/8, $0x415000003f800000
-DATA const23<>+40(SB)/8, $0x4218000041c80000
-DATA const23<>+48(SB)/8, $0x428a000042540000
-DATA const23<>+56(SB)/8, $0x42e2000042b20000
-GLOBL const23<>(SB), RODATA|NOPTR, $64
+DATA const24<>+0(SB)/8, $0xc2d00000c2fe0000
+DATA const24<>+8(SB)/8, $0xc2820000c2a60000
+DATA const24<>+16(SB)/8, $0xc20c0000c2440000
+DATA const24<>+24(SB)/8, $0xc1200000c1b00000
+DATA const24<>+32(SB)/8, $0x415000003f800000
+DATA const24<>+40(SB)/8, $0x4218000041c80000
+DATA const24<>+48(SB)/8, $0x428a000042540000
+DATA const24<>+56(SB)/8, $0x42e2000042b20000
+GLOBL const24<>(SB), RODATA|NOPTR, $64
 
 // func avx512IQ4_NLToF16NT(dst *byte, src *byte, steps int)
 // Requires: AVX, AVX2, AVX512BW, AVX512F, MMX+
@@ -6719,22 +6720,22 @@ TEXT ·avx512IQ4_NLToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
-	VMOVDQU      2(CX), X0
-	VPSRLW       $0x04, X0, X1
-	VINSERTI128  $0x01, X1, Y0, Y1
-	VPAND        const0<>+0(SB), Y1, Y1
-	VPBROADCASTW (CX), Y2
-	VCVTPH2PS    Y2, Z2
+	PREFETCHT0     4096(CX)
+	VBROADCASTI128 2(CX), Y0
+	VPSRLVD        const0<>+0(SB), Y0, Y0
+	VPAND          const1<>+0(SB), Y0, Y0
+	VPBROADCASTW   (CX), Y1
+	VCVTPH2PS      Y1, Z1
 
 	// The outputs of all codes.
-	VMOVUPS   const23<>+0(SB), Z3
-	VMULPS    Z2, Z3, Z3
-	VCVTPS2PH $0x00, Z3, Y4
+	VMOVUPS   const24<>+0(SB), Z2
+	VMULPS    Z1, Z2, Z2
+	VCVTPS2PH $0x00, Z2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z4, Z1, Z1
-	VMOVNTPS  Z1, (AX)
+	VPMOVZXBW Y0, Z0
+	VPERMW    Z2, Z0, Z0
+	VMOVNTPS  Z0, (AX)
 	ADDQ      $+18, CX
 	ADDQ      $+64, AX
 	DECQ      DX
@@ -6753,33 +6754,32 @@ TEXT ·avx512IQ4_NLToBF16(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
-	VMOVDQU          2(CX), X1
-	VPSRLW           $0x04, X1, X0
-	VINSERTI128      $0x01, X0, Y1, Y0
-	VPAND            const0<>+0(SB), Y0, Y0
-	VPBROADCASTW     (CX), Y2
-	VCVTPH2PS        Y2, Z2
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+	VBROADCASTI128   2(CX), Y0
+	VPSRLVD          const0<>+0(SB), Y0, Y0
+	VPAND            const1<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y1
+	VCVTPH2PS        Y1, Z1
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z1, Z1
 
 	// The outputs of all codes.
-	VMOVUPS const23<>+0(SB), Z3
-	VMULPS  Z2, Z3, Z3
-	VPSLLD  $0x0f, Z3, Z2
-	VPSRLD  $0x1f, Z2, Z2
-	VPADDD  const9<>+0(SB), Z3, Z3
-	VPADDD  Z2, Z3, Z3
-	VPSRLD  $0x10, Z3, Z3
+	VMOVUPS const24<>+0(SB), Z2
+	VMULPS  Z1, Z2, Z2
+	VPSLLD  $0x0f, Z2, Z1
+	VPSRLD  $0x1f, Z1, Z1
+	VPADDD  const10<>+0(SB), Z2, Z2
+	VPADDD  Z1, Z2, Z2
+	VPSRLD  $0x10, Z2, Z2
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z2, Z0, Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+18, CX
 	ADDQ      $+64, AX
@@ -6796,33 +6796,33 @@ TEXT ·avx512IQ4_NLToBF16NT(SB), NOSPLIT, $0-24
 	MOVQ         steps+16(FP), DX
 	MOVL         $0x0000ff00, BX
 	KMOVW        BX, K1
-	VPBROADCASTD const2<>+0(SB), Z0
 	VPBROADCASTD const3<>+0(SB), Z0
 	VPBROADCASTD const4<>+0(SB), Z0
-	VPBROADCASTD const7<>+0(SB), Z0
+	VPBROADCASTD const5<>+0(SB), Z0
+	VPBROADCASTD const8<>+0(SB), Z0
 
 loop:
-	VMOVDQU          2(CX), X1
-	VPSRLW           $0x04, X1, X0
-	VINSERTI128      $0x01, X0, Y1, Y0
-	VPAND            const0<>+0(SB), Y0, Y0
-	VPBROADCASTW     (CX), Y2
-	VCVTPH2PS        Y2, Z2
-	VFIXUPIMMPS.BCST $0x00, const8<>+0(SB), Z2, Z2
+	PREFETCHT0       4096(CX)
+	VBROADCASTI128   2(CX), Y0
+	VPSRLVD          const0<>+0(SB), Y0, Y0
+	VPAND            const1<>+0(SB), Y0, Y0
+	VPBROADCASTW     (CX), Y1
+	VCVTPH2PS        Y1, Z1
+	VFIXUPIMMPS.BCST $0x00, const9<>+0(SB), Z1, Z1
 
 	// The outputs of all codes.
-	VMOVUPS const23<>+0(SB), Z3
-	VMULPS  Z2, Z3, Z3
-	VPSLLD  $0x0f, Z3, Z2
-	VPSRLD  $0x1f, Z2, Z2
-	VPADDD  const9<>+0(SB), Z3, Z3
-	VPADDD  Z2, Z3, Z3
-	VPSRLD  $0x10, Z3, Z3
+	VMOVUPS const24<>+0(SB), Z2
+	VMULPS  Z1, Z2, Z2
+	VPSLLD  $0x0f, Z2, Z1
+	VPSRLD  $0x1f, Z1, Z1
+	VPADDD  const10<>+0(SB), Z2, Z2
+	VPADDD  Z1, Z2, Z2
+	VPSRLD  $0x10, Z2, Z2
 
 	// Outputs 0 to 31.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z2, Z0, Z0
 	VMOVNTPS  Z0, (AX)
 	ADDQ      $+18, CX
 	ADDQ      $+64, AX

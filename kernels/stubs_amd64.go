@@ -1089,6 +1089,15 @@ func avx512NVFP4ToBF16(dst, src *byte, steps int)
 //go:noescape
 func avx512NVFP4ToBF16NT(dst, src *byte, steps int)
 
+//go:noescape
+func avx2FillToF32NT(dst, src *byte, steps int)
+
+//go:noescape
+func avx512FillToF32NT(dst, src *byte, steps int)
+
+// fillKernels repeat the 64 bytes at src over dst, 256 bytes a step, with non-temporal stores.
+var fillKernels = [numISAs]kernelFunc{AVX2: avx2FillToF32NT, AVX512: avx512FillToF32NT}
+
 // assemblyKernels holds what each tier adds.
 var assemblyKernels = [numISAs]kernelTable{
 	AVX2: {

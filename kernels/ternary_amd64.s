@@ -170,84 +170,84 @@ loop:
 	VMOVUPS      Y1, 608(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X4
-	VPADDB      X4, X4, X1
-	VPADDB      X4, X1, X1
-	VINSERTI128 $0x01, X1, Y4, Y2
-	VPMAXUB     const0<>+0(SB), Y2, Y3
-	VPCMPEQB    Y2, Y3, Y3
-	VPMAXUB     const1<>+0(SB), Y2, Y5
-	VPCMPEQB    Y2, Y5, Y5
-	VPADDB      Y3, Y5, Y3
-	VPABSB      Y3, Y3
-	VPADDB      const2<>+0(SB), Y3, Y3
+	VBROADCASTI128 32(CX), Y1
+	VPADDB         Y1, Y1, Y2
+	VPADDB         Y1, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y1, Y1
+	VPMAXUB        const0<>+0(SB), Y1, Y3
+	VPCMPEQB       Y1, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y1, Y4
+	VPCMPEQB       Y1, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
+	VPADDB         const2<>+0(SB), Y3, Y3
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X3, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y2, 640(AX)
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y2, 672(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y2, 704(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y2, 736(AX)
-	VPADDB       X1, X1, X4
-	VPADDB       X1, X4, X4
-	VPADDB       X4, X4, X1
-	VPADDB       X4, X1, X1
-	VINSERTI128  $0x01, X1, Y4, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y5
-	VPCMPEQB     Y2, Y5, Y5
-	VPADDB       Y3, Y5, Y3
+	VPMOVSXBD    X3, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 640(AX)
+	VPSHUFD      $0x0e, X3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 672(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 704(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 736(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPBLENDD     $0xf0, Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPMAXUB      const1<>+0(SB), Y1, Y4
+	VPCMPEQB     Y1, Y4, Y4
+	VPADDB       Y3, Y4, Y3
 	VPABSB       Y3, Y3
 	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X3, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y2, 768(AX)
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y2, 800(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y2, 832(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVUPS      Y2, 864(AX)
-	VPADDB       X1, X1, X4
-	VPADDB       X1, X4, X4
+	VPMOVSXBD    X3, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 768(AX)
+	VPSHUFD      $0x0e, X3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 800(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 832(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 864(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X2
-	VPMOVZXBW    X2, Y1
-	VPMULLW      const3<>+0(SB), Y1, Y1
-	VPAND        const4<>+0(SB), Y1, Y1
-	VEXTRACTI128 $0x01, Y1, X2
-	VPACKUSWB    X2, X1, X2
-	VINSERTI128  $0x01, X2, Y4, Y1
+	VPBROADCASTD 48(CX), X3
+	VPMOVZXBW    X3, Y2
+	VPMULLW      const3<>+0(SB), Y2, Y2
+	VPAND        const4<>+0(SB), Y2, Y2
+	VEXTRACTI128 $0x01, Y2, X3
+	VPACKUSWB    X3, X2, X3
+	VINSERTI128  $0x01, X3, Y1, Y1
 	VPMAXUB      const0<>+0(SB), Y1, Y2
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
@@ -322,6 +322,7 @@ TEXT ·avx2TQ1_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW 52(CX), X0
 	VCVTPH2PS    X0, Y0
 	VMOVDQU      (CX), Y1
@@ -480,84 +481,84 @@ loop:
 	VMOVNTPS     Y1, 608(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X4
-	VPADDB      X4, X4, X1
-	VPADDB      X4, X1, X1
-	VINSERTI128 $0x01, X1, Y4, Y2
-	VPMAXUB     const0<>+0(SB), Y2, Y3
-	VPCMPEQB    Y2, Y3, Y3
-	VPMAXUB     const1<>+0(SB), Y2, Y5
-	VPCMPEQB    Y2, Y5, Y5
-	VPADDB      Y3, Y5, Y3
-	VPABSB      Y3, Y3
-	VPADDB      const2<>+0(SB), Y3, Y3
+	VBROADCASTI128 32(CX), Y1
+	VPADDB         Y1, Y1, Y2
+	VPADDB         Y1, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y1, Y1
+	VPMAXUB        const0<>+0(SB), Y1, Y3
+	VPCMPEQB       Y1, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y1, Y4
+	VPCMPEQB       Y1, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
+	VPADDB         const2<>+0(SB), Y3, Y3
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X3, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y2, 640(AX)
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y2, 672(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y2, 704(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y2, 736(AX)
-	VPADDB       X1, X1, X4
-	VPADDB       X1, X4, X4
-	VPADDB       X4, X4, X1
-	VPADDB       X4, X1, X1
-	VINSERTI128  $0x01, X1, Y4, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y5
-	VPCMPEQB     Y2, Y5, Y5
-	VPADDB       Y3, Y5, Y3
+	VPMOVSXBD    X3, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 640(AX)
+	VPSHUFD      $0x0e, X3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 672(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 704(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 736(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPBLENDD     $0xf0, Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPMAXUB      const1<>+0(SB), Y1, Y4
+	VPCMPEQB     Y1, Y4, Y4
+	VPADDB       Y3, Y4, Y3
 	VPABSB       Y3, Y3
 	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X3, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y2, 768(AX)
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y2, 800(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y2, 832(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VMOVNTPS     Y2, 864(AX)
-	VPADDB       X1, X1, X4
-	VPADDB       X1, X4, X4
+	VPMOVSXBD    X3, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 768(AX)
+	VPSHUFD      $0x0e, X3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 800(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 832(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVNTPS     Y1, 864(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X2
-	VPMOVZXBW    X2, Y1
-	VPMULLW      const3<>+0(SB), Y1, Y1
-	VPAND        const4<>+0(SB), Y1, Y1
-	VEXTRACTI128 $0x01, Y1, X2
-	VPACKUSWB    X2, X1, X2
-	VINSERTI128  $0x01, X2, Y4, Y1
+	VPBROADCASTD 48(CX), X3
+	VPMOVZXBW    X3, Y2
+	VPMULLW      const3<>+0(SB), Y2, Y2
+	VPAND        const4<>+0(SB), Y2, Y2
+	VEXTRACTI128 $0x01, Y2, X3
+	VPACKUSWB    X3, X2, X3
+	VINSERTI128  $0x01, X3, Y1, Y1
 	VPMAXUB      const0<>+0(SB), Y1, Y2
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
@@ -763,84 +764,84 @@ loop:
 	VCVTPS2PH    $0x00, Y1, 304(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X4
-	VPADDB      X4, X4, X1
-	VPADDB      X4, X1, X1
-	VINSERTI128 $0x01, X1, Y4, Y2
-	VPMAXUB     const0<>+0(SB), Y2, Y3
-	VPCMPEQB    Y2, Y3, Y3
-	VPMAXUB     const1<>+0(SB), Y2, Y5
-	VPCMPEQB    Y2, Y5, Y5
-	VPADDB      Y3, Y5, Y3
-	VPABSB      Y3, Y3
-	VPADDB      const2<>+0(SB), Y3, Y3
+	VBROADCASTI128 32(CX), Y1
+	VPADDB         Y1, Y1, Y2
+	VPADDB         Y1, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y1, Y1
+	VPMAXUB        const0<>+0(SB), Y1, Y3
+	VPCMPEQB       Y1, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y1, Y4
+	VPCMPEQB       Y1, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
+	VPADDB         const2<>+0(SB), Y3, Y3
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X3, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 320(AX)
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 336(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 352(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 368(AX)
-	VPADDB       X1, X1, X4
-	VPADDB       X1, X4, X4
-	VPADDB       X4, X4, X1
-	VPADDB       X4, X1, X1
-	VINSERTI128  $0x01, X1, Y4, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y5
-	VPCMPEQB     Y2, Y5, Y5
-	VPADDB       Y3, Y5, Y3
+	VPMOVSXBD    X3, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 320(AX)
+	VPSHUFD      $0x0e, X3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 336(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 352(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 368(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPBLENDD     $0xf0, Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPMAXUB      const1<>+0(SB), Y1, Y4
+	VPCMPEQB     Y1, Y4, Y4
+	VPADDB       Y3, Y4, Y3
 	VPABSB       Y3, Y3
 	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X3, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 384(AX)
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 400(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 416(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, 432(AX)
-	VPADDB       X1, X1, X4
-	VPADDB       X1, X4, X4
+	VPMOVSXBD    X3, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 384(AX)
+	VPSHUFD      $0x0e, X3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 400(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 416(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, 432(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X2
-	VPMOVZXBW    X2, Y1
-	VPMULLW      const3<>+0(SB), Y1, Y1
-	VPAND        const4<>+0(SB), Y1, Y1
-	VEXTRACTI128 $0x01, Y1, X2
-	VPACKUSWB    X2, X1, X2
-	VINSERTI128  $0x01, X2, Y4, Y1
+	VPBROADCASTD 48(CX), X3
+	VPMOVZXBW    X3, Y2
+	VPMULLW      const3<>+0(SB), Y2, Y2
+	VPAND        const4<>+0(SB), Y2, Y2
+	VEXTRACTI128 $0x01, Y2, X3
+	VPACKUSWB    X3, X2, X3
+	VINSERTI128  $0x01, X3, Y1, Y1
 	VPMAXUB      const0<>+0(SB), Y1, Y2
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
@@ -885,6 +886,7 @@ TEXT ·avx2TQ1_0ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW 52(CX), X0
 	VCVTPH2PS    X0, Y0
 	VMOVDQU      (CX), Y1
@@ -1063,92 +1065,92 @@ loop:
 	VMOVNTPS     X1, 304(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X4
-	VPADDB      X4, X4, X1
-	VPADDB      X4, X1, X1
-	VINSERTI128 $0x01, X1, Y4, Y2
-	VPMAXUB     const0<>+0(SB), Y2, Y3
-	VPCMPEQB    Y2, Y3, Y3
-	VPMAXUB     const1<>+0(SB), Y2, Y5
-	VPCMPEQB    Y2, Y5, Y5
-	VPADDB      Y3, Y5, Y3
-	VPABSB      Y3, Y3
-	VPADDB      const2<>+0(SB), Y3, Y3
+	VBROADCASTI128 32(CX), Y1
+	VPADDB         Y1, Y1, Y2
+	VPADDB         Y1, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y1, Y1
+	VPMAXUB        const0<>+0(SB), Y1, Y3
+	VPCMPEQB       Y1, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y1, Y4
+	VPCMPEQB       Y1, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
+	VPADDB         const2<>+0(SB), Y3, Y3
 
 	// Outputs 160 to 191.
-	VPMOVSXBD    X3, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X2
-	VMOVNTPS     X2, 320(AX)
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X2
-	VMOVNTPS     X2, 336(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X2
-	VMOVNTPS     X2, 352(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X2
-	VMOVNTPS     X2, 368(AX)
-	VPADDB       X1, X1, X4
-	VPADDB       X1, X4, X4
-	VPADDB       X4, X4, X1
-	VPADDB       X4, X1, X1
-	VINSERTI128  $0x01, X1, Y4, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y5
-	VPCMPEQB     Y2, Y5, Y5
-	VPADDB       Y3, Y5, Y3
+	VPMOVSXBD    X3, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 320(AX)
+	VPSHUFD      $0x0e, X3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 336(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 352(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 368(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPBLENDD     $0xf0, Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPMAXUB      const1<>+0(SB), Y1, Y4
+	VPCMPEQB     Y1, Y4, Y4
+	VPADDB       Y3, Y4, Y3
 	VPABSB       Y3, Y3
 	VPADDB       const2<>+0(SB), Y3, Y3
 
 	// Outputs 192 to 223.
-	VPMOVSXBD    X3, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X2
-	VMOVNTPS     X2, 384(AX)
-	VPSHUFD      $0x0e, X3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X2
-	VMOVNTPS     X2, 400(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X2
-	VMOVNTPS     X2, 416(AX)
-	VEXTRACTI128 $0x01, Y3, X2
-	VPSHUFD      $0x0e, X2, X2
-	VPMOVSXBD    X2, Y2
-	VCVTDQ2PS    Y2, Y2
-	VMULPS       Y0, Y2, Y2
-	VCVTPS2PH    $0x00, Y2, X2
-	VMOVNTPS     X2, 432(AX)
-	VPADDB       X1, X1, X4
-	VPADDB       X1, X4, X4
+	VPMOVSXBD    X3, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 384(AX)
+	VPSHUFD      $0x0e, X3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 400(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 416(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPSHUFD      $0x0e, X1, X1
+	VPMOVSXBD    X1, Y1
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VCVTPS2PH    $0x00, Y1, X1
+	VMOVNTPS     X1, 432(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X2
-	VPMOVZXBW    X2, Y1
-	VPMULLW      const3<>+0(SB), Y1, Y1
-	VPAND        const4<>+0(SB), Y1, Y1
-	VEXTRACTI128 $0x01, Y1, X2
-	VPACKUSWB    X2, X1, X2
-	VINSERTI128  $0x01, X2, Y4, Y1
+	VPBROADCASTD 48(CX), X3
+	VPMOVZXBW    X3, Y2
+	VPMULLW      const3<>+0(SB), Y2, Y2
+	VPAND        const4<>+0(SB), Y2, Y2
+	VEXTRACTI128 $0x01, Y2, X3
+	VPACKUSWB    X3, X2, X3
+	VINSERTI128  $0x01, X3, Y1, Y1
 	VPMAXUB      const0<>+0(SB), Y1, Y2
 	VPCMPEQB     Y1, Y2, Y2
 	VPMAXUB      const1<>+0(SB), Y1, Y3
@@ -1211,259 +1213,259 @@ loop:
 	VMOVDQU      (CX), Y3
 	VPMAXUB      const0<>+0(SB), Y3, Y4
 	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y6
-	VPCMPEQB     Y3, Y6, Y6
-	VPADDB       Y4, Y6, Y4
+	VPMAXUB      const1<>+0(SB), Y3, Y5
+	VPCMPEQB     Y3, Y5, Y5
+	VPADDB       Y4, Y5, Y4
 	VPABSB       Y4, Y4
 	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXWD X4, Y7
-	VPSLLD    $0x18, Y7, Y6
-	VPSRAD    $0x18, Y6, Y6
-	VPSRAD    $0x08, Y7, Y7
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 	VCVTDQ2PS Y6, Y6
 	VMULPS    Y2, Y6, Y6
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVUPS      Y8, (AX)
-	VEXTRACTI128 $0x01, Y4, X4
-	VPMOVSXWD    X4, Y6
-	VPSLLD       $0x18, Y6, Y4
-	VPSRAD       $0x18, Y4, Y4
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y7
+	VPSRLD   $0x10, Y5, Y7
 	VPSLLD   $0x10, Y6, Y8
 	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y4, Y8, Y8
-	VPAND    Y0, Y7, Y4
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, (AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y8, Y4, Y4
+	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
-	VPADDW   Y4, Y7, Y7
-	VMOVUPS  Y7, 32(AX)
+	VPADDW   Y4, Y6, Y6
+	VMOVUPS  Y6, 32(AX)
 	VPADDB   Y3, Y3, Y4
 	VPADDB   Y3, Y4, Y4
 	VPMAXUB  const0<>+0(SB), Y4, Y3
 	VPCMPEQB Y4, Y3, Y3
-	VPMAXUB  const1<>+0(SB), Y4, Y6
-	VPCMPEQB Y4, Y6, Y6
-	VPADDB   Y3, Y6, Y3
+	VPMAXUB  const1<>+0(SB), Y4, Y5
+	VPCMPEQB Y4, Y5, Y5
+	VPADDB   Y3, Y5, Y3
 	VPABSB   Y3, Y3
 	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 32 to 63.
-	VPMOVSXWD X3, Y7
-	VPSLLD    $0x18, Y7, Y6
-	VPSRAD    $0x18, Y6, Y6
-	VPSRAD    $0x08, Y7, Y7
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 	VCVTDQ2PS Y6, Y6
 	VMULPS    Y2, Y6, Y6
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVUPS      Y8, 64(AX)
-	VEXTRACTI128 $0x01, Y3, X3
-	VPMOVSXWD    X3, Y6
-	VPSLLD       $0x18, Y6, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y7
+	VPSRLD   $0x10, Y5, Y7
 	VPSLLD   $0x10, Y6, Y8
 	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y3, Y8, Y8
-	VPAND    Y0, Y7, Y3
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, 64(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y8, Y3, Y3
+	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y7, Y7
-	VMOVUPS  Y7, 96(AX)
+	VPADDW   Y3, Y6, Y6
+	VMOVUPS  Y6, 96(AX)
 	VPADDB   Y4, Y4, Y3
 	VPADDB   Y4, Y3, Y3
 	VPMAXUB  const0<>+0(SB), Y3, Y4
 	VPCMPEQB Y3, Y4, Y4
-	VPMAXUB  const1<>+0(SB), Y3, Y6
-	VPCMPEQB Y3, Y6, Y6
-	VPADDB   Y4, Y6, Y4
+	VPMAXUB  const1<>+0(SB), Y3, Y5
+	VPCMPEQB Y3, Y5, Y5
+	VPADDB   Y4, Y5, Y4
 	VPABSB   Y4, Y4
 	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 64 to 95.
-	VPMOVSXWD X4, Y7
-	VPSLLD    $0x18, Y7, Y6
-	VPSRAD    $0x18, Y6, Y6
-	VPSRAD    $0x08, Y7, Y7
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 	VCVTDQ2PS Y6, Y6
 	VMULPS    Y2, Y6, Y6
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVUPS      Y8, 128(AX)
-	VEXTRACTI128 $0x01, Y4, X4
-	VPMOVSXWD    X4, Y6
-	VPSLLD       $0x18, Y6, Y4
-	VPSRAD       $0x18, Y4, Y4
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y7
+	VPSRLD   $0x10, Y5, Y7
 	VPSLLD   $0x10, Y6, Y8
 	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y4, Y8, Y8
-	VPAND    Y0, Y7, Y4
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, 128(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y8, Y4, Y4
+	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
-	VPADDW   Y4, Y7, Y7
-	VMOVUPS  Y7, 160(AX)
+	VPADDW   Y4, Y6, Y6
+	VMOVUPS  Y6, 160(AX)
 	VPADDB   Y3, Y3, Y4
 	VPADDB   Y3, Y4, Y4
 	VPMAXUB  const0<>+0(SB), Y4, Y3
 	VPCMPEQB Y4, Y3, Y3
-	VPMAXUB  const1<>+0(SB), Y4, Y6
-	VPCMPEQB Y4, Y6, Y6
-	VPADDB   Y3, Y6, Y3
+	VPMAXUB  const1<>+0(SB), Y4, Y5
+	VPCMPEQB Y4, Y5, Y5
+	VPADDB   Y3, Y5, Y3
 	VPABSB   Y3, Y3
 	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 96 to 127.
-	VPMOVSXWD X3, Y7
-	VPSLLD    $0x18, Y7, Y6
-	VPSRAD    $0x18, Y6, Y6
-	VPSRAD    $0x08, Y7, Y7
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 	VCVTDQ2PS Y6, Y6
 	VMULPS    Y2, Y6, Y6
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVUPS      Y8, 192(AX)
-	VEXTRACTI128 $0x01, Y3, X3
-	VPMOVSXWD    X3, Y6
-	VPSLLD       $0x18, Y6, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y7
+	VPSRLD   $0x10, Y5, Y7
 	VPSLLD   $0x10, Y6, Y8
 	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y3, Y8, Y8
-	VPAND    Y0, Y7, Y3
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVUPS      Y7, 192(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y8, Y3, Y3
+	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y7, Y7
-	VMOVUPS  Y7, 224(AX)
+	VPADDW   Y3, Y6, Y6
+	VMOVUPS  Y6, 224(AX)
 	VPADDB   Y4, Y4, Y3
 	VPADDB   Y4, Y3, Y3
 	VPMAXUB  const0<>+0(SB), Y3, Y4
 	VPCMPEQB Y3, Y4, Y4
-	VPMAXUB  const1<>+0(SB), Y3, Y6
-	VPCMPEQB Y3, Y6, Y6
-	VPADDB   Y4, Y6, Y4
+	VPMAXUB  const1<>+0(SB), Y3, Y5
+	VPCMPEQB Y3, Y5, Y5
+	VPADDB   Y4, Y5, Y4
 	VPABSB   Y4, Y4
 	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 128 to 159.
-	VPMOVSXWD X4, Y6
-	VPSLLD    $0x18, Y6, Y3
+	VPMOVSXWD X4, Y5
+	VPSLLD    $0x18, Y5, Y3
 	VPSRAD    $0x18, Y3, Y3
-	VPSRAD    $0x08, Y6, Y6
+	VPSRAD    $0x08, Y5, Y5
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VCVTDQ2PS Y6, Y6
-	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y3, Y8, Y8
-	VPAND    Y0, Y7, Y3
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y8, Y3, Y3
+	VPAVGW       Y7, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
-	VPADDW       Y3, Y7, Y7
-	VMOVUPS      Y7, 256(AX)
+	VPADDW       Y3, Y6, Y6
+	VMOVUPS      Y6, 256(AX)
 	VEXTRACTI128 $0x01, Y4, X3
 	VPMOVSXWD    X3, Y4
 	VPSLLD       $0x18, Y4, Y3
@@ -1475,158 +1477,34 @@ loop:
 	VMULPS       Y2, Y4, Y4
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y6
-	VPSLLD   $0x10, Y4, Y7
-	VPBLENDW $0xaa, Y4, Y6, Y6
-	VPBLENDW $0x55, Y3, Y7, Y7
-	VPAND    Y0, Y6, Y3
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y7, Y3, Y3
+	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
-	VPADDW  Y3, Y6, Y6
-	VMOVUPS Y6, 288(AX)
+	VPADDW  Y3, Y5, Y5
+	VMOVUPS Y5, 288(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X5
-	VPADDB      X5, X5, X3
-	VPADDB      X5, X3, X3
-	VINSERTI128 $0x01, X3, Y5, Y4
-	VPMAXUB     const0<>+0(SB), Y4, Y6
-	VPCMPEQB    Y4, Y6, Y6
-	VPMAXUB     const1<>+0(SB), Y4, Y7
-	VPCMPEQB    Y4, Y7, Y7
-	VPADDB      Y6, Y7, Y6
-	VPABSB      Y6, Y6
-	VPADDB      const2<>+0(SB), Y6, Y6
+	VBROADCASTI128 32(CX), Y3
+	VPADDB         Y3, Y3, Y4
+	VPADDB         Y3, Y4, Y4
+	VPBLENDD       $0xf0, Y4, Y3, Y3
+	VPMAXUB        const0<>+0(SB), Y3, Y5
+	VPCMPEQB       Y3, Y5, Y5
+	VPMAXUB        const1<>+0(SB), Y3, Y6
+	VPCMPEQB       Y3, Y6, Y6
+	VPADDB         Y5, Y6, Y5
+	VPABSB         Y5, Y5
+	VPADDB         const2<>+0(SB), Y5, Y5
 
 	// Outputs 160 to 191.
-	VPMOVSXWD X6, Y7
-	VPSLLD    $0x18, Y7, Y4
-	VPSRAD    $0x18, Y4, Y4
-	VPSRAD    $0x08, Y7, Y7
-	VCVTDQ2PS Y4, Y4
-	VMULPS    Y2, Y4, Y4
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y4, Y9, Y9
-	VPAND    Y0, Y8, Y4
-	VPOR     Y1, Y4, Y4
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y4, Y4
-	VPSRLW       $0x0f, Y4, Y4
-	VPADDW       Y4, Y8, Y8
-	VMOVUPS      Y8, 320(AX)
-	VEXTRACTI128 $0x01, Y6, X4
-	VPMOVSXWD    X4, Y6
-	VPSLLD       $0x18, Y6, Y4
-	VPSRAD       $0x18, Y4, Y4
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y4, Y8, Y8
-	VPAND    Y0, Y7, Y4
-	VPOR     Y1, Y4, Y4
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW      Y8, Y4, Y4
-	VPSRLW      $0x0f, Y4, Y4
-	VPADDW      Y4, Y7, Y7
-	VMOVUPS     Y7, 352(AX)
-	VPADDB      X3, X3, X5
-	VPADDB      X3, X5, X5
-	VPADDB      X5, X5, X3
-	VPADDB      X5, X3, X3
-	VINSERTI128 $0x01, X3, Y5, Y4
-	VPMAXUB     const0<>+0(SB), Y4, Y6
-	VPCMPEQB    Y4, Y6, Y6
-	VPMAXUB     const1<>+0(SB), Y4, Y7
-	VPCMPEQB    Y4, Y7, Y7
-	VPADDB      Y6, Y7, Y6
-	VPABSB      Y6, Y6
-	VPADDB      const2<>+0(SB), Y6, Y6
-
-	// Outputs 192 to 223.
-	VPMOVSXWD X6, Y7
-	VPSLLD    $0x18, Y7, Y4
-	VPSRAD    $0x18, Y4, Y4
-	VPSRAD    $0x08, Y7, Y7
-	VCVTDQ2PS Y4, Y4
-	VMULPS    Y2, Y4, Y4
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y4, Y9, Y9
-	VPAND    Y0, Y8, Y4
-	VPOR     Y1, Y4, Y4
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y4, Y4
-	VPSRLW       $0x0f, Y4, Y4
-	VPADDW       Y4, Y8, Y8
-	VMOVUPS      Y8, 384(AX)
-	VEXTRACTI128 $0x01, Y6, X4
-	VPMOVSXWD    X4, Y6
-	VPSLLD       $0x18, Y6, Y4
-	VPSRAD       $0x18, Y4, Y4
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y4, Y8, Y8
-	VPAND    Y0, Y7, Y4
-	VPOR     Y1, Y4, Y4
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y8, Y4, Y4
-	VPSRLW  $0x0f, Y4, Y4
-	VPADDW  Y4, Y7, Y7
-	VMOVUPS Y7, 416(AX)
-	VPADDB  X3, X3, X5
-	VPADDB  X3, X5, X5
-
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X4
-	VPMOVZXBW    X4, Y3
-	VPMULLW      const3<>+0(SB), Y3, Y3
-	VPAND        const4<>+0(SB), Y3, Y3
-	VEXTRACTI128 $0x01, Y3, X4
-	VPACKUSWB    X4, X3, X4
-	VINSERTI128  $0x01, X4, Y5, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y6
-	VPCMPEQB     Y3, Y6, Y6
-	VPADDB       Y4, Y6, Y4
-	VPABSB       Y4, Y4
-	VPADDB       const2<>+0(SB), Y4, Y4
-
-	// Outputs 224 to 255.
-	VPMOVSXWD X4, Y6
+	VPMOVSXWD X5, Y6
 	VPSLLD    $0x18, Y6, Y3
 	VPSRAD    $0x18, Y3, Y3
 	VPSRAD    $0x08, Y6, Y6
@@ -1647,7 +1525,131 @@ loop:
 	VPAVGW       Y8, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y7, Y7
-	VMOVUPS      Y7, 448(AX)
+	VMOVUPS      Y7, 320(AX)
+	VEXTRACTI128 $0x01, Y5, X3
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y6, Y6
+	VMOVUPS  Y6, 352(AX)
+	VPADDB   Y4, Y4, Y3
+	VPADDB   Y4, Y3, Y3
+	VPADDB   Y3, Y3, Y4
+	VPADDB   Y3, Y4, Y4
+	VPBLENDD $0xf0, Y4, Y3, Y3
+	VPMAXUB  const0<>+0(SB), Y3, Y5
+	VPCMPEQB Y3, Y5, Y5
+	VPMAXUB  const1<>+0(SB), Y3, Y6
+	VPCMPEQB Y3, Y6, Y6
+	VPADDB   Y5, Y6, Y5
+	VPABSB   Y5, Y5
+	VPADDB   const2<>+0(SB), Y5, Y5
+
+	// Outputs 192 to 223.
+	VPMOVSXWD X5, Y6
+	VPSLLD    $0x18, Y6, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y7, Y7
+	VMOVUPS      Y7, 384(AX)
+	VEXTRACTI128 $0x01, Y5, X3
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW  Y7, Y3, Y3
+	VPSRLW  $0x0f, Y3, Y3
+	VPADDW  Y3, Y6, Y6
+	VMOVUPS Y6, 416(AX)
+	VPADDB  Y4, Y4, Y3
+	VPADDB  Y4, Y3, Y3
+
+	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	VPBROADCASTD 48(CX), X5
+	VPMOVZXBW    X5, Y4
+	VPMULLW      const3<>+0(SB), Y4, Y4
+	VPAND        const4<>+0(SB), Y4, Y4
+	VEXTRACTI128 $0x01, Y4, X5
+	VPACKUSWB    X5, X4, X5
+	VINSERTI128  $0x01, X5, Y3, Y3
+	VPMAXUB      const0<>+0(SB), Y3, Y4
+	VPCMPEQB     Y3, Y4, Y4
+	VPMAXUB      const1<>+0(SB), Y3, Y5
+	VPCMPEQB     Y3, Y5, Y5
+	VPADDB       Y4, Y5, Y4
+	VPABSB       Y4, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
+
+	// Outputs 224 to 255.
+	VPMOVSXWD X4, Y5
+	VPSLLD    $0x18, Y5, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y6, Y6
+	VMOVUPS      Y6, 448(AX)
 	VEXTRACTI128 $0x01, Y4, X3
 	VPMOVSXWD    X3, Y4
 	VPSLLD       $0x18, Y4, Y3
@@ -1660,14 +1662,14 @@ loop:
 
 	// Upper and lower halves of the floats.
 	VPSRLD   $0x10, Y3, Y2
-	VPSLLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y4, Y5
 	VPBLENDW $0xaa, Y4, Y2, Y2
-	VPBLENDW $0x55, Y3, Y6, Y6
+	VPBLENDW $0x55, Y3, Y5, Y5
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW  Y6, Y3, Y3
+	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y2, Y2
 	VMOVUPS Y2, 480(AX)
@@ -1712,6 +1714,7 @@ TEXT ·avx2TQ1_0ToBF16NT(SB), NOSPLIT, $0-24
 	VPBROADCASTD const6<>+0(SB), Y1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW 52(CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
@@ -1721,259 +1724,259 @@ loop:
 	VMOVDQU      (CX), Y3
 	VPMAXUB      const0<>+0(SB), Y3, Y4
 	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y6
-	VPCMPEQB     Y3, Y6, Y6
-	VPADDB       Y4, Y6, Y4
+	VPMAXUB      const1<>+0(SB), Y3, Y5
+	VPCMPEQB     Y3, Y5, Y5
+	VPADDB       Y4, Y5, Y4
 	VPABSB       Y4, Y4
 	VPADDB       const2<>+0(SB), Y4, Y4
 
 	// Outputs 0 to 31.
-	VPMOVSXWD X4, Y7
-	VPSLLD    $0x18, Y7, Y6
-	VPSRAD    $0x18, Y6, Y6
-	VPSRAD    $0x08, Y7, Y7
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 	VCVTDQ2PS Y6, Y6
 	VMULPS    Y2, Y6, Y6
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVNTPS     Y8, (AX)
-	VEXTRACTI128 $0x01, Y4, X4
-	VPMOVSXWD    X4, Y6
-	VPSLLD       $0x18, Y6, Y4
-	VPSRAD       $0x18, Y4, Y4
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y7
+	VPSRLD   $0x10, Y5, Y7
 	VPSLLD   $0x10, Y6, Y8
 	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y4, Y8, Y8
-	VPAND    Y0, Y7, Y4
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, (AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y8, Y4, Y4
+	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
-	VPADDW   Y4, Y7, Y7
-	VMOVNTPS Y7, 32(AX)
+	VPADDW   Y4, Y6, Y6
+	VMOVNTPS Y6, 32(AX)
 	VPADDB   Y3, Y3, Y4
 	VPADDB   Y3, Y4, Y4
 	VPMAXUB  const0<>+0(SB), Y4, Y3
 	VPCMPEQB Y4, Y3, Y3
-	VPMAXUB  const1<>+0(SB), Y4, Y6
-	VPCMPEQB Y4, Y6, Y6
-	VPADDB   Y3, Y6, Y3
+	VPMAXUB  const1<>+0(SB), Y4, Y5
+	VPCMPEQB Y4, Y5, Y5
+	VPADDB   Y3, Y5, Y3
 	VPABSB   Y3, Y3
 	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 32 to 63.
-	VPMOVSXWD X3, Y7
-	VPSLLD    $0x18, Y7, Y6
-	VPSRAD    $0x18, Y6, Y6
-	VPSRAD    $0x08, Y7, Y7
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 	VCVTDQ2PS Y6, Y6
 	VMULPS    Y2, Y6, Y6
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVNTPS     Y8, 64(AX)
-	VEXTRACTI128 $0x01, Y3, X3
-	VPMOVSXWD    X3, Y6
-	VPSLLD       $0x18, Y6, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y7
+	VPSRLD   $0x10, Y5, Y7
 	VPSLLD   $0x10, Y6, Y8
 	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y3, Y8, Y8
-	VPAND    Y0, Y7, Y3
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, 64(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y8, Y3, Y3
+	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y7, Y7
-	VMOVNTPS Y7, 96(AX)
+	VPADDW   Y3, Y6, Y6
+	VMOVNTPS Y6, 96(AX)
 	VPADDB   Y4, Y4, Y3
 	VPADDB   Y4, Y3, Y3
 	VPMAXUB  const0<>+0(SB), Y3, Y4
 	VPCMPEQB Y3, Y4, Y4
-	VPMAXUB  const1<>+0(SB), Y3, Y6
-	VPCMPEQB Y3, Y6, Y6
-	VPADDB   Y4, Y6, Y4
+	VPMAXUB  const1<>+0(SB), Y3, Y5
+	VPCMPEQB Y3, Y5, Y5
+	VPADDB   Y4, Y5, Y4
 	VPABSB   Y4, Y4
 	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 64 to 95.
-	VPMOVSXWD X4, Y7
-	VPSLLD    $0x18, Y7, Y6
-	VPSRAD    $0x18, Y6, Y6
-	VPSRAD    $0x08, Y7, Y7
+	VPMOVSXWD X4, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 	VCVTDQ2PS Y6, Y6
 	VMULPS    Y2, Y6, Y6
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVNTPS     Y8, 128(AX)
-	VEXTRACTI128 $0x01, Y4, X4
-	VPMOVSXWD    X4, Y6
-	VPSLLD       $0x18, Y6, Y4
-	VPSRAD       $0x18, Y4, Y4
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y7
+	VPSRLD   $0x10, Y5, Y7
 	VPSLLD   $0x10, Y6, Y8
 	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y4, Y8, Y8
-	VPAND    Y0, Y7, Y4
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, 128(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPMOVSXWD    X4, Y5
+	VPSLLD       $0x18, Y5, Y4
+	VPSRAD       $0x18, Y4, Y4
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y2, Y4, Y4
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y4, Y7, Y7
+	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y8, Y4, Y4
+	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
-	VPADDW   Y4, Y7, Y7
-	VMOVNTPS Y7, 160(AX)
+	VPADDW   Y4, Y6, Y6
+	VMOVNTPS Y6, 160(AX)
 	VPADDB   Y3, Y3, Y4
 	VPADDB   Y3, Y4, Y4
 	VPMAXUB  const0<>+0(SB), Y4, Y3
 	VPCMPEQB Y4, Y3, Y3
-	VPMAXUB  const1<>+0(SB), Y4, Y6
-	VPCMPEQB Y4, Y6, Y6
-	VPADDB   Y3, Y6, Y3
+	VPMAXUB  const1<>+0(SB), Y4, Y5
+	VPCMPEQB Y4, Y5, Y5
+	VPADDB   Y3, Y5, Y3
 	VPABSB   Y3, Y3
 	VPADDB   const2<>+0(SB), Y3, Y3
 
 	// Outputs 96 to 127.
-	VPMOVSXWD X3, Y7
-	VPSLLD    $0x18, Y7, Y6
-	VPSRAD    $0x18, Y6, Y6
-	VPSRAD    $0x08, Y7, Y7
+	VPMOVSXWD X3, Y6
+	VPSLLD    $0x18, Y6, Y5
+	VPSRAD    $0x18, Y5, Y5
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 	VCVTDQ2PS Y6, Y6
 	VMULPS    Y2, Y6, Y6
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y6, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y6, Y9, Y9
-	VPAND    Y0, Y8, Y6
-	VPOR     Y1, Y6, Y6
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y6, Y6
-	VPSRLW       $0x0f, Y6, Y6
-	VPADDW       Y6, Y8, Y8
-	VMOVNTPS     Y8, 192(AX)
-	VEXTRACTI128 $0x01, Y3, X3
-	VPMOVSXWD    X3, Y6
-	VPSLLD       $0x18, Y6, Y3
-	VPSRAD       $0x18, Y3, Y3
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y3, Y3
-	VMULPS       Y2, Y3, Y3
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y7
+	VPSRLD   $0x10, Y5, Y7
 	VPSLLD   $0x10, Y6, Y8
 	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y3, Y8, Y8
-	VPAND    Y0, Y7, Y3
+	VPBLENDW $0x55, Y5, Y8, Y8
+	VPAND    Y0, Y7, Y5
+	VPOR     Y1, Y5, Y5
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y5, Y5
+	VPSRLW       $0x0f, Y5, Y5
+	VPADDW       Y5, Y7, Y7
+	VMOVNTPS     Y7, 192(AX)
+	VEXTRACTI128 $0x01, Y3, X3
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y8, Y3, Y3
+	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y7, Y7
-	VMOVNTPS Y7, 224(AX)
+	VPADDW   Y3, Y6, Y6
+	VMOVNTPS Y6, 224(AX)
 	VPADDB   Y4, Y4, Y3
 	VPADDB   Y4, Y3, Y3
 	VPMAXUB  const0<>+0(SB), Y3, Y4
 	VPCMPEQB Y3, Y4, Y4
-	VPMAXUB  const1<>+0(SB), Y3, Y6
-	VPCMPEQB Y3, Y6, Y6
-	VPADDB   Y4, Y6, Y4
+	VPMAXUB  const1<>+0(SB), Y3, Y5
+	VPCMPEQB Y3, Y5, Y5
+	VPADDB   Y4, Y5, Y4
 	VPABSB   Y4, Y4
 	VPADDB   const2<>+0(SB), Y4, Y4
 
 	// Outputs 128 to 159.
-	VPMOVSXWD X4, Y6
-	VPSLLD    $0x18, Y6, Y3
+	VPMOVSXWD X4, Y5
+	VPSLLD    $0x18, Y5, Y3
 	VPSRAD    $0x18, Y3, Y3
-	VPSRAD    $0x08, Y6, Y6
+	VPSRAD    $0x08, Y5, Y5
 	VCVTDQ2PS Y3, Y3
 	VMULPS    Y2, Y3, Y3
-	VCVTDQ2PS Y6, Y6
-	VMULPS    Y2, Y6, Y6
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y3, Y8, Y8
-	VPAND    Y0, Y7, Y3
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y8, Y3, Y3
+	VPAVGW       Y7, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
-	VPADDW       Y3, Y7, Y7
-	VMOVNTPS     Y7, 256(AX)
+	VPADDW       Y3, Y6, Y6
+	VMOVNTPS     Y6, 256(AX)
 	VEXTRACTI128 $0x01, Y4, X3
 	VPMOVSXWD    X3, Y4
 	VPSLLD       $0x18, Y4, Y3
@@ -1985,158 +1988,34 @@ loop:
 	VMULPS       Y2, Y4, Y4
 
 	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y3, Y6
-	VPSLLD   $0x10, Y4, Y7
-	VPBLENDW $0xaa, Y4, Y6, Y6
-	VPBLENDW $0x55, Y3, Y7, Y7
-	VPAND    Y0, Y6, Y3
+	VPSRLD   $0x10, Y3, Y5
+	VPSLLD   $0x10, Y4, Y6
+	VPBLENDW $0xaa, Y4, Y5, Y5
+	VPBLENDW $0x55, Y3, Y6, Y6
+	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y7, Y3, Y3
+	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
-	VPADDW   Y3, Y6, Y6
-	VMOVNTPS Y6, 288(AX)
+	VPADDW   Y3, Y5, Y5
+	VMOVNTPS Y5, 288(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X5
-	VPADDB      X5, X5, X3
-	VPADDB      X5, X3, X3
-	VINSERTI128 $0x01, X3, Y5, Y4
-	VPMAXUB     const0<>+0(SB), Y4, Y6
-	VPCMPEQB    Y4, Y6, Y6
-	VPMAXUB     const1<>+0(SB), Y4, Y7
-	VPCMPEQB    Y4, Y7, Y7
-	VPADDB      Y6, Y7, Y6
-	VPABSB      Y6, Y6
-	VPADDB      const2<>+0(SB), Y6, Y6
+	VBROADCASTI128 32(CX), Y3
+	VPADDB         Y3, Y3, Y4
+	VPADDB         Y3, Y4, Y4
+	VPBLENDD       $0xf0, Y4, Y3, Y3
+	VPMAXUB        const0<>+0(SB), Y3, Y5
+	VPCMPEQB       Y3, Y5, Y5
+	VPMAXUB        const1<>+0(SB), Y3, Y6
+	VPCMPEQB       Y3, Y6, Y6
+	VPADDB         Y5, Y6, Y5
+	VPABSB         Y5, Y5
+	VPADDB         const2<>+0(SB), Y5, Y5
 
 	// Outputs 160 to 191.
-	VPMOVSXWD X6, Y7
-	VPSLLD    $0x18, Y7, Y4
-	VPSRAD    $0x18, Y4, Y4
-	VPSRAD    $0x08, Y7, Y7
-	VCVTDQ2PS Y4, Y4
-	VMULPS    Y2, Y4, Y4
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y4, Y9, Y9
-	VPAND    Y0, Y8, Y4
-	VPOR     Y1, Y4, Y4
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y4, Y4
-	VPSRLW       $0x0f, Y4, Y4
-	VPADDW       Y4, Y8, Y8
-	VMOVNTPS     Y8, 320(AX)
-	VEXTRACTI128 $0x01, Y6, X4
-	VPMOVSXWD    X4, Y6
-	VPSLLD       $0x18, Y6, Y4
-	VPSRAD       $0x18, Y4, Y4
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y4, Y8, Y8
-	VPAND    Y0, Y7, Y4
-	VPOR     Y1, Y4, Y4
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW      Y8, Y4, Y4
-	VPSRLW      $0x0f, Y4, Y4
-	VPADDW      Y4, Y7, Y7
-	VMOVNTPS    Y7, 352(AX)
-	VPADDB      X3, X3, X5
-	VPADDB      X3, X5, X5
-	VPADDB      X5, X5, X3
-	VPADDB      X5, X3, X3
-	VINSERTI128 $0x01, X3, Y5, Y4
-	VPMAXUB     const0<>+0(SB), Y4, Y6
-	VPCMPEQB    Y4, Y6, Y6
-	VPMAXUB     const1<>+0(SB), Y4, Y7
-	VPCMPEQB    Y4, Y7, Y7
-	VPADDB      Y6, Y7, Y6
-	VPABSB      Y6, Y6
-	VPADDB      const2<>+0(SB), Y6, Y6
-
-	// Outputs 192 to 223.
-	VPMOVSXWD X6, Y7
-	VPSLLD    $0x18, Y7, Y4
-	VPSRAD    $0x18, Y4, Y4
-	VPSRAD    $0x08, Y7, Y7
-	VCVTDQ2PS Y4, Y4
-	VMULPS    Y2, Y4, Y4
-	VCVTDQ2PS Y7, Y7
-	VMULPS    Y2, Y7, Y7
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y8
-	VPSLLD   $0x10, Y7, Y9
-	VPBLENDW $0xaa, Y7, Y8, Y8
-	VPBLENDW $0x55, Y4, Y9, Y9
-	VPAND    Y0, Y8, Y4
-	VPOR     Y1, Y4, Y4
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW       Y9, Y4, Y4
-	VPSRLW       $0x0f, Y4, Y4
-	VPADDW       Y4, Y8, Y8
-	VMOVNTPS     Y8, 384(AX)
-	VEXTRACTI128 $0x01, Y6, X4
-	VPMOVSXWD    X4, Y6
-	VPSLLD       $0x18, Y6, Y4
-	VPSRAD       $0x18, Y4, Y4
-	VPSRAD       $0x08, Y6, Y6
-	VCVTDQ2PS    Y4, Y4
-	VMULPS       Y2, Y4, Y4
-	VCVTDQ2PS    Y6, Y6
-	VMULPS       Y2, Y6, Y6
-
-	// Upper and lower halves of the floats.
-	VPSRLD   $0x10, Y4, Y7
-	VPSLLD   $0x10, Y6, Y8
-	VPBLENDW $0xaa, Y6, Y7, Y7
-	VPBLENDW $0x55, Y4, Y8, Y8
-	VPAND    Y0, Y7, Y4
-	VPOR     Y1, Y4, Y4
-
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y8, Y4, Y4
-	VPSRLW   $0x0f, Y4, Y4
-	VPADDW   Y4, Y7, Y7
-	VMOVNTPS Y7, 416(AX)
-	VPADDB   X3, X3, X5
-	VPADDB   X3, X5, X5
-
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X4
-	VPMOVZXBW    X4, Y3
-	VPMULLW      const3<>+0(SB), Y3, Y3
-	VPAND        const4<>+0(SB), Y3, Y3
-	VEXTRACTI128 $0x01, Y3, X4
-	VPACKUSWB    X4, X3, X4
-	VINSERTI128  $0x01, X4, Y5, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y6
-	VPCMPEQB     Y3, Y6, Y6
-	VPADDB       Y4, Y6, Y4
-	VPABSB       Y4, Y4
-	VPADDB       const2<>+0(SB), Y4, Y4
-
-	// Outputs 224 to 255.
-	VPMOVSXWD X4, Y6
+	VPMOVSXWD X5, Y6
 	VPSLLD    $0x18, Y6, Y3
 	VPSRAD    $0x18, Y3, Y3
 	VPSRAD    $0x08, Y6, Y6
@@ -2157,7 +2036,131 @@ loop:
 	VPAVGW       Y8, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y7, Y7
-	VMOVNTPS     Y7, 448(AX)
+	VMOVNTPS     Y7, 320(AX)
+	VEXTRACTI128 $0x01, Y5, X3
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y6, Y6
+	VMOVNTPS Y6, 352(AX)
+	VPADDB   Y4, Y4, Y3
+	VPADDB   Y4, Y3, Y3
+	VPADDB   Y3, Y3, Y4
+	VPADDB   Y3, Y4, Y4
+	VPBLENDD $0xf0, Y4, Y3, Y3
+	VPMAXUB  const0<>+0(SB), Y3, Y5
+	VPCMPEQB Y3, Y5, Y5
+	VPMAXUB  const1<>+0(SB), Y3, Y6
+	VPCMPEQB Y3, Y6, Y6
+	VPADDB   Y5, Y6, Y5
+	VPABSB   Y5, Y5
+	VPADDB   const2<>+0(SB), Y5, Y5
+
+	// Outputs 192 to 223.
+	VPMOVSXWD X5, Y6
+	VPSLLD    $0x18, Y6, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y6, Y6
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCVTDQ2PS Y6, Y6
+	VMULPS    Y2, Y6, Y6
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y7
+	VPSLLD   $0x10, Y6, Y8
+	VPBLENDW $0xaa, Y6, Y7, Y7
+	VPBLENDW $0x55, Y3, Y8, Y8
+	VPAND    Y0, Y7, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y8, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y7, Y7
+	VMOVNTPS     Y7, 384(AX)
+	VEXTRACTI128 $0x01, Y5, X3
+	VPMOVSXWD    X3, Y5
+	VPSLLD       $0x18, Y5, Y3
+	VPSRAD       $0x18, Y3, Y3
+	VPSRAD       $0x08, Y5, Y5
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y2, Y3, Y3
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW   Y7, Y3, Y3
+	VPSRLW   $0x0f, Y3, Y3
+	VPADDW   Y3, Y6, Y6
+	VMOVNTPS Y6, 416(AX)
+	VPADDB   Y4, Y4, Y3
+	VPADDB   Y4, Y3, Y3
+
+	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	VPBROADCASTD 48(CX), X5
+	VPMOVZXBW    X5, Y4
+	VPMULLW      const3<>+0(SB), Y4, Y4
+	VPAND        const4<>+0(SB), Y4, Y4
+	VEXTRACTI128 $0x01, Y4, X5
+	VPACKUSWB    X5, X4, X5
+	VINSERTI128  $0x01, X5, Y3, Y3
+	VPMAXUB      const0<>+0(SB), Y3, Y4
+	VPCMPEQB     Y3, Y4, Y4
+	VPMAXUB      const1<>+0(SB), Y3, Y5
+	VPCMPEQB     Y3, Y5, Y5
+	VPADDB       Y4, Y5, Y4
+	VPABSB       Y4, Y4
+	VPADDB       const2<>+0(SB), Y4, Y4
+
+	// Outputs 224 to 255.
+	VPMOVSXWD X4, Y5
+	VPSLLD    $0x18, Y5, Y3
+	VPSRAD    $0x18, Y3, Y3
+	VPSRAD    $0x08, Y5, Y5
+	VCVTDQ2PS Y3, Y3
+	VMULPS    Y2, Y3, Y3
+	VCVTDQ2PS Y5, Y5
+	VMULPS    Y2, Y5, Y5
+
+	// Upper and lower halves of the floats.
+	VPSRLD   $0x10, Y3, Y6
+	VPSLLD   $0x10, Y5, Y7
+	VPBLENDW $0xaa, Y5, Y6, Y6
+	VPBLENDW $0x55, Y3, Y7, Y7
+	VPAND    Y0, Y6, Y3
+	VPOR     Y1, Y3, Y3
+
+	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	VPAVGW       Y7, Y3, Y3
+	VPSRLW       $0x0f, Y3, Y3
+	VPADDW       Y3, Y6, Y6
+	VMOVNTPS     Y6, 448(AX)
 	VEXTRACTI128 $0x01, Y4, X3
 	VPMOVSXWD    X3, Y4
 	VPSLLD       $0x18, Y4, Y3
@@ -2170,14 +2173,14 @@ loop:
 
 	// Upper and lower halves of the floats.
 	VPSRLD   $0x10, Y3, Y2
-	VPSLLD   $0x10, Y4, Y6
+	VPSLLD   $0x10, Y4, Y5
 	VPBLENDW $0xaa, Y4, Y2, Y2
-	VPBLENDW $0x55, Y3, Y6, Y6
+	VPBLENDW $0x55, Y3, Y5, Y5
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
 	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
-	VPAVGW   Y6, Y3, Y3
+	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y2, Y2
 	VMOVNTPS Y2, 480(AX)
@@ -2201,154 +2204,154 @@ TEXT ·avx512TQ1_0ToF32(SB), NOSPLIT, $0-24
 loop:
 	VPBROADCASTW 52(CX), Y0
 	VCVTPH2PS    Y0, Z0
-	VMOVDQU      (CX), Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPADDB       Y3, Y4, Y3
-	VPABSB       Y3, Y3
-	VPADDB       const2<>+0(SB), Y3, Y3
+	VMOVDQU      (CX), Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y2
+	VPCMPEQB     Y1, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VMOVUPS      Z4, (AX)
-	VEXTRACTI128 $0x01, Y3, X1
-	VPMOVSXBD    X1, Z3
+	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VMOVUPS      Z3, 64(AX)
-	VPADDB       Y2, Y2, Y3
-	VPADDB       Y2, Y3, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPADDB       Y2, Y4, Y2
-	VPABSB       Y2, Y2
-	VPADDB       const2<>+0(SB), Y2, Y2
+	VMOVUPS      Z3, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXBD    X2, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z0, Z2, Z2
+	VMOVUPS      Z2, 64(AX)
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPMAXUB      const0<>+0(SB), Y2, Y1
+	VPCMPEQB     Y2, Y1, Y1
+	VPMAXUB      const1<>+0(SB), Y2, Y3
+	VPCMPEQB     Y2, Y3, Y3
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VMOVUPS      Z4, 128(AX)
-	VEXTRACTI128 $0x01, Y2, X1
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z2, 192(AX)
-	VPADDB       Y3, Y3, Y2
-	VPADDB       Y3, Y2, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPADDB       Y3, Y4, Y3
-	VPABSB       Y3, Y3
-	VPADDB       const2<>+0(SB), Y3, Y3
-
-	// Outputs 64 to 95.
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VMOVUPS      Z4, 256(AX)
-	VEXTRACTI128 $0x01, Y3, X1
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VMOVUPS      Z3, 320(AX)
-	VPADDB       Y2, Y2, Y3
-	VPADDB       Y2, Y3, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPADDB       Y2, Y4, Y2
+	VMOVUPS      Z3, 128(AX)
+	VEXTRACTI128 $0x01, Y1, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 192(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y2
+	VPCMPEQB     Y1, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPADDB       Y2, Y3, Y2
 	VPABSB       Y2, Y2
 	VPADDB       const2<>+0(SB), Y2, Y2
 
-	// Outputs 96 to 127.
-	VPMOVSXBD    X2, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VMOVUPS      Z4, 384(AX)
-	VEXTRACTI128 $0x01, Y2, X1
-	VPMOVSXBD    X1, Z2
+	// Outputs 64 to 95.
+	VPMOVSXBD    X2, Z3
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z0, Z3, Z3
+	VMOVUPS      Z3, 256(AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z2, 448(AX)
-	VPADDB       Y3, Y3, Y2
-	VPADDB       Y3, Y2, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
+	VMOVUPS      Z2, 320(AX)
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPMAXUB      const0<>+0(SB), Y2, Y1
+	VPCMPEQB     Y2, Y1, Y1
+	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
+
+	// Outputs 96 to 127.
+	VPMOVSXBD    X1, Z3
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z0, Z3, Z3
+	VMOVUPS      Z3, 384(AX)
+	VEXTRACTI128 $0x01, Y1, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 448(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y2
+	VPCMPEQB     Y1, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
+
+	// Outputs 128 to 159.
+	VPMOVSXBD    X2, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 512(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 576(AX)
+
+	// Runs of 16 outputs, two at a time.
+	VBROADCASTI128 32(CX), Y1
+	VPADDB         Y1, Y1, Y2
+	VPADDB         Y1, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y1, Y1
+	VPMAXUB        const0<>+0(SB), Y1, Y3
+	VPCMPEQB       Y1, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y1, Y4
+	VPCMPEQB       Y1, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
+	VPADDB         const2<>+0(SB), Y3, Y3
+
+	// Outputs 160 to 191.
+	VPMOVSXBD    X3, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 640(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 704(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPBLENDD     $0xf0, Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPMAXUB      const1<>+0(SB), Y1, Y4
+	VPCMPEQB     Y1, Y4, Y4
 	VPADDB       Y3, Y4, Y3
 	VPABSB       Y3, Y3
 	VPADDB       const2<>+0(SB), Y3, Y3
 
-	// Outputs 128 to 159.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z2, 512(AX)
-	VEXTRACTI128 $0x01, Y3, X1
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z2, 576(AX)
-
-	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X1
-	VPADDB      X1, X1, X2
-	VPADDB      X1, X2, X2
-	VINSERTI128 $0x01, X2, Y1, Y3
-	VPMAXUB     const0<>+0(SB), Y3, Y4
-	VPCMPEQB    Y3, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y3, Y5
-	VPCMPEQB    Y3, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
-	VPADDB      const2<>+0(SB), Y4, Y4
-
-	// Outputs 160 to 191.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VMOVUPS      Z3, 640(AX)
-	VEXTRACTI128 $0x01, Y4, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VMOVUPS      Z3, 704(AX)
-	VPADDB       X2, X2, X1
-	VPADDB       X2, X1, X1
-	VPADDB       X1, X1, X2
-	VPADDB       X1, X2, X2
-	VINSERTI128  $0x01, X2, Y1, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y5
-	VPCMPEQB     Y3, Y5, Y5
-	VPADDB       Y4, Y5, Y4
-	VPABSB       Y4, Y4
-	VPADDB       const2<>+0(SB), Y4, Y4
-
 	// Outputs 192 to 223.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VMOVUPS      Z3, 768(AX)
-	VEXTRACTI128 $0x01, Y4, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VMOVUPS      Z3, 832(AX)
-	VPADDB       X2, X2, X1
-	VPADDB       X2, X1, X1
+	VPMOVSXBD    X3, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 768(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 832(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
 	VPBROADCASTD 48(CX), X3
@@ -2357,25 +2360,25 @@ loop:
 	VPAND        const4<>+0(SB), Y2, Y2
 	VEXTRACTI128 $0x01, Y2, X3
 	VPACKUSWB    X3, X2, X3
-	VINSERTI128  $0x01, X3, Y1, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPADDB       Y3, Y4, Y3
-	VPABSB       Y3, Y3
-	VPADDB       const2<>+0(SB), Y3, Y3
+	VINSERTI128  $0x01, X3, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y2
+	VPCMPEQB     Y1, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z2, 896(AX)
-	VEXTRACTI128 $0x01, Y3, X1
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVUPS      Z2, 960(AX)
+	VPMOVSXBD    X2, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 896(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, 960(AX)
 	ADDQ         $+54, CX
 	ADDQ         $+1024, AX
 	DECQ         DX
@@ -2391,156 +2394,157 @@ TEXT ·avx512TQ1_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW 52(CX), Y0
 	VCVTPH2PS    Y0, Z0
-	VMOVDQU      (CX), Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPADDB       Y3, Y4, Y3
-	VPABSB       Y3, Y3
-	VPADDB       const2<>+0(SB), Y3, Y3
+	VMOVDQU      (CX), Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y2
+	VPCMPEQB     Y1, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 0 to 31.
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VMOVNTPS     Z4, (AX)
-	VEXTRACTI128 $0x01, Y3, X1
-	VPMOVSXBD    X1, Z3
+	VPMOVSXBD    X2, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VMOVNTPS     Z3, 64(AX)
-	VPADDB       Y2, Y2, Y3
-	VPADDB       Y2, Y3, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPADDB       Y2, Y4, Y2
-	VPABSB       Y2, Y2
-	VPADDB       const2<>+0(SB), Y2, Y2
+	VMOVNTPS     Z3, (AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXBD    X2, Z2
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z0, Z2, Z2
+	VMOVNTPS     Z2, 64(AX)
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPMAXUB      const0<>+0(SB), Y2, Y1
+	VPCMPEQB     Y2, Y1, Y1
+	VPMAXUB      const1<>+0(SB), Y2, Y3
+	VPCMPEQB     Y2, Y3, Y3
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
 
 	// Outputs 32 to 63.
-	VPMOVSXBD    X2, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VMOVNTPS     Z4, 128(AX)
-	VEXTRACTI128 $0x01, Y2, X1
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z2, 192(AX)
-	VPADDB       Y3, Y3, Y2
-	VPADDB       Y3, Y2, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPADDB       Y3, Y4, Y3
-	VPABSB       Y3, Y3
-	VPADDB       const2<>+0(SB), Y3, Y3
-
-	// Outputs 64 to 95.
-	VPMOVSXBD    X3, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VMOVNTPS     Z4, 256(AX)
-	VEXTRACTI128 $0x01, Y3, X1
 	VPMOVSXBD    X1, Z3
 	VCVTDQ2PS    Z3, Z3
 	VMULPS       Z0, Z3, Z3
-	VMOVNTPS     Z3, 320(AX)
-	VPADDB       Y2, Y2, Y3
-	VPADDB       Y2, Y3, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y2
-	VPCMPEQB     Y3, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPADDB       Y2, Y4, Y2
+	VMOVNTPS     Z3, 128(AX)
+	VEXTRACTI128 $0x01, Y1, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 192(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y2
+	VPCMPEQB     Y1, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPADDB       Y2, Y3, Y2
 	VPABSB       Y2, Y2
 	VPADDB       const2<>+0(SB), Y2, Y2
 
-	// Outputs 96 to 127.
-	VPMOVSXBD    X2, Z4
-	VCVTDQ2PS    Z4, Z4
-	VMULPS       Z0, Z4, Z4
-	VMOVNTPS     Z4, 384(AX)
-	VEXTRACTI128 $0x01, Y2, X1
-	VPMOVSXBD    X1, Z2
+	// Outputs 64 to 95.
+	VPMOVSXBD    X2, Z3
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z0, Z3, Z3
+	VMOVNTPS     Z3, 256(AX)
+	VEXTRACTI128 $0x01, Y2, X2
+	VPMOVSXBD    X2, Z2
 	VCVTDQ2PS    Z2, Z2
 	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z2, 448(AX)
-	VPADDB       Y3, Y3, Y2
-	VPADDB       Y3, Y2, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
+	VMOVNTPS     Z2, 320(AX)
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPMAXUB      const0<>+0(SB), Y2, Y1
+	VPCMPEQB     Y2, Y1, Y1
+	VPMAXUB      const1<>+0(SB), Y2, Y3
 	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
+	VPADDB       Y1, Y3, Y1
+	VPABSB       Y1, Y1
+	VPADDB       const2<>+0(SB), Y1, Y1
+
+	// Outputs 96 to 127.
+	VPMOVSXBD    X1, Z3
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z0, Z3, Z3
+	VMOVNTPS     Z3, 384(AX)
+	VEXTRACTI128 $0x01, Y1, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 448(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y2
+	VPCMPEQB     Y1, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
+
+	// Outputs 128 to 159.
+	VPMOVSXBD    X2, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 512(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 576(AX)
+
+	// Runs of 16 outputs, two at a time.
+	VBROADCASTI128 32(CX), Y1
+	VPADDB         Y1, Y1, Y2
+	VPADDB         Y1, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y1, Y1
+	VPMAXUB        const0<>+0(SB), Y1, Y3
+	VPCMPEQB       Y1, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y1, Y4
+	VPCMPEQB       Y1, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
+	VPADDB         const2<>+0(SB), Y3, Y3
+
+	// Outputs 160 to 191.
+	VPMOVSXBD    X3, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 640(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 704(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
+	VPADDB       Y1, Y1, Y2
+	VPADDB       Y1, Y2, Y2
+	VPBLENDD     $0xf0, Y2, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPMAXUB      const1<>+0(SB), Y1, Y4
+	VPCMPEQB     Y1, Y4, Y4
 	VPADDB       Y3, Y4, Y3
 	VPABSB       Y3, Y3
 	VPADDB       const2<>+0(SB), Y3, Y3
 
-	// Outputs 128 to 159.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z2, 512(AX)
-	VEXTRACTI128 $0x01, Y3, X1
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z2, 576(AX)
-
-	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X1
-	VPADDB      X1, X1, X2
-	VPADDB      X1, X2, X2
-	VINSERTI128 $0x01, X2, Y1, Y3
-	VPMAXUB     const0<>+0(SB), Y3, Y4
-	VPCMPEQB    Y3, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y3, Y5
-	VPCMPEQB    Y3, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
-	VPADDB      const2<>+0(SB), Y4, Y4
-
-	// Outputs 160 to 191.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VMOVNTPS     Z3, 640(AX)
-	VEXTRACTI128 $0x01, Y4, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VMOVNTPS     Z3, 704(AX)
-	VPADDB       X2, X2, X1
-	VPADDB       X2, X1, X1
-	VPADDB       X1, X1, X2
-	VPADDB       X1, X2, X2
-	VINSERTI128  $0x01, X2, Y1, Y3
-	VPMAXUB      const0<>+0(SB), Y3, Y4
-	VPCMPEQB     Y3, Y4, Y4
-	VPMAXUB      const1<>+0(SB), Y3, Y5
-	VPCMPEQB     Y3, Y5, Y5
-	VPADDB       Y4, Y5, Y4
-	VPABSB       Y4, Y4
-	VPADDB       const2<>+0(SB), Y4, Y4
-
 	// Outputs 192 to 223.
-	VPMOVSXBD    X4, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VMOVNTPS     Z3, 768(AX)
-	VEXTRACTI128 $0x01, Y4, X1
-	VPMOVSXBD    X1, Z3
-	VCVTDQ2PS    Z3, Z3
-	VMULPS       Z0, Z3, Z3
-	VMOVNTPS     Z3, 832(AX)
-	VPADDB       X2, X2, X1
-	VPADDB       X2, X1, X1
+	VPMOVSXBD    X3, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 768(AX)
+	VEXTRACTI128 $0x01, Y3, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 832(AX)
+	VPADDB       Y2, Y2, Y1
+	VPADDB       Y2, Y1, Y1
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
 	VPBROADCASTD 48(CX), X3
@@ -2549,25 +2553,25 @@ loop:
 	VPAND        const4<>+0(SB), Y2, Y2
 	VEXTRACTI128 $0x01, Y2, X3
 	VPACKUSWB    X3, X2, X3
-	VINSERTI128  $0x01, X3, Y1, Y2
-	VPMAXUB      const0<>+0(SB), Y2, Y3
-	VPCMPEQB     Y2, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y2, Y4
-	VPCMPEQB     Y2, Y4, Y4
-	VPADDB       Y3, Y4, Y3
-	VPABSB       Y3, Y3
-	VPADDB       const2<>+0(SB), Y3, Y3
+	VINSERTI128  $0x01, X3, Y1, Y1
+	VPMAXUB      const0<>+0(SB), Y1, Y2
+	VPCMPEQB     Y1, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y1, Y3
+	VPCMPEQB     Y1, Y3, Y3
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
+	VPADDB       const2<>+0(SB), Y2, Y2
 
 	// Outputs 224 to 255.
-	VPMOVSXBD    X3, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z2, 896(AX)
-	VEXTRACTI128 $0x01, Y3, X1
-	VPMOVSXBD    X1, Z2
-	VCVTDQ2PS    Z2, Z2
-	VMULPS       Z0, Z2, Z2
-	VMOVNTPS     Z2, 960(AX)
+	VPMOVSXBD    X2, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 896(AX)
+	VEXTRACTI128 $0x01, Y2, X1
+	VPMOVSXBD    X1, Z1
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVNTPS     Z1, 960(AX)
 	ADDQ         $+54, CX
 	ADDQ         $+1024, AX
 	DECQ         DX
@@ -2592,127 +2596,127 @@ loop:
 	VCVTPH2PS    Y0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS   const9<>+0(SB), Z2
-	VMULPS    Z0, Z2, Z2
-	VCVTPS2PH $0x00, Z2, Y3
+	VMOVUPS   const9<>+0(SB), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y1
 	VMOVDQU   (CX), Y0
 	VPMAXUB   const0<>+0(SB), Y0, Y2
 	VPCMPEQB  Y0, Y2, Y2
-	VPMAXUB   const1<>+0(SB), Y0, Y4
-	VPCMPEQB  Y0, Y4, Y4
-	VPADDB    Y2, Y4, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPADDB    Y2, Y3, Y2
 	VPABSB    Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z3, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVUPS   Z2, (AX)
 	VPADDB    Y0, Y0, Y2
 	VPADDB    Y0, Y2, Y2
 	VPMAXUB   const0<>+0(SB), Y2, Y0
 	VPCMPEQB  Y2, Y0, Y0
-	VPMAXUB   const1<>+0(SB), Y2, Y4
-	VPCMPEQB  Y2, Y4, Y4
-	VPADDB    Y0, Y4, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y3
+	VPCMPEQB  Y2, Y3, Y3
+	VPADDB    Y0, Y3, Y0
 	VPABSB    Y0, Y0
 
 	// Outputs 32 to 63.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 64(AX)
 	VPADDB    Y2, Y2, Y0
 	VPADDB    Y2, Y0, Y0
 	VPMAXUB   const0<>+0(SB), Y0, Y2
 	VPCMPEQB  Y0, Y2, Y2
-	VPMAXUB   const1<>+0(SB), Y0, Y4
-	VPCMPEQB  Y0, Y4, Y4
-	VPADDB    Y2, Y4, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPADDB    Y2, Y3, Y2
 	VPABSB    Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z3, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVUPS   Z2, 128(AX)
 	VPADDB    Y0, Y0, Y2
 	VPADDB    Y0, Y2, Y2
 	VPMAXUB   const0<>+0(SB), Y2, Y0
 	VPCMPEQB  Y2, Y0, Y0
-	VPMAXUB   const1<>+0(SB), Y2, Y4
-	VPCMPEQB  Y2, Y4, Y4
-	VPADDB    Y0, Y4, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y3
+	VPCMPEQB  Y2, Y3, Y3
+	VPADDB    Y0, Y3, Y0
 	VPABSB    Y0, Y0
 
 	// Outputs 96 to 127.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 192(AX)
 	VPADDB    Y2, Y2, Y0
 	VPADDB    Y2, Y0, Y0
 	VPMAXUB   const0<>+0(SB), Y0, Y2
 	VPCMPEQB  Y0, Y2, Y2
-	VPMAXUB   const1<>+0(SB), Y0, Y4
-	VPCMPEQB  Y0, Y4, Y4
-	VPADDB    Y2, Y4, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPADDB    Y2, Y3, Y2
 	VPABSB    Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVZXBW Y2, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 256(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X1
-	VPADDB      X1, X1, X0
-	VPADDB      X1, X0, X0
-	VINSERTI128 $0x01, X0, Y1, Y2
-	VPMAXUB     const0<>+0(SB), Y2, Y4
-	VPCMPEQB    Y2, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y2, Y5
-	VPCMPEQB    Y2, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
+	VBROADCASTI128 32(CX), Y0
+	VPADDB         Y0, Y0, Y2
+	VPADDB         Y0, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y0, Y0
+	VPMAXUB        const0<>+0(SB), Y0, Y3
+	VPCMPEQB       Y0, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y0, Y4
+	VPCMPEQB       Y0, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
 
 	// Outputs 160 to 191.
-	VPMOVZXBW   Y4, Z2
-	VPERMW      Z3, Z2, Z2
-	VMOVUPS     Z2, 320(AX)
-	VPADDB      X0, X0, X1
-	VPADDB      X0, X1, X1
-	VPADDB      X1, X1, X0
-	VPADDB      X1, X0, X0
-	VINSERTI128 $0x01, X0, Y1, Y2
-	VPMAXUB     const0<>+0(SB), Y2, Y4
-	VPCMPEQB    Y2, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y2, Y5
-	VPCMPEQB    Y2, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 320(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPBLENDD  $0xf0, Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y3, Y4, Y3
+	VPABSB    Y3, Y3
 
 	// Outputs 192 to 223.
-	VPMOVZXBW Y4, Z2
-	VPERMW    Z3, Z2, Z2
-	VMOVUPS   Z2, 384(AX)
-	VPADDB    X0, X0, X1
-	VPADDB    X0, X1, X1
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 384(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X2
-	VPMOVZXBW    X2, Y0
-	VPMULLW      const3<>+0(SB), Y0, Y0
-	VPAND        const4<>+0(SB), Y0, Y0
-	VEXTRACTI128 $0x01, Y0, X2
-	VPACKUSWB    X2, X0, X2
-	VINSERTI128  $0x01, X2, Y1, Y0
+	VPBROADCASTD 48(CX), X3
+	VPMOVZXBW    X3, Y2
+	VPMULLW      const3<>+0(SB), Y2, Y2
+	VPAND        const4<>+0(SB), Y2, Y2
+	VEXTRACTI128 $0x01, Y2, X3
+	VPACKUSWB    X3, X2, X3
+	VINSERTI128  $0x01, X3, Y0, Y0
 	VPMAXUB      const0<>+0(SB), Y0, Y2
 	VPCMPEQB     Y0, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y0, Y4
-	VPCMPEQB     Y0, Y4, Y4
-	VPADDB       Y2, Y4, Y2
+	VPMAXUB      const1<>+0(SB), Y0, Y3
+	VPCMPEQB     Y0, Y3, Y3
+	VPADDB       Y2, Y3, Y2
 	VPABSB       Y2, Y2
 
 	// Outputs 224 to 255.
 	VPMOVZXBW Y2, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 448(AX)
 	ADDQ      $+54, CX
 	ADDQ      $+512, AX
@@ -2741,131 +2745,132 @@ TEXT ·avx512TQ1_0ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
+	PREFETCHT0   4096(CX)
 	VPBROADCASTW 52(CX), Y0
 	VCVTPH2PS    Y0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS   const9<>+0(SB), Z2
-	VMULPS    Z0, Z2, Z2
-	VCVTPS2PH $0x00, Z2, Y3
+	VMOVUPS   const9<>+0(SB), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPS2PH $0x00, Z1, Y1
 	VMOVDQU   (CX), Y0
 	VPMAXUB   const0<>+0(SB), Y0, Y2
 	VPCMPEQB  Y0, Y2, Y2
-	VPMAXUB   const1<>+0(SB), Y0, Y4
-	VPCMPEQB  Y0, Y4, Y4
-	VPADDB    Y2, Y4, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPADDB    Y2, Y3, Y2
 	VPABSB    Y2, Y2
 
 	// Outputs 0 to 31.
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z3, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVNTPS  Z2, (AX)
 	VPADDB    Y0, Y0, Y2
 	VPADDB    Y0, Y2, Y2
 	VPMAXUB   const0<>+0(SB), Y2, Y0
 	VPCMPEQB  Y2, Y0, Y0
-	VPMAXUB   const1<>+0(SB), Y2, Y4
-	VPCMPEQB  Y2, Y4, Y4
-	VPADDB    Y0, Y4, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y3
+	VPCMPEQB  Y2, Y3, Y3
+	VPADDB    Y0, Y3, Y0
 	VPABSB    Y0, Y0
 
 	// Outputs 32 to 63.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 64(AX)
 	VPADDB    Y2, Y2, Y0
 	VPADDB    Y2, Y0, Y0
 	VPMAXUB   const0<>+0(SB), Y0, Y2
 	VPCMPEQB  Y0, Y2, Y2
-	VPMAXUB   const1<>+0(SB), Y0, Y4
-	VPCMPEQB  Y0, Y4, Y4
-	VPADDB    Y2, Y4, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPADDB    Y2, Y3, Y2
 	VPABSB    Y2, Y2
 
 	// Outputs 64 to 95.
 	VPMOVZXBW Y2, Z2
-	VPERMW    Z3, Z2, Z2
+	VPERMW    Z1, Z2, Z2
 	VMOVNTPS  Z2, 128(AX)
 	VPADDB    Y0, Y0, Y2
 	VPADDB    Y0, Y2, Y2
 	VPMAXUB   const0<>+0(SB), Y2, Y0
 	VPCMPEQB  Y2, Y0, Y0
-	VPMAXUB   const1<>+0(SB), Y2, Y4
-	VPCMPEQB  Y2, Y4, Y4
-	VPADDB    Y0, Y4, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y3
+	VPCMPEQB  Y2, Y3, Y3
+	VPADDB    Y0, Y3, Y0
 	VPABSB    Y0, Y0
 
 	// Outputs 96 to 127.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 192(AX)
 	VPADDB    Y2, Y2, Y0
 	VPADDB    Y2, Y0, Y0
 	VPMAXUB   const0<>+0(SB), Y0, Y2
 	VPCMPEQB  Y0, Y2, Y2
-	VPMAXUB   const1<>+0(SB), Y0, Y4
-	VPCMPEQB  Y0, Y4, Y4
-	VPADDB    Y2, Y4, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPADDB    Y2, Y3, Y2
 	VPABSB    Y2, Y2
 
 	// Outputs 128 to 159.
 	VPMOVZXBW Y2, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 256(AX)
 
 	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X1
-	VPADDB      X1, X1, X0
-	VPADDB      X1, X0, X0
-	VINSERTI128 $0x01, X0, Y1, Y2
-	VPMAXUB     const0<>+0(SB), Y2, Y4
-	VPCMPEQB    Y2, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y2, Y5
-	VPCMPEQB    Y2, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
+	VBROADCASTI128 32(CX), Y0
+	VPADDB         Y0, Y0, Y2
+	VPADDB         Y0, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y0, Y0
+	VPMAXUB        const0<>+0(SB), Y0, Y3
+	VPCMPEQB       Y0, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y0, Y4
+	VPCMPEQB       Y0, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
 
 	// Outputs 160 to 191.
-	VPMOVZXBW   Y4, Z2
-	VPERMW      Z3, Z2, Z2
-	VMOVNTPS    Z2, 320(AX)
-	VPADDB      X0, X0, X1
-	VPADDB      X0, X1, X1
-	VPADDB      X1, X1, X0
-	VPADDB      X1, X0, X0
-	VINSERTI128 $0x01, X0, Y1, Y2
-	VPMAXUB     const0<>+0(SB), Y2, Y4
-	VPCMPEQB    Y2, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y2, Y5
-	VPCMPEQB    Y2, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 320(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPBLENDD  $0xf0, Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPMAXUB   const1<>+0(SB), Y0, Y4
+	VPCMPEQB  Y0, Y4, Y4
+	VPADDB    Y3, Y4, Y3
+	VPABSB    Y3, Y3
 
 	// Outputs 192 to 223.
-	VPMOVZXBW Y4, Z2
-	VPERMW    Z3, Z2, Z2
-	VMOVNTPS  Z2, 384(AX)
-	VPADDB    X0, X0, X1
-	VPADDB    X0, X1, X1
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 384(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
-	VPBROADCASTD 48(CX), X2
-	VPMOVZXBW    X2, Y0
-	VPMULLW      const3<>+0(SB), Y0, Y0
-	VPAND        const4<>+0(SB), Y0, Y0
-	VEXTRACTI128 $0x01, Y0, X2
-	VPACKUSWB    X2, X0, X2
-	VINSERTI128  $0x01, X2, Y1, Y0
+	VPBROADCASTD 48(CX), X3
+	VPMOVZXBW    X3, Y2
+	VPMULLW      const3<>+0(SB), Y2, Y2
+	VPAND        const4<>+0(SB), Y2, Y2
+	VEXTRACTI128 $0x01, Y2, X3
+	VPACKUSWB    X3, X2, X3
+	VINSERTI128  $0x01, X3, Y0, Y0
 	VPMAXUB      const0<>+0(SB), Y0, Y2
 	VPCMPEQB     Y0, Y2, Y2
-	VPMAXUB      const1<>+0(SB), Y0, Y4
-	VPCMPEQB     Y0, Y4, Y4
-	VPADDB       Y2, Y4, Y2
+	VPMAXUB      const1<>+0(SB), Y0, Y3
+	VPCMPEQB     Y0, Y3, Y3
+	VPADDB       Y2, Y3, Y2
 	VPABSB       Y2, Y2
 
 	// Outputs 224 to 255.
 	VPMOVZXBW Y2, Z0
-	VPERMW    Z3, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 448(AX)
 	ADDQ      $+54, CX
 	ADDQ      $+512, AX
@@ -2896,70 +2901,105 @@ loop:
 	VFIXUPIMMPS.BCST $0x00, const11<>+0(SB), Z0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS  const9<>+0(SB), Z2
-	VMULPS   Z0, Z2, Z2
-	VPSLLD   $0x0f, Z2, Z0
+	VMOVUPS  const9<>+0(SB), Z1
+	VMULPS   Z0, Z1, Z1
+	VPSLLD   $0x0f, Z1, Z0
 	VPSRLD   $0x1f, Z0, Z0
-	VPADDD   const12<>+0(SB), Z2, Z2
-	VPADDD   Z0, Z2, Z2
-	VPSRLD   $0x10, Z2, Z2
+	VPADDD   const12<>+0(SB), Z1, Z1
+	VPADDD   Z0, Z1, Z1
+	VPSRLD   $0x10, Z1, Z1
 	VMOVDQU  (CX), Y0
-	VPMAXUB  const0<>+0(SB), Y0, Y3
+	VPMAXUB  const0<>+0(SB), Y0, Y2
+	VPCMPEQB Y0, Y2, Y2
+	VPMAXUB  const1<>+0(SB), Y0, Y3
 	VPCMPEQB Y0, Y3, Y3
-	VPMAXUB  const1<>+0(SB), Y0, Y4
-	VPCMPEQB Y0, Y4, Y4
-	VPADDB   Y3, Y4, Y3
-	VPABSB   Y3, Y3
+	VPADDB   Y2, Y3, Y2
+	VPABSB   Y2, Y2
 
 	// Outputs 0 to 31.
-	VPADDB    Y3, Y3, Y3
-	VPMOVZXBW Y3, Z3
-	VPERMW    Z2, Z3, Z3
-	VMOVUPS   Z3, (AX)
-	VPADDB    Y0, Y0, Y3
-	VPADDB    Y0, Y3, Y3
-	VPMAXUB   const0<>+0(SB), Y3, Y0
-	VPCMPEQB  Y3, Y0, Y0
-	VPMAXUB   const1<>+0(SB), Y3, Y4
-	VPCMPEQB  Y3, Y4, Y4
-	VPADDB    Y0, Y4, Y0
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, (AX)
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPMAXUB   const0<>+0(SB), Y2, Y0
+	VPCMPEQB  Y2, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y3
+	VPCMPEQB  Y2, Y3, Y3
+	VPADDB    Y0, Y3, Y0
 	VPABSB    Y0, Y0
 
 	// Outputs 32 to 63.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 64(AX)
-	VPADDB    Y3, Y3, Y0
-	VPADDB    Y3, Y0, Y0
-	VPMAXUB   const0<>+0(SB), Y0, Y3
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
 	VPCMPEQB  Y0, Y3, Y3
-	VPMAXUB   const1<>+0(SB), Y0, Y4
-	VPCMPEQB  Y0, Y4, Y4
-	VPADDB    Y3, Y4, Y3
-	VPABSB    Y3, Y3
+	VPADDB    Y2, Y3, Y2
+	VPABSB    Y2, Y2
 
 	// Outputs 64 to 95.
-	VPADDB    Y3, Y3, Y3
-	VPMOVZXBW Y3, Z3
-	VPERMW    Z2, Z3, Z3
-	VMOVUPS   Z3, 128(AX)
-	VPADDB    Y0, Y0, Y3
-	VPADDB    Y0, Y3, Y3
-	VPMAXUB   const0<>+0(SB), Y3, Y0
-	VPCMPEQB  Y3, Y0, Y0
-	VPMAXUB   const1<>+0(SB), Y3, Y4
-	VPCMPEQB  Y3, Y4, Y4
-	VPADDB    Y0, Y4, Y0
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 128(AX)
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPMAXUB   const0<>+0(SB), Y2, Y0
+	VPCMPEQB  Y2, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y3
+	VPCMPEQB  Y2, Y3, Y3
+	VPADDB    Y0, Y3, Y0
 	VPABSB    Y0, Y0
 
 	// Outputs 96 to 127.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 192(AX)
-	VPADDB    Y3, Y3, Y0
-	VPADDB    Y3, Y0, Y0
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPADDB    Y2, Y3, Y2
+	VPABSB    Y2, Y2
+
+	// Outputs 128 to 159.
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 256(AX)
+
+	// Runs of 16 outputs, two at a time.
+	VBROADCASTI128 32(CX), Y0
+	VPADDB         Y0, Y0, Y2
+	VPADDB         Y0, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y0, Y0
+	VPMAXUB        const0<>+0(SB), Y0, Y3
+	VPCMPEQB       Y0, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y0, Y4
+	VPCMPEQB       Y0, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
+
+	// Outputs 160 to 191.
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 320(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPBLENDD  $0xf0, Y2, Y0, Y0
 	VPMAXUB   const0<>+0(SB), Y0, Y3
 	VPCMPEQB  Y0, Y3, Y3
 	VPMAXUB   const1<>+0(SB), Y0, Y4
@@ -2967,68 +3007,33 @@ loop:
 	VPADDB    Y3, Y4, Y3
 	VPABSB    Y3, Y3
 
-	// Outputs 128 to 159.
+	// Outputs 192 to 223.
 	VPADDB    Y3, Y3, Y3
 	VPMOVZXBW Y3, Z0
-	VPERMW    Z2, Z0, Z0
-	VMOVUPS   Z0, 256(AX)
-
-	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X1
-	VPADDB      X1, X1, X0
-	VPADDB      X1, X0, X0
-	VINSERTI128 $0x01, X0, Y1, Y3
-	VPMAXUB     const0<>+0(SB), Y3, Y4
-	VPCMPEQB    Y3, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y3, Y5
-	VPCMPEQB    Y3, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
-
-	// Outputs 160 to 191.
-	VPADDB      Y4, Y4, Y4
-	VPMOVZXBW   Y4, Z3
-	VPERMW      Z2, Z3, Z3
-	VMOVUPS     Z3, 320(AX)
-	VPADDB      X0, X0, X1
-	VPADDB      X0, X1, X1
-	VPADDB      X1, X1, X0
-	VPADDB      X1, X0, X0
-	VINSERTI128 $0x01, X0, Y1, Y3
-	VPMAXUB     const0<>+0(SB), Y3, Y4
-	VPCMPEQB    Y3, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y3, Y5
-	VPCMPEQB    Y3, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
-
-	// Outputs 192 to 223.
-	VPADDB    Y4, Y4, Y4
-	VPMOVZXBW Y4, Z3
-	VPERMW    Z2, Z3, Z3
-	VMOVUPS   Z3, 384(AX)
-	VPADDB    X0, X0, X1
-	VPADDB    X0, X1, X1
+	VPERMW    Z1, Z0, Z0
+	VMOVUPS   Z0, 384(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
 	VPBROADCASTD 48(CX), X3
-	VPMOVZXBW    X3, Y0
-	VPMULLW      const3<>+0(SB), Y0, Y0
-	VPAND        const4<>+0(SB), Y0, Y0
-	VEXTRACTI128 $0x01, Y0, X3
-	VPACKUSWB    X3, X0, X3
-	VINSERTI128  $0x01, X3, Y1, Y0
-	VPMAXUB      const0<>+0(SB), Y0, Y3
+	VPMOVZXBW    X3, Y2
+	VPMULLW      const3<>+0(SB), Y2, Y2
+	VPAND        const4<>+0(SB), Y2, Y2
+	VEXTRACTI128 $0x01, Y2, X3
+	VPACKUSWB    X3, X2, X3
+	VINSERTI128  $0x01, X3, Y0, Y0
+	VPMAXUB      const0<>+0(SB), Y0, Y2
+	VPCMPEQB     Y0, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y0, Y3
 	VPCMPEQB     Y0, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y0, Y4
-	VPCMPEQB     Y0, Y4, Y4
-	VPADDB       Y3, Y4, Y3
-	VPABSB       Y3, Y3
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
 
 	// Outputs 224 to 255.
-	VPADDB    Y3, Y3, Y3
-	VPMOVZXBW Y3, Z0
-	VPERMW    Z2, Z0, Z0
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 448(AX)
 	ADDQ      $+54, CX
 	ADDQ      $+512, AX
@@ -3073,75 +3078,111 @@ TEXT ·avx512TQ1_0ToBF16NT(SB), NOSPLIT, $0-24
 	VPBROADCASTD const10<>+0(SB), Z0
 
 loop:
+	PREFETCHT0       4096(CX)
 	VPBROADCASTW     52(CX), Y0
 	VCVTPH2PS        Y0, Z0
 	VFIXUPIMMPS.BCST $0x00, const11<>+0(SB), Z0, Z0
 
 	// The outputs of all codes.
-	VMOVUPS  const9<>+0(SB), Z2
-	VMULPS   Z0, Z2, Z2
-	VPSLLD   $0x0f, Z2, Z0
+	VMOVUPS  const9<>+0(SB), Z1
+	VMULPS   Z0, Z1, Z1
+	VPSLLD   $0x0f, Z1, Z0
 	VPSRLD   $0x1f, Z0, Z0
-	VPADDD   const12<>+0(SB), Z2, Z2
-	VPADDD   Z0, Z2, Z2
-	VPSRLD   $0x10, Z2, Z2
+	VPADDD   const12<>+0(SB), Z1, Z1
+	VPADDD   Z0, Z1, Z1
+	VPSRLD   $0x10, Z1, Z1
 	VMOVDQU  (CX), Y0
-	VPMAXUB  const0<>+0(SB), Y0, Y3
+	VPMAXUB  const0<>+0(SB), Y0, Y2
+	VPCMPEQB Y0, Y2, Y2
+	VPMAXUB  const1<>+0(SB), Y0, Y3
 	VPCMPEQB Y0, Y3, Y3
-	VPMAXUB  const1<>+0(SB), Y0, Y4
-	VPCMPEQB Y0, Y4, Y4
-	VPADDB   Y3, Y4, Y3
-	VPABSB   Y3, Y3
+	VPADDB   Y2, Y3, Y2
+	VPABSB   Y2, Y2
 
 	// Outputs 0 to 31.
-	VPADDB    Y3, Y3, Y3
-	VPMOVZXBW Y3, Z3
-	VPERMW    Z2, Z3, Z3
-	VMOVNTPS  Z3, (AX)
-	VPADDB    Y0, Y0, Y3
-	VPADDB    Y0, Y3, Y3
-	VPMAXUB   const0<>+0(SB), Y3, Y0
-	VPCMPEQB  Y3, Y0, Y0
-	VPMAXUB   const1<>+0(SB), Y3, Y4
-	VPCMPEQB  Y3, Y4, Y4
-	VPADDB    Y0, Y4, Y0
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, (AX)
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPMAXUB   const0<>+0(SB), Y2, Y0
+	VPCMPEQB  Y2, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y3
+	VPCMPEQB  Y2, Y3, Y3
+	VPADDB    Y0, Y3, Y0
 	VPABSB    Y0, Y0
 
 	// Outputs 32 to 63.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 64(AX)
-	VPADDB    Y3, Y3, Y0
-	VPADDB    Y3, Y0, Y0
-	VPMAXUB   const0<>+0(SB), Y0, Y3
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
 	VPCMPEQB  Y0, Y3, Y3
-	VPMAXUB   const1<>+0(SB), Y0, Y4
-	VPCMPEQB  Y0, Y4, Y4
-	VPADDB    Y3, Y4, Y3
-	VPABSB    Y3, Y3
+	VPADDB    Y2, Y3, Y2
+	VPABSB    Y2, Y2
 
 	// Outputs 64 to 95.
-	VPADDB    Y3, Y3, Y3
-	VPMOVZXBW Y3, Z3
-	VPERMW    Z2, Z3, Z3
-	VMOVNTPS  Z3, 128(AX)
-	VPADDB    Y0, Y0, Y3
-	VPADDB    Y0, Y3, Y3
-	VPMAXUB   const0<>+0(SB), Y3, Y0
-	VPCMPEQB  Y3, Y0, Y0
-	VPMAXUB   const1<>+0(SB), Y3, Y4
-	VPCMPEQB  Y3, Y4, Y4
-	VPADDB    Y0, Y4, Y0
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 128(AX)
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPMAXUB   const0<>+0(SB), Y2, Y0
+	VPCMPEQB  Y2, Y0, Y0
+	VPMAXUB   const1<>+0(SB), Y2, Y3
+	VPCMPEQB  Y2, Y3, Y3
+	VPADDB    Y0, Y3, Y0
 	VPABSB    Y0, Y0
 
 	// Outputs 96 to 127.
 	VPADDB    Y0, Y0, Y0
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 192(AX)
-	VPADDB    Y3, Y3, Y0
-	VPADDB    Y3, Y0, Y0
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPMAXUB   const0<>+0(SB), Y0, Y2
+	VPCMPEQB  Y0, Y2, Y2
+	VPMAXUB   const1<>+0(SB), Y0, Y3
+	VPCMPEQB  Y0, Y3, Y3
+	VPADDB    Y2, Y3, Y2
+	VPABSB    Y2, Y2
+
+	// Outputs 128 to 159.
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 256(AX)
+
+	// Runs of 16 outputs, two at a time.
+	VBROADCASTI128 32(CX), Y0
+	VPADDB         Y0, Y0, Y2
+	VPADDB         Y0, Y2, Y2
+	VPBLENDD       $0xf0, Y2, Y0, Y0
+	VPMAXUB        const0<>+0(SB), Y0, Y3
+	VPCMPEQB       Y0, Y3, Y3
+	VPMAXUB        const1<>+0(SB), Y0, Y4
+	VPCMPEQB       Y0, Y4, Y4
+	VPADDB         Y3, Y4, Y3
+	VPABSB         Y3, Y3
+
+	// Outputs 160 to 191.
+	VPADDB    Y3, Y3, Y3
+	VPMOVZXBW Y3, Z0
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 320(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
+	VPADDB    Y0, Y0, Y2
+	VPADDB    Y0, Y2, Y2
+	VPBLENDD  $0xf0, Y2, Y0, Y0
 	VPMAXUB   const0<>+0(SB), Y0, Y3
 	VPCMPEQB  Y0, Y3, Y3
 	VPMAXUB   const1<>+0(SB), Y0, Y4
@@ -3149,68 +3190,33 @@ loop:
 	VPADDB    Y3, Y4, Y3
 	VPABSB    Y3, Y3
 
-	// Outputs 128 to 159.
+	// Outputs 192 to 223.
 	VPADDB    Y3, Y3, Y3
 	VPMOVZXBW Y3, Z0
-	VPERMW    Z2, Z0, Z0
-	VMOVNTPS  Z0, 256(AX)
-
-	// Runs of 16 outputs, two at a time.
-	VMOVDQU     32(CX), X1
-	VPADDB      X1, X1, X0
-	VPADDB      X1, X0, X0
-	VINSERTI128 $0x01, X0, Y1, Y3
-	VPMAXUB     const0<>+0(SB), Y3, Y4
-	VPCMPEQB    Y3, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y3, Y5
-	VPCMPEQB    Y3, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
-
-	// Outputs 160 to 191.
-	VPADDB      Y4, Y4, Y4
-	VPMOVZXBW   Y4, Z3
-	VPERMW      Z2, Z3, Z3
-	VMOVNTPS    Z3, 320(AX)
-	VPADDB      X0, X0, X1
-	VPADDB      X0, X1, X1
-	VPADDB      X1, X1, X0
-	VPADDB      X1, X0, X0
-	VINSERTI128 $0x01, X0, Y1, Y3
-	VPMAXUB     const0<>+0(SB), Y3, Y4
-	VPCMPEQB    Y3, Y4, Y4
-	VPMAXUB     const1<>+0(SB), Y3, Y5
-	VPCMPEQB    Y3, Y5, Y5
-	VPADDB      Y4, Y5, Y4
-	VPABSB      Y4, Y4
-
-	// Outputs 192 to 223.
-	VPADDB    Y4, Y4, Y4
-	VPMOVZXBW Y4, Z3
-	VPERMW    Z2, Z3, Z3
-	VMOVNTPS  Z3, 384(AX)
-	VPADDB    X0, X0, X1
-	VPADDB    X0, X1, X1
+	VPERMW    Z1, Z0, Z0
+	VMOVNTPS  Z0, 384(AX)
+	VPADDB    Y2, Y2, Y0
+	VPADDB    Y2, Y0, Y0
 
 	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
 	VPBROADCASTD 48(CX), X3
-	VPMOVZXBW    X3, Y0
-	VPMULLW      const3<>+0(SB), Y0, Y0
-	VPAND        const4<>+0(SB), Y0, Y0
-	VEXTRACTI128 $0x01, Y0, X3
-	VPACKUSWB    X3, X0, X3
-	VINSERTI128  $0x01, X3, Y1, Y0
-	VPMAXUB      const0<>+0(SB), Y0, Y3
+	VPMOVZXBW    X3, Y2
+	VPMULLW      const3<>+0(SB), Y2, Y2
+	VPAND        const4<>+0(SB), Y2, Y2
+	VEXTRACTI128 $0x01, Y2, X3
+	VPACKUSWB    X3, X2, X3
+	VINSERTI128  $0x01, X3, Y0, Y0
+	VPMAXUB      const0<>+0(SB), Y0, Y2
+	VPCMPEQB     Y0, Y2, Y2
+	VPMAXUB      const1<>+0(SB), Y0, Y3
 	VPCMPEQB     Y0, Y3, Y3
-	VPMAXUB      const1<>+0(SB), Y0, Y4
-	VPCMPEQB     Y0, Y4, Y4
-	VPADDB       Y3, Y4, Y3
-	VPABSB       Y3, Y3
+	VPADDB       Y2, Y3, Y2
+	VPABSB       Y2, Y2
 
 	// Outputs 224 to 255.
-	VPADDB    Y3, Y3, Y3
-	VPMOVZXBW Y3, Z0
-	VPERMW    Z2, Z0, Z0
+	VPADDB    Y2, Y2, Y2
+	VPMOVZXBW Y2, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 448(AX)
 	ADDQ      $+54, CX
 	ADDQ      $+512, AX
@@ -3453,6 +3459,8 @@ TEXT ·avx2TQ2_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
 	VPBROADCASTW 64(CX), X0
 	VCVTPH2PS    X0, Y0
 	VMOVDQU      (CX), Y1
@@ -3890,6 +3898,8 @@ TEXT ·avx2TQ2_0ToF16NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
 	VPBROADCASTW 64(CX), X0
 	VCVTPH2PS    X0, Y0
 	VMOVDQU      (CX), Y1
@@ -4567,6 +4577,8 @@ TEXT ·avx2TQ2_0ToBF16NT(SB), NOSPLIT, $0-24
 	VPBROADCASTD const6<>+0(SB), Y1
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
 	VPBROADCASTW 64(CX), X2
 	VCVTPH2PS    X2, Y2
 	VCMPPS       $0x03, Y2, Y2, Y3
@@ -5120,6 +5132,8 @@ TEXT ·avx512TQ2_0ToF32NT(SB), NOSPLIT, $0-24
 	MOVQ steps+16(FP), DX
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
 	VPBROADCASTW 64(CX), Y0
 	VCVTPH2PS    Y0, Z0
 	VMOVDQU      (CX), Y1
@@ -5260,62 +5274,62 @@ loop:
 	// The outputs of all codes.
 	VMOVUPS   const9<>+0(SB), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPS2PH $0x00, Z1, Y2
+	VCVTPS2PH $0x00, Z1, Y1
 	VMOVDQU   (CX), Y0
-	VPAND     const13<>+0(SB), Y0, Y1
+	VPAND     const13<>+0(SB), Y0, Y2
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVUPS   Z1, (AX)
-	VPSRLW    $0x02, Y0, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, (AX)
+	VPSRLW    $0x02, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVUPS   Z1, 64(AX)
-	VPSRLW    $0x04, Y0, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 64(AX)
+	VPSRLW    $0x04, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVUPS   Z1, 128(AX)
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 128(AX)
 	VPSRLW    $0x06, Y0, Y0
 	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 192(AX)
 	VMOVDQU   32(CX), Y0
-	VPAND     const13<>+0(SB), Y0, Y1
+	VPAND     const13<>+0(SB), Y0, Y2
 
 	// Outputs 128 to 159.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVUPS   Z1, 256(AX)
-	VPSRLW    $0x02, Y0, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 256(AX)
+	VPSRLW    $0x02, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVUPS   Z1, 320(AX)
-	VPSRLW    $0x04, Y0, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 320(AX)
+	VPSRLW    $0x04, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVUPS   Z1, 384(AX)
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVUPS   Z2, 384(AX)
 	VPSRLW    $0x06, Y0, Y0
 	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 224 to 255.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, 448(AX)
 	ADDQ      $+66, CX
 	ADDQ      $+512, AX
@@ -5334,68 +5348,70 @@ TEXT ·avx512TQ2_0ToF16NT(SB), NOSPLIT, $0-24
 	KMOVW BX, K1
 
 loop:
+	PREFETCHT0   4096(CX)
+	PREFETCHT0   4160(CX)
 	VPBROADCASTW 64(CX), Y0
 	VCVTPH2PS    Y0, Z0
 
 	// The outputs of all codes.
 	VMOVUPS   const9<>+0(SB), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPS2PH $0x00, Z1, Y2
+	VCVTPS2PH $0x00, Z1, Y1
 	VMOVDQU   (CX), Y0
-	VPAND     const13<>+0(SB), Y0, Y1
+	VPAND     const13<>+0(SB), Y0, Y2
 
 	// Outputs 0 to 31.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVNTPS  Z1, (AX)
-	VPSRLW    $0x02, Y0, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, (AX)
+	VPSRLW    $0x02, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 32 to 63.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVNTPS  Z1, 64(AX)
-	VPSRLW    $0x04, Y0, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 64(AX)
+	VPSRLW    $0x04, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 64 to 95.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVNTPS  Z1, 128(AX)
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 128(AX)
 	VPSRLW    $0x06, Y0, Y0
 	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 96 to 127.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 192(AX)
 	VMOVDQU   32(CX), Y0
-	VPAND     const13<>+0(SB), Y0, Y1
+	VPAND     const13<>+0(SB), Y0, Y2
 
 	// Outputs 128 to 159.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVNTPS  Z1, 256(AX)
-	VPSRLW    $0x02, Y0, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 256(AX)
+	VPSRLW    $0x02, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 160 to 191.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVNTPS  Z1, 320(AX)
-	VPSRLW    $0x04, Y0, Y1
-	VPAND     const13<>+0(SB), Y1, Y1
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 320(AX)
+	VPSRLW    $0x04, Y0, Y2
+	VPAND     const13<>+0(SB), Y2, Y2
 
 	// Outputs 192 to 223.
-	VPMOVZXBW Y1, Z1
-	VPERMW    Z2, Z1, Z1
-	VMOVNTPS  Z1, 384(AX)
+	VPMOVZXBW Y2, Z2
+	VPERMW    Z1, Z2, Z2
+	VMOVNTPS  Z2, 384(AX)
 	VPSRLW    $0x06, Y0, Y0
 	VPAND     const13<>+0(SB), Y0, Y0
 
 	// Outputs 224 to 255.
 	VPMOVZXBW Y0, Z0
-	VPERMW    Z2, Z0, Z0
+	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, 448(AX)
 	ADDQ      $+66, CX
 	ADDQ      $+512, AX
@@ -5518,6 +5534,8 @@ TEXT ·avx512TQ2_0ToBF16NT(SB), NOSPLIT, $0-24
 	VPBROADCASTD const10<>+0(SB), Z0
 
 loop:
+	PREFETCHT0       4096(CX)
+	PREFETCHT0       4160(CX)
 	VPBROADCASTW     64(CX), Y0
 	VCVTPH2PS        Y0, Z0
 	VFIXUPIMMPS.BCST $0x00, const11<>+0(SB), Z0, Z0

@@ -58,21 +58,22 @@ func Start(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*
 // pipeline is a load that is running.
 //
 // Each worker takes a free staging buffer, then the next chunk in file order, fills the one with the other, and enqueues the
-// copy on one of the streams. The pool's reaper sees the copy's end, frees the buffer and calls Done.
+// copy on one of the streams. The pool's reaper sees the copy's end, frees the buffer and calls staged.Done. On a device
+// that shares the host's memory there are no buffers and no copies: see way.
 type pipeline struct {
 	model   *Model
 	opts    Options
 	ker     *kernels.Kernels
 	began   time.Time
-	pool    *pinned.Pool
+	way     way
 	src     *source
-	streams []*amdhip.Stream
 	workers []*worker
+	runs    []int // with Options.Hash: the chunks at which runs begin
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc // the first call's error is the load's
 
-	next     atomic.Int64  // chunk to be taken
+	next     atomic.Int64  // chunk, or run, to be taken
 	arrived  atomic.Int64  // chunks
 	bytes    atomic.Int64  // uploaded
 	flying   atomic.Int64  // copies enqueued and not yet ended
@@ -85,57 +86,46 @@ type pipeline struct {
 // open makes what the pipeline works with.
 func (p *pipeline) open() error {
 	w := p.model
-	pool, err := newPool(w, p.opts.Staging)
-	if err != nil {
-		return err
-	}
-	p.pool = pool
-	w.chunks = w.plan.cut(pool.BufferBytes(), p.opts.Threads)
-	w.ready, w.issued = newLatch(len(w.plan.Tensors), w.chunks), newLatch(len(w.plan.Tensors), w.chunks)
-	if p.src, err = newSource(w.plan, w.chunks); err != nil {
-		return err
-	}
-	for range min(p.opts.Streams, max(1, len(w.chunks))) {
-		s, err := w.dev.NewStream()
+	if w.dev.Integrated() {
+		p.way = &shared{p: p}
+	} else {
+		s, err := newStaged(p)
 		if err != nil {
 			return err
 		}
-		p.streams = append(p.streams, s)
+		p.way = s
 	}
-	w.streams = p.streams
+	w.streams = p.way.streams()
+	w.chunks = w.plan.cut(p.way.chunkBytes(), p.opts.Threads)
+	w.ready, w.issued = newLatch(len(w.plan.Tensors), w.chunks), newLatch(len(w.plan.Tensors), w.chunks)
+	src, err := newSource(w.plan, w.chunks)
+	if err != nil {
+		return err
+	}
+	p.src = src
 	for i := range min(p.opts.Threads, max(1, len(w.chunks))) {
 		p.workers = append(p.workers, newWorker(p, i))
+	}
+	if p.opts.Hash {
+		p.runs = runs(w.chunks)
 	}
 	if p.opts.Trace != nil {
 		p.enqueued = make([]time.Time, len(w.chunks))
 	}
-	w.report.Streams, w.report.ChunkBytes = len(p.streams), pool.BufferBytes()
+	w.report.Streams, w.report.ChunkBytes = len(w.streams), p.way.chunkBytes()
 	w.report.Threads = len(p.workers)
 	return nil
 }
 
-// newPool returns a staging pool for w's bytes, no larger than they are.
-func newPool(w *Model, budget int64) (*pinned.Pool, error) {
-	bytes := min(alignUp(w.plan.DeviceBytes, pinned.MinBufferBytes), 1<<40)
-	chunk := min(w.plan.opts.Chunk, max(pinned.MinBufferBytes, int(bytes)))
-	return pinned.New(w.dev, pinned.Options{
-		Budget: min(budget, int64(bytes)+int64(chunk)-1), BufferBytes: chunk, Logger: w.plan.opts.Logger,
-	})
-}
-
-// close gives back what open made. The streams must be idle.
+// close gives back what open made. Nothing may be on its way.
 func (p *pipeline) close() error {
-	var errs []error
-	if p.pool != nil {
-		errs = append(errs, p.pool.Close())
-	}
 	if p.src != nil {
 		p.src.close()
 	}
-	for _, s := range p.streams {
-		errs = append(errs, s.Close())
+	if p.way != nil {
+		return p.way.close()
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // run drives the load to its end, good or bad. It is the one goroutine that ends it.
@@ -168,11 +158,11 @@ func (p *pipeline) run() {
 	p.cancel(nil)
 
 	stuck := !p.settle(idle)
-	stats := p.pool.Stats()
+	stats := p.way.stats()
 	w := p.model
 	w.mu.Lock()
 	if stuck {
-		p.pool.Abandon()
+		p.way.abandon()
 		w.stuck = true
 	} else {
 		err = errors.Join(err, p.close())
@@ -181,7 +171,7 @@ func (p *pipeline) run() {
 	w.err = err
 	r := &w.report
 	r.UploadBytes, r.UnpinnedCopies = uint64(p.bytes.Load()), p.unpinned.Load()
-	r.MappedBytes, r.BufferedBytes, r.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.buffered.Load()), uint64(p.src.direct.Load())
+	r.MappedBytes, r.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.direct.Load())
 	r.PinnedBytes, r.Pin, r.PinTotal = stats.PinnedBytes, stats.FirstPin, stats.TotalPin
 	r.Transfer, r.Total = transfer, time.Since(p.began)
 	if err != nil && !stuck {
@@ -200,32 +190,11 @@ func (p *pipeline) settle(idle <-chan struct{}) bool {
 	case <-time.After(p.opts.Stall):
 		return false
 	}
-	for _, s := range p.streams {
-		for wait := 20 * time.Microsecond; ; wait = min(2*wait, time.Millisecond) {
-			if done, err := s.Query(); done || err != nil {
-				break // a stream that has failed executes nothing any more
-			}
-			if time.Now().After(deadline) {
-				return false
-			}
-			time.Sleep(wait)
-		}
-	}
-	return true
+	return p.way.idle(deadline)
 }
 
-// Done is called by the pool when the copy of chunk i has ended.
-func (p *pipeline) Done(i int, err error) {
-	c := &p.model.chunks[i]
-	p.flying.Add(-1)
-	if p.enqueued != nil {
-		s := i % len(p.streams)
-		p.opts.Trace.add(fmt.Sprintf("stream %d", s), "copy", p.enqueued[i], time.Now(), p.name(c), c.bytes)
-	}
-	if err != nil {
-		p.cancel(p.chunkError(c, err))
-		return
-	}
+// arrive counts a chunk that is on the device. Calls do not overlap.
+func (p *pipeline) arrive(c *chunk) {
 	p.model.ready.pass(c)
 	sum := p.bytes.Add(int64(c.bytes))
 	if p.opts.Progress != nil {
@@ -293,11 +262,14 @@ type worker struct {
 	track   string
 	read    *reader
 	fill    filler
-	filling atomic.Int64 // chunk that is being read, -1: none
+	buf     *pinned.Buffer // when the way is staged: the one being filled
+	filling atomic.Int64   // chunk that is being read, -1: none
+	after   int            // with Options.Hash: the number of the last chunk plus one
 }
 
 func newWorker(p *pipeline, i int) *worker {
 	wk := &worker{p: p, track: fmt.Sprintf("worker %d", i), fill: filler{plan: p.model.plan, ker: p.ker}}
+	wk.fill.inspect = newInspector(p.model.plan, p.model.sums)
 	wk.read = newReader(p.src, &wk.fill)
 	wk.filling.Store(-1)
 	return wk
@@ -308,29 +280,28 @@ func (wk *worker) run() {
 	p := wk.p
 	for {
 		t0 := wk.now()
-		buf, err := p.pool.Acquire(p.ctx)
-		if err != nil {
+		if err := p.way.take(wk); err != nil {
 			p.cancel(err) // without effect when it is the context's own cause
 			return
 		}
-		i := int(p.next.Add(1)) - 1
+		i := wk.take()
 		if i >= len(p.model.chunks) {
-			buf.Release()
+			p.way.untake(wk)
 			return
 		}
 		c := &p.model.chunks[i]
 		t1 := wk.now()
 		wk.filling.Store(int64(i))
-		wk.fill.begin(buf.Bytes()[:c.bytes])
-		err = wk.read.read(c.segs)
+		wk.fill.begin(p.way.room(wk, c))
+		err := wk.read.read(c.segs)
 		wk.filling.Store(-1)
 		if err != nil {
-			buf.Release()
+			p.way.untake(wk)
 			p.cancel(err)
 			return
 		}
 		t2 := wk.now()
-		if err := p.send(i, c, buf); err != nil {
+		if err := p.way.deliver(wk, i, c); err != nil {
 			p.cancel(p.chunkError(c, err))
 			return
 		}
@@ -350,44 +321,17 @@ func (wk *worker) now() (t time.Time) {
 	return t
 }
 
-// send enqueues the copy of chunk i, which buf holds.
-func (p *pipeline) send(i int, c *chunk, buf *pinned.Buffer) error {
-	s := p.streams[i%len(p.streams)]
-	if err := buf.CopyToDevice(s, p.model.ptr(c.arena, c.off), c.bytes); err != nil {
-		buf.Release()
-		return err
-	}
-	if !buf.Pinned() {
-		p.unpinned.Add(1)
-	}
-	if p.enqueued != nil {
-		p.enqueued[i] = time.Now()
-	}
-	p.flying.Add(1)
-	if err := buf.ReleaseAfter(s, p, i); err != nil {
-		p.flying.Add(-1)
-		return err // the stream is drained before the buffer is freed
-	}
-	p.model.issued.pass(c)
-	return nil
-}
-
 // filler turns the file's bytes of a chunk's segments into what the device gets.
 type filler struct {
-	plan *Plan
-	ker  *kernels.Kernels
-	buf  []byte
-	end  int // of what has been filled
+	plan    *Plan
+	ker     *kernels.Kernels
+	inspect *inspector
+	buf     []byte
+	end     int // of what has been filled
 }
 
 // begin starts a new chunk that buf is to hold.
 func (f *filler) begin(buf []byte) { f.buf, f.end = buf, 0 }
-
-// converts reports whether a segment's bytes become others.
-func (f *filler) converts(s *segment) bool {
-	t := &f.plan.Tensors[s.tensor]
-	return t.Target != t.Type
-}
 
 // place returns where a segment goes, and clears the padding before it. Segments are to be placed in order.
 func (f *filler) place(s *segment) []byte {
@@ -401,11 +345,24 @@ func (f *filler) from(s *segment, src []byte) error {
 	t := &f.plan.Tensors[s.tensor]
 	dst := f.place(s)
 	if t.Target == t.Type {
-		copy(dst, src)
-		return nil
+		copyCached(dst, src)
+		return f.inspect.see(s.tensor, s.src, dst)
+	}
+	if err := f.inspect.see(s.tensor, s.src, src); err != nil {
+		return err
 	}
 	if err := f.ker.Dequantize(dst, t.Target, src, t.Type); err != nil {
 		return &TensorError{Tensor: t.Name, Op: "dequantize", Offset: s.src, Bytes: s.srcBytes, Err: err}
 	}
 	return nil
+}
+
+// copyCached copies in pieces: of 1 MiB and more at once, copy writes around the caches, and the device then has to fetch from
+// memory what it could have had from a cache.
+func copyCached(dst, src []byte) {
+	const piece = 256 << 10
+	for len(src) > 0 {
+		n := copy(dst, src[:min(piece, len(src))])
+		dst, src = dst[n:], src[n:]
+	}
 }

@@ -162,8 +162,8 @@ func TestLoad(t *testing.T) {
 					if r.UploadBytes > r.DeviceBytes || int64(r.UploadBytes) != done || uint64(total) != r.DeviceBytes {
 						t.Errorf("%d bytes uploaded, progress %d of %d, on the device %d", r.UploadBytes, done, total, r.DeviceBytes)
 					}
-					if r.MappedBytes+r.BufferedBytes+r.DirectBytes != r.ReadBytes {
-						t.Errorf("%d bytes mapped, %d buffered and %d direct are not %d", r.MappedBytes, r.BufferedBytes, r.DirectBytes, r.ReadBytes)
+					if r.MappedBytes+r.DirectBytes != r.ReadBytes {
+						t.Errorf("%d bytes mapped and %d direct are not %d", r.MappedBytes, r.DirectBytes, r.ReadBytes)
 					}
 					if n := sw.Stats().UnpinnedCopies; n != 0 || r.UnpinnedCopies != 0 {
 						t.Errorf("%d unpinned copies, reported %d", n, r.UnpinnedCopies)
@@ -597,6 +597,50 @@ func TestNoTensors(t *testing.T) {
 		if err := w.Verify(t.Context()); err != nil {
 			t.Error(err)
 		}
+		mustClose(t, w)
+	}
+}
+
+// TestIntegrated loads onto a device that shares the host's memory: weights are written once, and nothing is copied.
+func TestIntegrated(t *testing.T) {
+	m := openModel(t, sample)
+	for _, d := range DTypes() {
+		dev, sw := openDevice(t, amdhip.SoftwareOptions{Integrated: true, Poison: true})
+		o := tight
+		o.DType = d
+		var done int64
+		o.Progress = func(d, _ int64) { done = d }
+		w, err := Load(t.Context(), dev, m, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := w.Report()
+		if s := sw.Stats(); s.Copies != 0 || s.PeakPinnedBytes != r.DeviceBytes || sw.Calls()["hipMalloc"] != 0 {
+			t.Errorf("%v: %d copies, %d bytes pinned, %d allocations of device memory; want the %d bytes of the model, in place", d,
+				s.Copies, s.PeakPinnedBytes, sw.Calls()["hipMalloc"], r.DeviceBytes)
+		}
+		if done != int64(r.UploadBytes) || r.PinnedBytes != 0 || r.Streams != 0 {
+			t.Errorf("%v: progress ended at %d, report %+v", d, done, r)
+		}
+		x := w.Tensors()[3]
+		if err := w.Wait(t.Context(), x.Name); err != nil {
+			t.Error(err)
+		}
+		if err := w.Verify(t.Context()); err != nil {
+			t.Error(err)
+		}
+		same(t, w.plan, contents(t, w), wanted(t, m, o))
+		mustClose(t, w)
+		ctx, cancel := context.WithCancel(t.Context())
+		o.Progress = func(int64, int64) { cancel() }
+		if w, err := Load(ctx, dev, m, o); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v: a cancelled load: %v, %v", d, w, err)
+		}
+		w, err = LoadSync(t.Context(), dev, m, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, w.plan, contents(t, w), wanted(t, m, o))
 		mustClose(t, w)
 	}
 }

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -21,8 +22,8 @@ var ErrClosed = errors.New("loader: model is closed")
 // TensorError says which tensor an error concerns, and what was being done with which of its bytes.
 type TensorError struct {
 	Tensor string
-	Op     string // "read", "dequantize", "copy" or "read back"
-	Offset int64  // first byte: in the tensor's bytes in the file for "read" and "dequantize", on the device for the others
+	Op     string // "read", "check", "dequantize", "copy" or "read back"
+	Offset int64  // first byte: in the tensor's bytes in the file for "read", "check" and "dequantize", on the device for the others
 	Bytes  int
 	Err    error
 }
@@ -50,7 +51,6 @@ type Report struct {
 	FileBytes      uint64 // of all parts
 	ReadBytes      uint64 // tensor bytes taken from the file
 	MappedBytes    uint64 // of these, through the mapping
-	BufferedBytes  uint64 // of these, by ordinary reads, from the page cache
 	DirectBytes    uint64 // of these, by direct reads
 	UploadBytes    uint64 // copied to the device, padding included
 	DeviceBytes    uint64 // allocated on the device
@@ -73,8 +73,9 @@ type Model struct {
 	dev    *amdhip.Device
 	plan   *Plan
 	index  map[string]int // in plan.Tensors
-	mems   []*amdhip.Memory
+	arenas []arena
 	chunks []chunk
+	sums   [][sha256.Size]byte // of the tensors, with Options.Hash
 
 	ready, issued *latch
 	cancel        context.CancelCauseFunc
@@ -99,19 +100,19 @@ func prepare(dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
 		return nil, err
 	}
 	planned := time.Now()
-	w := &Model{dev: dev, plan: plan, index: make(map[string]int, len(plan.Tensors)), finished: make(chan struct{})}
+	w := &Model{dev: dev, plan: plan, index: make(map[string]int, len(plan.Tensors)), finished: make(chan struct{}), sums: newSums(plan)}
 	for i := range plan.Tensors {
 		w.index[plan.Tensors[i].Name] = i
 	}
 	for _, n := range plan.arenas {
-		mem, err := dev.Malloc(n)
+		a, err := newArena(dev, n)
 		if errors.Is(err, amdhip.ErrOutOfMemory) {
 			err = fmt.Errorf("%w: %w", ErrInsufficientMemory, err)
 		}
 		if err != nil {
 			return nil, errors.Join(err, w.free())
 		}
-		w.mems = append(w.mems, mem)
+		w.arenas = append(w.arenas, a)
 	}
 	w.report = Report{
 		Tensors: len(plan.Tensors), FileBytes: m.Size(), ReadBytes: plan.ReadBytes, DeviceBytes: plan.DeviceBytes,
@@ -123,10 +124,10 @@ func prepare(dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
 // free gives back device memory.
 func (w *Model) free() error {
 	var errs []error
-	for _, m := range w.mems {
-		errs = append(errs, m.Close())
+	for _, a := range w.arenas {
+		errs = append(errs, a.mem.Close())
 	}
-	w.mems = nil
+	w.arenas = nil
 	return errors.Join(errs...)
 }
 
@@ -144,7 +145,7 @@ func (w *Model) Report() Report {
 func (w *Model) Tensors() []Tensor {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	if w.mems == nil {
+	if w.arenas == nil {
 		return nil
 	}
 	all := make([]Tensor, len(w.plan.Tensors))
@@ -180,14 +181,14 @@ func (w *Model) lookup(name string) (int, error) {
 	return i, nil
 }
 
-// tensor describes tensor i; w.mems must be there.
+// tensor describes tensor i; w.arenas must be there.
 func (w *Model) tensor(i int) Tensor {
 	t := &w.plan.Tensors[i]
 	return Tensor{Name: t.Name, Ptr: w.ptr(t.arena, t.offset), DType: t.Target, Shape: t.Shape, Bytes: t.Bytes}
 }
 
 func (w *Model) ptr(arena int, off uint64) amdhip.DevicePtr {
-	return w.mems[arena].Ptr() + amdhip.DevicePtr(off)
+	return w.arenas[arena].ptr + amdhip.DevicePtr(off)
 }
 
 // Wait blocks until the tensor of that name is in device memory. It returns the load's error if it failed before that, and

@@ -16,7 +16,7 @@ import (
 // IO says how bytes come off the disk.
 type IO uint8
 
-// The ways of reading. IOAuto takes, for every extent of the file, ordinary reads where its pages are in the page cache
+// The ways of reading. IOAuto takes, for every extent of the file, the mapping where its pages are in the page cache
 // already and direct reads where they are not.
 const (
 	IOAuto   IO = iota
@@ -45,14 +45,16 @@ func ParseIO(s string) (IO, error) {
 }
 
 const (
-	// maxDefaultThreads bounds the default number of workers: with this many, dequantizing and copying fill any link of
-	// today, and more only take turns.
-	maxDefaultThreads = 16
-	// defaultStreams is the seed design's number. Copies in one direction take turns on the link; more than one stream
-	// only hides the gaps between them.
-	defaultStreams = 4
+	// maxDefaultThreads bounds the default number of workers. Twelve fill any link of today; more have more buffers under way
+	// than fit a cache, and were slower.
+	maxDefaultThreads = 12
+	// defaultStreams: copies in one direction take turns on the link, so a second stream only hides the gap between two
+	// copies, and more make no difference.
+	defaultStreams = 2
 	// defaultChunk is the size of a copy from which on the gaps between copies cost little; see loader/README.md.
 	defaultChunk = 4 << 20
+	// flyingBuffers is how many buffers may be on their way to the device while every worker fills one.
+	flyingBuffers = 8
 	// minDefaultStaging is the default staging memory on machines with few cores.
 	minDefaultStaging = 64 << 20
 	// maxDefaultStaging bounds the default staging memory on machines with many cores.
@@ -77,6 +79,13 @@ type Options struct {
 	// Stall is how long a load may make no progress at all before it is given up with ErrStalled; 0: one minute. A third
 	// of it is when the log says what the load waits for.
 	Stall time.Duration
+
+	// Check looks at the bytes of the file on their way. An element that is not a finite number, or would not be one as what it
+	// is converted to, fails the load with a *ValueError.
+	Check bool
+	// Hash computes the SHA-256 of each tensor's bytes in the file on their way; see [Model.Hashes]. The chunks of a tensor then
+	// go through one worker, so that it is the workers' number times what a core hashes that bounds the speed.
+	Hash bool
 
 	// Progress is called whenever bytes have arrived on the device, with the sum so far and the total. Calls do not overlap
 	// and must return quickly.
@@ -115,8 +124,8 @@ func (o Options) withDefaults() (Options, error) {
 		}
 	}
 	if o.Staging == 0 {
-		// A buffer for every worker to fill and as many again for the link to drain.
-		o.Staging = max(minDefaultStaging, min(maxDefaultStaging, 2*int64(o.Threads)*int64(o.Chunk)))
+		// A buffer for every worker to fill, and some for the link to drain.
+		o.Staging = max(minDefaultStaging, min(maxDefaultStaging, int64(o.Threads+flyingBuffers)*int64(o.Chunk)))
 		o.Staging = max(o.Staging, 2*int64(o.Chunk))
 	}
 	if o.Staging < int64(o.Chunk) {

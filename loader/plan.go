@@ -141,7 +141,7 @@ func (p *Plan) layOut() bool {
 
 // Check compares the plan with what is free on dev. The error is an *InsufficientMemoryError when it does not fit.
 func (p *Plan) Check(dev *amdhip.Device) error {
-	free, _, err := dev.MemInfo()
+	free, err := freeMemory(dev)
 	if err != nil {
 		return err
 	}
@@ -217,7 +217,8 @@ func (p *Plan) cut(size, ramp int) []chunk {
 		for b := int64(0); b < blocks; {
 			at := t.offset + uint64(b)*uint64(dst)
 			room := int64(0)
-			if len(segs) > first && cur.arena == t.arena {
+			alone := p.opts.Hash && b == 0 && t.Bytes > uint64(size) // so that several workers can read such tensors, see runs
+			if len(segs) > first && cur.arena == t.arena && !alone {
 				room = min((int64(limit)-int64(at-cur.off))/int64(dst), int64(limit-srcBytes)/int64(src))
 			}
 			if room <= 0 {

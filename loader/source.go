@@ -14,7 +14,7 @@ import (
 const (
 	// windowBytes is the unit in which a file's pages are asked for, examined and let go: large enough that the system calls
 	// do not count, small enough that the few windows in use at a time do not either.
-	windowBytes = 16 << 20
+	windowBytes = 8 << 20
 	// directAlign is the alignment that direct reads need of offset, length and memory: the page size of common file systems.
 	directAlign = 4096
 	// maxGap is how many bytes that nobody wants are read along to save a read.
@@ -28,7 +28,7 @@ type source struct {
 	io    IO
 	parts []partSource
 
-	mapped, buffered, direct atomic.Int64 // bytes that came each way
+	mapped, direct atomic.Int64 // bytes that came each way
 }
 
 // partSource is one part of the model.
@@ -49,7 +49,6 @@ type window struct {
 const (
 	howUnknown = iota
 	howMapped
-	howBuffered
 	howDirect
 )
 
@@ -96,8 +95,7 @@ func (s *source) extent(seg *segment) (ps *partSource, lo, hi int64) {
 }
 
 // how says in which way the extent beginning at lo is to be read. It decides once for every window, when the first worker
-// comes to it. What the page cache holds is read by pread: the kernel copies it without a page fault per 64 KiB, without
-// mapping anything here, and answers a file that has become shorter with an error instead of a signal.
+// comes to it.
 func (s *source) how(ps *partSource, lo int64) uint32 {
 	w := lo / windowBytes
 	win := &ps.windows[w]
@@ -105,32 +103,32 @@ func (s *source) how(ps *partSource, lo int64) uint32 {
 	if how != howUnknown {
 		return how
 	}
+	how = howDirect
 	switch s.io {
 	case IOMapped:
 		how = howMapped
-	case IODirect:
-		how = howDirect
-	default:
+	case IOAuto:
 		// A few pages that are not there are cheaper to wait for than all the others to read again.
-		how = howDirect
-		if residentShare(ps.bytes[w*windowBytes:min((w+1)*windowBytes, int64(len(ps.bytes)))]) >= 0.9 {
-			how = howBuffered
+		if residentShare(ps.window(w)) >= 0.9 {
+			how = howMapped
 		}
 	}
 	win.how.Store(how)
 	return how
 }
 
+// window is the mapping of window number w.
+func (ps *partSource) window(w int64) []byte {
+	return ps.bytes[w*windowBytes : min((w+1)*windowBytes, int64(len(ps.bytes)))]
+}
+
 // consumed lets go of the windows of the mapping that no segment needs any more, so that the mapping's share of resident
 // memory stays small.
 func (s *source) consumed(seg *segment) {
-	if s.io != IOMapped {
-		return
-	}
 	ps, lo, hi := s.extent(seg)
 	for w := lo / windowBytes; w <= (hi-1)/windowBytes; w++ {
-		if ps.windows[w].left.Add(-1) == 0 {
-			letGo(ps.bytes[w*windowBytes : min((w+1)*windowBytes, int64(len(ps.bytes)))])
+		if ps.windows[w].left.Add(-1) == 0 && ps.windows[w].how.Load() != howDirect {
+			letGo(ps.window(w))
 		}
 	}
 }
@@ -139,7 +137,7 @@ func (s *source) consumed(seg *segment) {
 type reader struct {
 	src     *source
 	fill    *filler
-	scratch []byte // aligned, for what is not read to its place at once; made when first needed
+	scratch []byte // aligned, for direct reads; made when first needed
 	segs    []segment
 	mapped  func() error
 }
@@ -160,9 +158,6 @@ func (r *reader) read(segs []segment) error {
 		case howMapped:
 			r.segs = segs
 			err = r.src.model.Guard(r.mapped)
-		case howBuffered:
-			r.segs = segs[:1]
-			err = r.readBuffered(&segs[0])
 		case howDirect:
 			r.segs = r.run(segs)
 			err = r.readDirect(ps, lo)
@@ -202,34 +197,6 @@ func (r *reader) readMapped() error {
 	return nil
 }
 
-// readBuffered fills a segment by ordinary reads: straight to its place when its bytes are not converted.
-func (r *reader) readBuffered(s *segment) error {
-	ps, lo, _ := r.src.extent(s)
-	converts := r.fill.converts(s)
-	var b []byte
-	if converts {
-		b = r.buffer(s.srcBytes)[:s.srcBytes]
-	} else {
-		b = r.fill.place(s)
-	}
-	if err := r.src.readFull(ps, ps.part.File(), b, lo, len(b)); err != nil {
-		return err
-	}
-	r.src.buffered.Add(int64(len(b)))
-	if converts {
-		return r.fill.from(s, b)
-	}
-	return nil
-}
-
-// buffer is the scratch buffer with room for n bytes.
-func (r *reader) buffer(n int) []byte {
-	if len(r.scratch) < n {
-		r.scratch = alignedBytes(n + directAlign)
-	}
-	return r.scratch
-}
-
 // run is the longest beginning of segs that one direct read can fetch.
 func (r *reader) run(segs []segment) []segment {
 	first, lo, end := r.src.extent(&segs[0])
@@ -250,7 +217,10 @@ func (r *reader) readDirect(ps *partSource, lo int64) error {
 	start := lo &^ (directAlign - 1)
 	need := int(hi - start)
 	aligned := (need + directAlign - 1) &^ (directAlign - 1)
-	buf := r.buffer(aligned)[:aligned]
+	if len(r.scratch) < aligned {
+		r.scratch = alignedBytes(aligned + directAlign)
+	}
+	buf := r.scratch[:aligned]
 	if err := r.src.readFull(ps, ps.direct, buf, start, need); err != nil {
 		return err
 	}

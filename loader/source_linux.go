@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -46,4 +47,18 @@ func letGo(b []byte) {
 	if n := uintptr(len(b)); n > skip {
 		_ = unix.Madvise(b[skip:], unix.MADV_DONTNEED) // rounds the length up: the page behind is faulted in again at worst
 	}
+}
+
+// hostAvailable is how many bytes the host can give without swapping.
+func hostAvailable() (n uint64, ok bool) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(text)) {
+		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &n); err == nil {
+			return n * 1024, true
+		}
+	}
+	return 0, false
 }

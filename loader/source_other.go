@@ -12,3 +12,6 @@ func residentShare([]byte) float64 { return 1 }
 
 // letGo leaves it to the kernel.
 func letGo([]byte) {}
+
+// hostAvailable is not known here.
+func hostAvailable() (n uint64, ok bool) { return 0, false }

@@ -53,6 +53,7 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 	}
 	defer buf.Release()
 
+	inspect := newInspector(w.plan, w.sums)
 	start := time.Now()
 	w.ready, w.issued = newLatch(len(w.plan.Tensors), nil), newLatch(len(w.plan.Tensors), nil)
 	r := &w.report
@@ -69,12 +70,18 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 			n := min(len(data)/src, pool.BufferBytes()/max(src, dst)) // blocks
 			out := buf.Bytes()[:n*dst]
 			err := w.plan.model.Guard(func() error {
+				if err := inspect.see(i, t.Size-int64(len(data)), data[:n*src]); err != nil {
+					return err
+				}
 				if t.Target == t.Type {
 					copy(out, data)
 					return nil
 				}
 				return ker.Dequantize(out, t.Target, data[:n*src], t.Type)
 			})
+			if _, named := errors.AsType[*TensorError](err); named {
+				return err
+			}
 			if err != nil {
 				return &TensorError{Tensor: t.Name, Op: "read", Offset: t.Size - int64(len(data)), Bytes: n * src, Err: err}
 			}

@@ -5,8 +5,10 @@
 // ([Buffer.ReleaseAfter]); it becomes free once the copy is done, never before. The buffer that became free last is taken
 // first, since its memory is the likeliest to be in a cache still.
 //
-// Pinning is slow (0.15 to 0.6 s per GiB through hipHostMalloc), so a pool starts with a few buffers and pins the others in
-// the background while the first are already in use. Where memory cannot be pinned (locked-memory limits, containers) the pool
+// Pinning is slow: 0.15 to 0.6 s per GiB through hipHostMalloc, so a pool that needs it starts with a few buffers and pins the
+// others in the background while the first are already in use. Huge pages that are touched and then registered take a fifth of
+// that; where they can be had, the pool makes all its buffers at once, since registering in the background disturbed
+// the copies by more than it saved. Where memory cannot be pinned (locked-memory limits, containers) the pool
 // makes do with fewer buffers, then smaller ones, and at last with plain memory, and says so once.
 package pinned
 
@@ -31,7 +33,7 @@ const (
 	// MinBufferBytes is the smallest buffer that a pool makes, also when memory cannot be pinned in larger pieces.
 	MinBufferBytes = 64 << 10
 
-	// firstShare is the part of the buffers, one in so many, that New makes before it returns.
+	// firstShare is the part of the buffers, one in so many, that New makes by hipHostMalloc before it returns.
 	firstShare = 4
 
 	// pollInterval is how long the reaper sleeps between two looks at copies in flight. The pool holds a millisecond and more
@@ -97,7 +99,7 @@ type Buffer struct {
 	tag    int
 }
 
-// New returns a pool with its first buffers ready; the others are pinned in the background. The caller must Close it. It
+// New returns a pool with all or the first of its buffers ready; the others are pinned in the background. The caller must Close it. It
 // fails only when not even plain memory can be had.
 func New(dev *amdhip.Device, o Options) (*Pool, error) {
 	if o.Budget <= 0 {
@@ -128,11 +130,16 @@ func New(dev *amdhip.Device, o Options) (*Pool, error) {
 	return p, nil
 }
 
-// first makes the first buffers: pinned at the size asked for, else fewer, else smaller, else plain.
+// first makes the first buffers: all of them at once where memory can be registered, else a part of them by hipHostMalloc,
+// else fewer, else smaller ones, else plain memory.
 func (p *Pool) first() error {
 	asked := p.size
+	regErr := p.add(p.want, registeredSlab)
+	if !errors.Is(regErr, errCannotPin) {
+		return regErr
+	}
 	n := (p.want + firstShare - 1) / firstShare
-	_, pinErr := p.add(n, pinnedSlab)
+	pinErr := p.add(n, pinnedSlab)
 	for err := pinErr; err != nil; {
 		if !errors.Is(err, errCannotPin) {
 			return err
@@ -144,13 +151,14 @@ func (p *Pool) first() error {
 			p.size /= 2
 		default:
 			p.size = asked
-			if _, err := p.add(p.want, plainSlab); err != nil {
-				return fmt.Errorf("pinned: no staging memory: %w", errors.Join(pinErr, err))
+			if err := p.add(p.want, plainSlab); err != nil {
+				return fmt.Errorf("pinned: no staging memory: %w", errors.Join(regErr, pinErr, err))
 			}
-			p.log.Warn("host memory cannot be pinned, copies will be slow: raise the locked-memory limit (ulimit -l)", "error", pinErr)
+			p.log.Warn("host memory cannot be pinned, copies will be slow: raise the locked-memory limit (ulimit -l)",
+				"error", errors.Join(regErr, pinErr))
 			return nil
 		}
-		_, err = p.add(n, pinnedSlab)
+		err = p.add(n, pinnedSlab)
 	}
 	if p.size != asked {
 		p.log.Warn("host memory can be pinned in small pieces only, copies will be slower: raise the locked-memory limit (ulimit -l)",
@@ -159,7 +167,7 @@ func (p *Pool) first() error {
 	return nil
 }
 
-// grow pins the buffers after the first. It ends when all are made, when no more can be made, or with Close.
+// grow makes the buffers after the first. It ends when all are made, when no more can be made, or with Close.
 func (p *Pool) grow() {
 	defer close(p.grown)
 	have := len(p.all)
@@ -169,45 +177,49 @@ func (p *Pool) grow() {
 			return
 		default:
 		}
-		made, err := p.add(min(n, p.want-have), pinnedSlab)
-		have += made
+		n = min(n, p.want-have)
+		err := p.add(n, pinnedSlab)
 		if err == nil {
+			have += n
 			continue
 		}
-		if n /= 2; n == 0 {
+		if n /= 2; n == 0 || !errors.Is(err, errCannotPin) {
 			p.log.Warn("fewer staging buffers than asked for: memory cannot be pinned", "buffers", have, "wanted", p.want, "error", err)
 			return
 		}
 	}
 }
 
-// add makes n more buffers in a slab of their own and puts them among the free ones. It returns how many it made.
-func (p *Pool) add(n int, alloc func(dev *amdhip.Device, n int) (*slab, error)) (made int, err error) {
+// add makes n more buffers in a slab of their own and puts them among the free ones; on an error it makes none.
+func (p *Pool) add(n int, alloc func(dev *amdhip.Device, n int) (*slab, error)) error {
 	start := time.Now()
 	s, err := alloc(p.dev, n*p.size)
 	if err != nil {
-		return 0, err
+		return err
+	}
+	bytes := s.mem.Bytes()
+	buffers := make([]*Buffer, 0, n)
+	for i := range n {
+		ev, err := p.dev.NewEvent(amdhip.EventOptions{})
+		if err != nil {
+			errs := []error{err}
+			for _, b := range buffers {
+				errs = append(errs, b.event.Close())
+			}
+			return errors.Join(append(errs, s.close())...)
+		}
+		off := i * p.size
+		buffers = append(buffers, &Buffer{pool: p, mem: s.mem, off: off, bytes: bytes[off : off+p.size : off+p.size], event: ev})
 	}
 	p.mu.Lock()
 	p.slabs = append(p.slabs, s)
-	p.mu.Unlock()
-	all := s.mem.Bytes()
-	for ; made < n; made++ {
-		ev, err := p.dev.NewEvent(amdhip.EventOptions{})
-		if err != nil {
-			return made, err
-		}
-		off := made * p.size
-		b := &Buffer{pool: p, mem: s.mem, off: off, bytes: all[off : off+p.size : off+p.size], event: ev}
-		p.mu.Lock()
-		p.all = append(p.all, b)
-		p.mu.Unlock()
-		b.Release()
-	}
-	p.mu.Lock()
+	p.all = append(p.all, buffers...)
 	p.stats.TotalPin += time.Since(start)
 	p.mu.Unlock()
-	return made, nil
+	for _, b := range buffers {
+		b.Release()
+	}
+	return nil
 }
 
 // reap waits for the copies in flight and sets their buffers free. It polls: a goroutine that waits inside the runtime for

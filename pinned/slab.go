@@ -16,32 +16,28 @@ type slab struct {
 	mapping []byte // that mem registers; nil: mem has its own
 }
 
-// pinnedSlab returns n bytes of page-locked memory: huge pages, touched by several threads and then registered, which
-// is several times quicker than hipHostMalloc and spares the CPU most address translations when the buffers are filled;
-// where that fails, hipHostMalloc. An error matches errCannotPin.
-func pinnedSlab(dev *amdhip.Device, n int) (*slab, error) {
-	s, regErr := registeredSlab(dev, n)
-	if regErr == nil {
-		return s, nil
-	}
-	mem, err := dev.HostMalloc(n)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errCannotPin, errors.Join(regErr, err))
-	}
-	return &slab{mem: mem}, nil
-}
-
-// registeredSlab registers a mapping of huge pages.
+// registeredSlab returns n bytes of page-locked memory: huge pages, touched by several threads and then registered. That is
+// several times quicker than hipHostMalloc, and spares the CPU most address translations when the buffers are filled. An
+// error of the registration matches errCannotPin.
 func registeredSlab(dev *amdhip.Device, n int) (*slab, error) {
 	mapping, bytes, err := mapHuge(n)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errCannotPin, err)
 	}
 	mem, err := dev.HostRegister(bytes)
 	if err != nil {
-		return nil, errors.Join(err, unmap(mapping))
+		return nil, fmt.Errorf("%w: %w", errCannotPin, errors.Join(err, unmap(mapping)))
 	}
 	return &slab{mem: mem, mapping: mapping}, nil
+}
+
+// pinnedSlab returns n bytes of page-locked memory from hipHostMalloc. An error matches errCannotPin.
+func pinnedSlab(dev *amdhip.Device, n int) (*slab, error) {
+	mem, err := dev.HostMalloc(n)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errCannotPin, err)
+	}
+	return &slab{mem: mem}, nil
 }
 
 // plainSlab returns n bytes of memory that is not page-locked.

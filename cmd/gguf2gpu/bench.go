@@ -65,9 +65,12 @@ func newBenchCommand() *cobra.Command {
 what share of that each reaches. All figures come from this process; runs are repeated and medians shown.
 
 The model should be in the page cache: it is read once before. Without MODEL a synthetic one is made in the directory for
-temporary files and removed afterwards.`,
+temporary files and removed afterwards.
+
+'bench kernels' measures dequantization alone, on one core and without a device.`,
 		Args: cobra.MaximumNArgs(1),
 	}
+	cmd.AddCommand(newBenchKernelsCommand())
 	f := addLoadFlags(cmd)
 	runs := cmd.Flags().Int("runs", 5, "loads of each kind; medians are shown")
 	scaling := cmd.Flags().Bool("scaling", true, "also load with other numbers of threads and streams and other chunk sizes")
@@ -83,7 +86,8 @@ temporary files and removed afterwards.`,
 			return err
 		}
 		defer remove()
-		b := &bench{flags: f, runs: *runs, log: slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))}
+		log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+		b := &bench{flags: f, runs: *runs, log: log}
 		defer func() { err = errors.Join(err, b.close()) }()
 		if err := b.open(path, cmd.ErrOrStderr()); err != nil {
 			return err
@@ -120,7 +124,8 @@ func benchModel(ctx context.Context, args []string, preset string, stderr io.Wri
 	}
 	remove = func() { _ = os.RemoveAll(dir) } // a leftover in the temporary directory is not worth failing for
 	path = filepath.Join(dir, preset+".gguf")
-	if code := Main(ctx, []string{"synth", "-o", path, "--preset", preset, "--type", "q4_k_m", "--progress", "none"}, nil, io.Discard, stderr); code != exitOK {
+	synth := []string{"synth", "-o", path, "--preset", preset, "--type", "q4_k_m", "--progress", "none"}
+	if code := Main(ctx, synth, nil, io.Discard, stderr); code != exitOK {
 		remove()
 		return "", nil, withCode(code, errors.New("no model could be made to load"))
 	}
@@ -341,11 +346,13 @@ func (r *benchReport) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(out, "%s, %s, on %s, %d CPUs; GB = 10^9 bytes, medians\n", filepath.Base(r.Model), humanize.Bytes(r.FileBytes),
 		r.Device.Name, r.CPUs)
-	fmt.Fprintf(out, "ceilings: link %.2f GB/s, memory copy %.2f, file read %.2f", r.Ceilings.H2D, r.Ceilings.Memcpy, r.Ceilings.Read)
-	if r.Ceilings.ReadCold > 0 {
-		fmt.Fprintf(out, ", from disk %.2f", r.Ceilings.ReadCold)
+	c := r.Ceilings
+	fmt.Fprintf(out, "ceilings: link %.2f GB/s, memory copy %.2f, file read %.2f", c.H2D, c.Memcpy, c.Read)
+	if c.ReadCold > 0 {
+		fmt.Fprintf(out, ", from disk %.2f", c.ReadCold)
 	}
-	fmt.Fprintf(out, "\nhost memory: %s resident at most, %s when the device was open\n\n", humanize.IBytes(r.PeakRSS), humanize.IBytes(r.OpenRSS))
+	fmt.Fprintf(out, "\nhost memory: %s resident at most, %s when the device was open\n\n", humanize.IBytes(r.PeakRSS),
+		humanize.IBytes(r.OpenRSS))
 	fmt.Fprintln(w, "mode\tdtype\tsetting\tseconds\tmin\tmax\tGB/s\tof link\tread GB/s\tof disk\t")
 	for _, run := range slices.Concat(r.Runs, r.Scaling) {
 		disk := ""

@@ -28,7 +28,8 @@ func drawBench(w io.Writer, r *benchReport) error {
 	full := float64(chartWidth - chartLabel - 2*chartMargin - 90) // room for the figures on the right
 	height := chartMargin*2 + chartRow*(len(runs)+3)
 	d := &drawing{w: w}
-	d.printf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="13">`+"\n", chartWidth, height)
+	d.printf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="13">`+"\n",
+		chartWidth, height)
 	d.printf(`<rect width="100%%" height="100%%" fill="white"/>` + "\n")
 	d.printf(`<text x="%d" y="%d" font-weight="bold">%s on %s</text>`+"\n", chartMargin, chartMargin+12,
 		html.EscapeString(r.Model), html.EscapeString(r.Device.Name))
@@ -41,13 +42,15 @@ func drawBench(w io.Writer, r *benchReport) error {
 		}
 		color := map[string]string{"sync": "#9aa5b1", "async": "#2f6fb5", "cold": "#4fa37a"}[run.Mode]
 		d.printf(`<text x="%d" y="%d" text-anchor="end">%s</text>`+"\n", chartLabel-8, y+15, html.EscapeString(label))
-		d.printf(`<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", chartLabel, y+3, full*run.GBps/top, chartRow-6, color)
-		d.printf(`<text x="%.1f" y="%d">%.2f GB/s</text>`+"\n", float64(chartLabel)+full*run.GBps/top+6, y+15, run.GBps)
+		length := full * run.GBps / top
+		d.printf(`<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", chartLabel, y+3, length, chartRow-6, color)
+		d.printf(`<text x="%.1f" y="%d">%.2f GB/s</text>`+"\n", chartLabel+length+6, y+15, run.GBps)
 		y += chartRow
 	}
 	d.printf(`<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="#c0392b" stroke-dasharray="4 3"/>`+"\n", ceiling,
 		chartMargin+2*chartRow-6, ceiling, y)
-	d.printf(`<text x="%.1f" y="%d" fill="#c0392b" text-anchor="middle">link: %.2f GB/s</text>`+"\n", ceiling, y+15, r.Ceilings.H2D)
+	d.printf(`<text x="%.1f" y="%d" fill="#c0392b" text-anchor="middle">link: %.2f GB/s</text>`+"\n",
+		ceiling, y+15, r.Ceilings.H2D)
 	d.printf("</svg>\n")
 	return d.err
 }

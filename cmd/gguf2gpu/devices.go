@@ -20,7 +20,8 @@ func newDevicesCommand() *cobra.Command {
 		Use:   "devices [flags]",
 		Short: "Show the HIP library, the GPUs, and what keeps a GPU from being used",
 		Long: `Show which HIP library was found (or every path that was tried, and why not), which GPUs it sees, and, when there
-is none, what to do about it: device files, groups, environment variables.
+is none, what to do about it: device files, groups, environment variables. Warn of what may make loads slow or wrong
+although a GPU is usable: the PCI Express link, limits on memory, kernels and GPUs with faults that others have reported.
 
 It is a diagnosis: finding nothing is a result, and the exit code is 0.`,
 		Args: cobra.NoArgs,
@@ -29,7 +30,7 @@ It is a diagnosis: finding nothing is a result, and the exit code is 0.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		r := findDevices()
 		r.Host = checkHost(thisHost())
-		r.Advice = r.advise()
+		r.Advice, r.Warnings = r.advise(), r.Host.warn()
 		if *asJSON {
 			return writeJSON(cmd.OutOrStdout(), r)
 		}
@@ -45,7 +46,8 @@ type devicesReport struct {
 	Devices  []gpuReport     `json:"devices"`
 	Error    string          `json:"no_device,omitempty"` // why devices is empty or incomplete
 	Host     hostReport      `json:"host"`
-	Advice   []string        `json:"advice"` // what to do, most basic first; empty when a GPU is usable
+	Advice   []string        `json:"advice"`   // what to do, most basic first; empty when a GPU is usable
+	Warnings []string        `json:"warnings"` // what may make loads slow or wrong, each with what to do
 }
 
 type libraryReport struct {
@@ -156,6 +158,9 @@ func (r *devicesReport) print(w io.Writer) error {
 	for _, a := range r.Advice {
 		fmt.Fprintf(out, "%-12s %s\n", "to do", a)
 	}
+	for _, warning := range r.Warnings {
+		fmt.Fprintf(out, "%-12s %s\n", "warning", warning)
+	}
 	return out.Flush()
 }
 
@@ -170,8 +175,24 @@ func (h *hostReport) print(w io.Writer) {
 	driver := "not loaded"
 	if h.Driver {
 		driver = fmt.Sprintf("loaded, lists %d GPUs", h.GPUNodes)
+		if h.GPUNodes > 0 {
+			driver += ": " + strings.Join(h.Targets, ", ")
+		}
+		if h.DriverDKMS != "" {
+			driver = h.DriverDKMS + " " + driver
+		}
 	}
 	fmt.Fprintf(w, "%-12s amdgpu %s\n", "driver", driver)
+	if h.Kernel != "" {
+		fmt.Fprintf(w, "%-12s Linux %s\n", "kernel", h.Kernel)
+	}
+	for _, v := range h.ROCm {
+		fmt.Fprintf(w, "%-12s %s in %s\n", "ROCm", v.Version, v.Path)
+	}
+	for _, l := range h.Links {
+		fmt.Fprintf(w, "%-12s GPU %s: %d of %d lanes at %g of %g GT/s, %.1f of %.1f GB/s\n", "PCIe link", l.GPU, l.Lanes, l.MaxLanes,
+			l.GTps, l.MaxGTps, l.GBps, l.MaxGBps)
+	}
 	for _, name := range slices.Sorted(maps.Keys(h.Groups)) {
 		member := "not a member"
 		if h.Groups[name] {
@@ -184,6 +205,9 @@ func (h *hostReport) print(w io.Writer) {
 	}
 	if h.Memlock != "" {
 		fmt.Fprintf(w, "%-12s %s of locked memory (ulimit -l)\n", "limit", h.Memlock)
+	}
+	if c := h.Cgroup; c != nil {
+		fmt.Fprintf(w, "%-12s %s of memory, %s used (%s)\n", "limit", limitText(c.Limit), limitText(c.Used), c.File)
 	}
 }
 

@@ -68,6 +68,9 @@ func codeOf(ctx context.Context, err error) exitCode {
 	if _, ok := errors.AsType[*gguf.FormatError](err); ok {
 		return exitBadModel
 	}
+	if _, ok := errors.AsType[*loader.ValueError](err); ok {
+		return exitBadModel
+	}
 	switch {
 	case errors.Is(err, amdhip.ErrNoLibrary), errors.Is(err, amdhip.ErrNoDevice):
 		return exitNoDevice

@@ -33,6 +33,7 @@ func TestCodeOf(t *testing.T) {
 		{"missing file", running, noFile, exitFailed},
 		{"forbidden file", running, &fs.PathError{Op: "open", Path: "m", Err: fs.ErrPermission}, exitFailed},
 		{"bad model", running, fmt.Errorf("wrapped: %w", badModel), exitBadModel},
+		{"bad value", running, &loader.TensorError{Err: &loader.ValueError{}}, exitBadModel},
 		{"no library", running, &amdhip.LibraryError{}, exitNoDevice},
 		{"no device", running, &amdhip.Error{Func: "hipGetDeviceCount", Code: amdhip.ErrNoDevice}, exitNoDevice},
 		{"device memory", running, &amdhip.Error{Func: "hipMalloc", Code: amdhip.ErrOutOfMemory}, exitNoMemory},

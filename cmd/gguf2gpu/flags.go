@@ -56,6 +56,30 @@ func choiceFlag(fs *pflag.FlagSet, name, def, usage string, allowed ...string) *
 	})
 }
 
+// listFlag registers a flag that takes some of the values all: comma-separated, or in several flags. The default is all.
+func listFlag[T any](fs *pflag.FlagSet, name, usage string, all []T) *[]T {
+	var chosen []T
+	list := parsedFlag(fs, name, all, "LIST", usage, func(s string) ([]T, error) {
+		for word := range strings.SplitSeq(s, ",") {
+			i := slices.IndexFunc(all, func(v T) bool { return strings.EqualFold(lowerName(v), word) })
+			if i < 0 {
+				names := make([]string, len(all))
+				for i, v := range all {
+					names[i] = lowerName(v)
+				}
+				return nil, fmt.Errorf("%q: allowed are %s", word, strings.Join(names, ", "))
+			}
+			chosen = append(chosen, all[i])
+		}
+		return chosen, nil
+	})
+	fs.Lookup(name).DefValue = "all"
+	return list
+}
+
+// lowerName is the name of a value as flags and reports spell it.
+func lowerName(v any) string { return strings.ToLower(fmt.Sprint(v)) }
+
 // jsonFlag registers --json. Main looks it up by this name.
 func jsonFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("json", false, "print one JSON object on stdout; everything else goes to stderr")

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -25,6 +26,9 @@ type hostProbe struct {
 	open   func(path string) error // opens for reading and writing, and closes again
 	getenv func(string) string
 	groups func() ([]int, error) // the process's group ids
+	// memlock is the limit on memory that the process may lock, in bytes or noLimit, where the system has one. Some drivers
+	// count pinned memory.
+	memlock func() (bytes uint64, ok bool)
 }
 
 // thisHost is the probe of the machine that the process runs on.
@@ -38,21 +42,29 @@ func thisHost() hostProbe {
 			}
 			return err
 		},
-		getenv: os.Getenv,
-		groups: os.Getgroups,
+		getenv:  os.Getenv,
+		groups:  os.Getgroups,
+		memlock: memlockLimit,
 	}
 }
 
 // hostReport is what a machine offers to HIP below its library: the kernel driver's files and the right to use them.
 type hostReport struct {
-	KFD         deviceFile        `json:"kfd"` // the compute driver's file; without it there is no GPU for HIP
-	RenderNodes []deviceFile      `json:"render_nodes"`
-	Driver      bool              `json:"amdgpu_loaded"` // the amdgpu kernel module
-	GPUNodes    int               `json:"kfd_gpus"`      // GPUs that the compute driver lists
-	Groups      map[string]bool   `json:"groups"`        // which of the device groups that exist the process is in
-	Environment map[string]string `json:"environment"`   // variables that are set and that HIP or the search heeds
-	Memlock     string            `json:"memlock"`       // the limit on locked memory; "" where the system has none
-	Container   bool              `json:"container"`     // signs of a container
+	KFD          deviceFile        `json:"kfd"` // the compute driver's file; without it there is no GPU for HIP
+	RenderNodes  []deviceFile      `json:"render_nodes"`
+	Driver       bool              `json:"amdgpu_loaded"` // the amdgpu kernel module
+	GPUNodes     int               `json:"kfd_gpus"`      // GPUs that the compute driver lists
+	Targets      []string          `json:"kfd_targets"`   // their architectures, such as gfx1100
+	Kernel       string            `json:"kernel"`        // release of Linux
+	DriverDKMS   string            `json:"amdgpu_dkms"`   // version of amdgpu if it is AMD's own and not the kernel's; else ""
+	ROCm         []rocmVersion     `json:"rocm"`          // what is installed in the usual place
+	Links        []pciLink         `json:"pcie_links"`    // of AMD's GPUs
+	Groups       map[string]bool   `json:"groups"`        // which of the device groups that exist the process is in
+	Environment  map[string]string `json:"environment"`   // variables that are set and that HIP or the search heeds
+	Memlock      string            `json:"memlock"`       // the limit on locked memory; "" where the system has none
+	MemlockBytes *uint64           `json:"memlock_bytes"` // the same as a number; null where the system has none
+	Cgroup       *cgroupLimit      `json:"cgroup_memory"` // null without a limit
+	Container    bool              `json:"container"`     // signs of a container
 }
 
 // deviceFile is a device file and whether the process may use it.
@@ -68,17 +80,25 @@ func checkHost(p hostProbe) hostReport {
 	r := hostReport{
 		KFD:         p.deviceFile("/dev/kfd"),
 		Driver:      p.exists("/sys/module/amdgpu"),
-		GPUNodes:    p.kfdGPUs(),
+		Targets:     p.kfdTargets(),
+		Kernel:      p.read("/proc/sys/kernel/osrelease"),
+		DriverDKMS:  p.read("/sys/module/amdgpu/version"),
+		ROCm:        p.rocmVersions(),
+		Links:       p.pciLinks(),
 		Groups:      p.memberships(),
 		Environment: map[string]string{},
-		Memlock:     memlockLimit(),
+		Cgroup:      p.cgroupMemory(),
 		Container:   p.exists("/.dockerenv") || p.exists("/run/.containerenv") || p.getenv("KUBERNETES_SERVICE_HOST") != "",
 		RenderNodes: []deviceFile{},
+	}
+	r.GPUNodes = len(r.Targets)
+	if bytes, ok := p.memlock(); ok {
+		r.Memlock, r.MemlockBytes = limitText(bytes), &bytes
 	}
 	for _, path := range p.glob("/dev/dri/renderD*") {
 		r.RenderNodes = append(r.RenderNodes, p.deviceFile(path))
 	}
-	for _, name := range slices.Concat(locateVariables, visibleVariables) {
+	for _, name := range slices.Concat(locateVariables, visibleVariables, tuningVariables) {
 		if v := p.getenv(name); v != "" {
 			r.Environment[name] = v
 		}
@@ -97,7 +117,7 @@ func (p hostProbe) exists(path string) bool {
 func (p hostProbe) glob(pattern string) []string {
 	found, _ := filepath.Glob(p.path(pattern)) // fails on bad patterns only
 	for i := range found {
-		found[i] = "/" + strings.TrimPrefix(strings.TrimPrefix(found[i], p.root), "/")
+		found[i] = "/" + strings.TrimPrefix(filepath.ToSlash(strings.TrimPrefix(found[i], p.root)), "/")
 	}
 	return found
 }
@@ -115,21 +135,54 @@ func (p hostProbe) deviceFile(path string) deviceFile {
 	return d
 }
 
-// kfdGPUs counts the nodes of the compute driver's topology that have SIMD units; the others are CPUs.
-func (p hostProbe) kfdGPUs() int {
-	n := 0
+// read returns the text of a small file without the spaces around it; "" if it cannot be read.
+func (p hostProbe) read(path string) string { return readLine(p.path(path)) }
+
+func readLine(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// kfdTargets returns the architecture of each node of the compute driver's topology that has SIMD units; the others are
+// CPUs. The driver writes 110501 for gfx1151 and 90010 for gfx90a: two decimal digits for each but the first number.
+func (p hostProbe) kfdTargets() []string {
+	targets := []string{}
 	for _, path := range p.glob("/sys/class/kfd/kfd/topology/nodes/*/properties") {
-		text, err := os.ReadFile(p.path(path))
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(text)) {
-			if f := strings.Fields(line); len(f) == 2 && f[0] == "simd_count" && f[1] != "0" {
-				n++
+		properties := map[string]string{}
+		for line := range strings.Lines(p.read(path)) {
+			if f := strings.Fields(line); len(f) == 2 {
+				properties[f[0]] = f[1]
 			}
 		}
+		if n := properties["simd_count"]; n == "" || n == "0" {
+			continue
+		}
+		target := "unknown" // old drivers do not tell
+		if v, err := strconv.Atoi(properties["gfx_target_version"]); err == nil {
+			target = fmt.Sprintf("gfx%d%x%x", v/10000, v/100%100, v%100)
+		}
+		targets = append(targets, target)
 	}
-	return n
+	return targets
+}
+
+// rocmVersions returns what is installed in /opt. /opt/rocm usually is a link to one of the others.
+func (p hostProbe) rocmVersions() []rocmVersion {
+	versions := []rocmVersion{}
+	var seen []string
+	for _, path := range p.glob("/opt/rocm*/.info/version") {
+		dir := strings.TrimSuffix(path, "/.info/version")
+		real, err := filepath.EvalSymlinks(p.path(dir))
+		if err != nil || slices.Contains(seen, real) {
+			continue
+		}
+		seen = append(seen, real)
+		versions = append(versions, rocmVersion{dir, p.read(path)})
+	}
+	return versions
 }
 
 // memberships tells for each device group of /etc/group whether the process is in it.

@@ -1,18 +1,15 @@
 package main
 
-import (
-	"github.com/dustin/go-humanize"
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
-// memlockLimit is the limit on memory that the process may lock. Pinned memory counts against it on some drivers.
-func memlockLimit() string {
+// memlockLimit is the limit on memory that this process may lock.
+func memlockLimit() (bytes uint64, ok bool) {
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &lim); err != nil {
-		return ""
+		return 0, false
 	}
 	if lim.Cur == unix.RLIM_INFINITY {
-		return "unlimited"
+		return noLimit, true
 	}
-	return humanize.IBytes(lim.Cur)
+	return lim.Cur, true
 }

@@ -2,5 +2,5 @@
 
 package main
 
-// memlockLimit is empty where HIP is not supported.
-func memlockLimit() string { return "" }
+// memlockLimit finds no limit where HIP is not supported.
+func memlockLimit() (bytes uint64, ok bool) { return 0, false }

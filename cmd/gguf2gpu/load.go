@@ -31,8 +31,10 @@ type loadFlags struct {
 	chunk    *uint64
 	sync     *bool
 	io       *loader.IO
+	check    *bool
 	progress *string
 	json     *bool
+	hashes   *hashFlags // of load and verify
 }
 
 func addLoadFlags(cmd *cobra.Command) *loadFlags {
@@ -47,6 +49,7 @@ func addLoadFlags(cmd *cobra.Command) *loadFlags {
 		chunk:    byteSizeFlag(fs, "chunk", "bytes of one copy, such as 4MiB (default chosen for the machine)"),
 		sync:     fs.Bool("sync", false, "the synchronous reference loader: one thread, one copy at a time"),
 		io:       parsedFlag(fs, "io", loader.IOAuto, "WAY", "how bytes come off the disk: auto, mmap, direct", loader.ParseIO),
+		check:    fs.Bool("check", false, "fail if a value is not finite, in the file or as what it is converted to"),
 		progress: progressFlag(fs),
 		json:     jsonFlag(cmd),
 	}
@@ -87,6 +90,7 @@ func (f *loadFlags) options(progress func(done, total int64), log *slog.Logger) 
 	return loader.Options{
 		DType: *f.dtype, Rules: f.rules, Tensors: *f.tensors,
 		Streams: *f.streams, Threads: *f.threads, Staging: int64(*f.staging), Chunk: int(*f.chunk), IO: *f.io,
+		Check: *f.check, Hash: f.hashes.wanted(),
 		Progress: progress, Logger: log,
 	}
 }
@@ -101,16 +105,21 @@ type session struct {
 	open    time.Duration // opening the file and the device
 	openRSS uint64        // resident bytes then
 	total   time.Duration // from the start to the end of the load
+
+	checked, asExpected bool // by --check and --expect
 }
 
 // load opens the model and the device and loads one into the other. The caller must close the session.
 func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, trace *loader.Trace) (_ *session, err error) {
-	s := &session{path: path}
+	s := &session{path: path, checked: *f.check}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
 		}
 	}()
+	if err := f.hashes.prepare(); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	if s.file, err = gguf.Open(path); err != nil {
 		return nil, err
@@ -134,6 +143,9 @@ func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, tra
 		return nil, err
 	}
 	bar.Finish()
+	if err := f.hashes.finish(s); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -161,9 +173,8 @@ type loadReport struct {
 	Tensors        int          `json:"tensors"`
 	FileBytes      uint64       `json:"file_bytes"`
 	ReadBytes      uint64       `json:"read_bytes"`
-	MappedBytes    uint64       `json:"mapped_bytes"`   // of read_bytes, through the mapping
-	BufferedBytes  uint64       `json:"buffered_bytes"` // of read_bytes, by ordinary reads, from the page cache
-	DirectBytes    uint64       `json:"direct_bytes"`   // of read_bytes, by direct reads
+	MappedBytes    uint64       `json:"mapped_bytes"` // of read_bytes, through the mapping
+	DirectBytes    uint64       `json:"direct_bytes"` // of read_bytes, by direct reads
 	UploadBytes    uint64       `json:"upload_bytes"`
 	DeviceBytes    uint64       `json:"device_bytes"`
 	Seconds        loadSeconds  `json:"seconds"`
@@ -176,6 +187,8 @@ type loadReport struct {
 	OpenRSSBytes   uint64       `json:"open_rss_bytes"` // resident once the device was open
 	UnpinnedCopies int64        `json:"unpinned_copies"`
 	Verified       bool         `json:"verified"`
+	Checked        bool         `json:"checked"`     // every value is finite
+	AsExpected     bool         `json:"as_expected"` // every tensor has the hash that was expected
 }
 
 // deviceReport says which device a command used.
@@ -202,7 +215,7 @@ func (s *session) report(dtype loader.DType) loadReport {
 		Model: s.path, Architecture: s.file.Architecture(),
 		Device: deviceReport{Kind: s.rt.Kind(), Index: s.dev.Index(), Name: s.dev.Name()},
 		DType:  dtype.String(), Tensors: r.Tensors,
-		FileBytes: r.FileBytes, ReadBytes: r.ReadBytes, MappedBytes: r.MappedBytes, BufferedBytes: r.BufferedBytes, DirectBytes: r.DirectBytes,
+		FileBytes: r.FileBytes, ReadBytes: r.ReadBytes, MappedBytes: r.MappedBytes, DirectBytes: r.DirectBytes,
 		UploadBytes: r.UploadBytes, DeviceBytes: r.DeviceBytes,
 		Seconds: loadSeconds{
 			Open: s.open.Seconds(), Plan: r.Plan.Seconds(), Alloc: r.Alloc.Seconds(), Pin: r.Pin.Seconds(),
@@ -210,6 +223,7 @@ func (s *session) report(dtype loader.DType) loadReport {
 		},
 		Streams: r.Streams, Threads: r.Threads, ChunkBytes: r.ChunkBytes, PinnedBytes: r.PinnedBytes,
 		PeakRSSBytes: peakRSS(), OpenRSSBytes: s.openRSS, UnpinnedCopies: r.UnpinnedCopies,
+		Checked: s.checked, AsExpected: s.asExpected,
 	}
 	if r.Transfer > 0 {
 		out.UploadGBps = float64(r.UploadBytes) / r.Transfer.Seconds() / 1e9
@@ -229,6 +243,12 @@ func (r *loadReport) print(w io.Writer) {
 	if r.Verified {
 		fmt.Fprintln(w, "  verified: device memory equals the file")
 	}
+	if r.Checked {
+		fmt.Fprintln(w, "  checked: every value is finite")
+	}
+	if r.AsExpected {
+		fmt.Fprintln(w, "  as expected: every tensor has its SHA-256")
+	}
 }
 
 func newLoadCommand() *cobra.Command {
@@ -241,6 +261,7 @@ MODEL is a GGUF file, or any part of a split model.`,
 		Args: cobra.ExactArgs(1),
 	}
 	f := addLoadFlags(cmd)
+	f.hashes = addHashFlags(cmd, f.json)
 	verify := cmd.Flags().Bool("verify", false, "read device memory back afterwards and compare it with the file")
 	readback := cmd.Flags().String("readback", "", "write what is in device memory to this safetensors file")
 	traceTo := cmd.Flags().String("trace", "", "write the pipeline's timeline to this file (Chrome trace events; opens in Perfetto)")
@@ -273,7 +294,7 @@ MODEL is a GGUF file, or any part of a split model.`,
 				return err
 			}
 		}
-		return printReport(cmd, *f.json, &r)
+		return f.printReport(cmd, s, &r)
 	}
 	return cmd
 }
@@ -291,11 +312,19 @@ func writeFile(path string, write func(*outputFile) error) error {
 	return o.Commit()
 }
 
-// printReport prints r on stdout, as JSON or for people.
-func printReport(cmd *cobra.Command, asJSON bool, r *loadReport) error {
-	if asJSON {
-		return writeJSON(cmd.OutOrStdout(), r)
+// printReport closes s and prints r on stdout, as JSON or for people; on stderr when stdout is taken. Closing comes first: if it
+// fails, stdout is for that.
+func (f *loadFlags) printReport(cmd *cobra.Command, s *session, r *loadReport) error {
+	if err := s.close(); err != nil {
+		return err
 	}
-	r.print(cmd.OutOrStdout())
+	switch {
+	case *f.json:
+		return writeJSON(cmd.OutOrStdout(), r)
+	case f.hashes.ownsStdout():
+		r.print(cmd.ErrOrStderr())
+	default:
+		r.print(cmd.OutOrStdout())
+	}
 	return nil
 }

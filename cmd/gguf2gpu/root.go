@@ -80,18 +80,22 @@ Where there is no GPU it uses a software device, so that everything but the spee
 	root.AddCommand(
 		newLoadCommand(),
 		newVerifyCommand(),
-		newLoadCommand(),
-		newVerifyCommand(),
 		newBenchCommand(),
 		newInspectCommand(),
 		newDevicesCommand(),
 		newSynthCommand(),
 	)
-	for _, c := range root.Commands() {
+	checkUsage(root)
+	return root
+}
+
+// checkUsage makes wrong arguments of the commands below cmd usage errors.
+func checkUsage(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
 		c.DisableFlagsInUseLine = true
 		c.Args = usageArgs(c.Args)
+		checkUsage(c)
 	}
-	return root
 }
 
 // flagError makes a bad flag a usage error. The flags' own errors say which values are allowed; for an unknown flag this

@@ -15,6 +15,7 @@ make of the file. Any NaN equals any other.`,
 		Args: cobra.ExactArgs(1),
 	}
 	f := addLoadFlags(cmd)
+	f.hashes = addHashFlags(cmd, f.json)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		s, err := f.load(cmd.Context(), args[0], cmd.ErrOrStderr(), nil)
 		if err != nil {
@@ -26,7 +27,7 @@ make of the file. Any NaN equals any other.`,
 			return err
 		}
 		r.Verified = true
-		return printReport(cmd, *f.json, &r)
+		return f.printReport(cmd, s, &r)
 	}
 	return cmd
 }

@@ -50,11 +50,9 @@ func (k *kernel) moved(x reg.VecVirtual, from, to int) reg.VecVirtual {
 
 // nibbles16 spreads 16 bytes of the block over 32: their low nibbles, then their high nibbles.
 func (k *kernel) nibbles16(offset int) reg.VecVirtual {
-	low, high := k.XMM(), k.XMM()
-	k.VMOVDQU(k.at(offset), low)
-	k.VPSRLW(U8(4), low, high)
 	y := k.YMM()
-	k.VINSERTI128(U8(1), high, low.AsY(), y)
+	k.VBROADCASTI128(k.at(offset), y)
+	k.VPSRLVD(k.dwords(0, 0, 0, 0, 4, 4, 4, 4), y, y)
 	k.VPAND(k.data(0x0f), y, y)
 	return y
 }

@@ -12,13 +12,12 @@ var fp4Formats = []tensorFormat{
 	{"NVFP4", 36, 64, 1, 0, func(k *kernel) {
 		for i := range 2 {
 			k.Comment("Two runs of 16 outputs: 8 bytes of low and high nibbles each.")
-			low, high := k.XMM(), k.XMM()
-			k.VMOVDQU(k.at(4+16*i), low)
+			low, high, codes := k.YMM(), k.YMM(), k.YMM()
+			k.VBROADCASTI128(k.at(4+16*i), low)
 			k.VPSRLW(U8(4), low, high)
-			first, second, codes := k.XMM(), k.XMM(), k.YMM()
-			k.VPUNPCKLQDQ(high, low, first)
-			k.VPUNPCKHQDQ(high, low, second)
-			k.VINSERTI128(U8(1), second, first.AsY(), codes)
+			k.VPUNPCKLQDQ(high, low, codes)
+			k.VPUNPCKHQDQ(high, low, high)
+			k.VPBLENDD(U8(0xf0), high, codes, codes)
 			k.VPAND(k.data(0x0f), codes, codes)
 			k.lookup(codes, kvaluesFP4)
 			k.write32(32*i, codes,

@@ -8,109 +8,119 @@ import (
 )
 
 var iquantFormats = []tensorFormat{
-	{"IQ2_XXS", 66, 256, 1, 64, func(k *kernel) {
+	{"IQ2_XXS", 66, 256, 1, 160, func(k *kernel) {
 		k.Comment("The second word of each group, in the order 0 1 4 5 2 3 6 7: signs and a scale.")
-		order := [8]int{0, 1, 4, 5, 2, 3, 6, 7}
 		words := k.bytes32(2)
 		k.VSHUFPS(U8(0b11_01_11_01), k.at(34), words, words)
-		k.spillSigns7(words, 32)
 		k.spillUpperNibbles(words, 0, 0.125)
-		grid := k.grid("gridIQ2XXS")
-		for slot, g := range order {
-			var entries [4]Mem
-			for l := range entries {
-				entries[l] = k.entry(grid, 8, k.index8(2+8*g+l))
+		k.spillSigns7(words, 32)
+		grid, signs := k.goTable("floatsIQ2XXS"), k.goTable("signs7")
+		for slot, g := range [8]int{0, 1, 4, 5, 2, 3, 6, 7} {
+			var values, masks [4]piece
+			for l := range values {
+				values[l] = func() Mem {
+					index := k.GP32()
+					k.MOVBLZX(k.at(2+8*g+l), index)
+					k.SHLL(U8(5), index)
+					return Mem{Base: grid, Index: index.As64(), Scale: 1}
+				}
+				masks[l] = k.entryDword(signs, 32+32*l+4*slot)
 			}
-			codes := k.gather8(entries)
-			k.negate(codes, k.bitMask(k.spilled(32+4*slot)))
 			s := scale{mul: k.spilledScale(slot)}
-			k.write32(32*g, codes, s, s)
+			k.writeSigned(32*g, values[:], masks, s, s)
 		}
 	}},
-	{"IQ2_XS", 74, 256, 1, 96, func(k *kernel) {
+	{"IQ2_XS", 74, 256, 1, 192, func(k *kernel) {
 		k.spillNibbles16(66, 0, 0.125)
-		k.Comment("Seven sign bits from the top of each word.")
-		signs, last := k.bytes32(2), k.bytes32(34)
-		k.VPSRLW(U8(9), signs, signs)
-		k.VPSRLW(U8(9), last, last)
-		k.VPACKUSWB(last, signs, signs)
-		k.VPERMQ(U8(0b11_01_10_00), signs, signs)
-		k.addParity(signs)
-		k.spill(signs, 64)
-		grid := k.grid("gridIQ2XS")
+		for i := range 2 {
+			k.Comment("Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.")
+			words, signs := k.bytes32(2+32*i), k.YMM()
+			k.VPSRLW(U8(9-5), words, signs)
+			k.VPAND(k.words(127<<5), signs, signs)
+			k.spill(signs, 128+32*i)
+			k.VPAND(k.words(511), words, words)
+			k.VPSLLW(U8(5), words, words)
+			k.spill(words, 64+32*i)
+		}
+		grid, signs := k.goTable("floatsIQ2XS"), k.goTable("signs7")
 		for g := range 8 {
-			var entries [4]Mem
-			for l := range entries {
-				index := k.GP32()
-				k.MOVWLZX(k.at(2+8*g+2*l), index)
-				k.ANDL(U32(511), index)
-				entries[l] = k.entry(grid, 8, index)
+			var values, masks [4]piece
+			for l := range values {
+				values[l] = k.entryWord(grid, 64+8*g+2*l)
+				masks[l] = k.entryWord(signs, 128+8*g+2*l)
 			}
-			codes := k.gather8(entries)
-			k.negate(codes, k.bitMask(k.spilled(64+4*g)))
-			k.write32(32*g, codes, scale{mul: k.spilledScale(2 * g)}, scale{mul: k.spilledScale(2*g + 1)})
+			k.writeSigned(32*g, values[:], masks, scale{mul: k.spilledScale(2 * g)}, scale{mul: k.spilledScale(2*g + 1)})
 		}
 	}},
 	{"IQ2_S", 82, 256, 1, 64, func(k *kernel) {
 		k.spillNibbles16(74, 0, 0.125)
-		grid := k.grid("gridIQ2S")
+		grid := k.grid("gridIQ2S") // as floats it would fill the L1 cache
 		for g := range 8 {
 			var entries [4]Mem
 			upper := k.index8(66 + g)
 			for l := range entries {
 				index := k.upperIndex(upper, 8-2*l, 0x300)
 				k.ORL(k.index8(2+4*g+l), index)
-				entries[l] = k.entry(grid, 8, index)
+				entries[l] = Mem{Base: grid, Index: index.As64(), Scale: 8}
 			}
-			codes := k.gather8(entries)
-			k.negate(codes, k.bitMask(k.at(34+4*g)))
+			codes, negative := k.gather(entries), k.bitMask(k.at(34+4*g))
+			k.VPXOR(negative, codes, codes)
+			k.VPSUBB(negative, codes, codes)
 			k.write32(32*g, codes, scale{mul: k.spilledScale(2 * g)}, scale{mul: k.spilledScale(2*g + 1)})
 		}
 	}},
-	{"IQ3_XXS", 98, 256, 1, 64, func(k *kernel) {
+	{"IQ3_XXS", 98, 256, 1, 288, func(k *kernel) {
 		words := k.bytes32(66)
-		k.spillSigns7(words, 32)
 		k.spillUpperNibbles(words, 0, 0.25)
-		grid := k.grid("gridIQ3XXS")
+		k.spillSigns7(words, 32)
+		for i := range 4 {
+			k.spillBytesAsWords(2+16*i, 4, 160+32*i)
+		}
+		grid, signs := k.goTable("floatsIQ3XXS"), k.goTable("signs7")
 		for g := range 8 {
-			var entries [8]Mem
-			for i := range entries {
-				entries[i] = k.entry(grid, 4, k.index8(2+8*g+i))
+			var values [8]piece
+			var masks [4]piece
+			for i := range values {
+				values[i] = k.entryWord(grid, 160+16*g+2*i)
 			}
-			codes := k.gather4(entries)
-			k.negate(codes, k.bitMask(k.spilled(32+4*g)))
+			for l := range masks {
+				masks[l] = k.entryDword(signs, 32+32*l+4*g)
+			}
 			s := scale{mul: k.spilledScale(g)}
-			k.write32(32*g, codes, s, s)
+			k.writeSigned(32*g, values[:], masks, s, s)
 		}
 	}},
-	{"IQ3_S", 110, 256, 1, 160, func(k *kernel) {
-		k.spillNibbles8(106, 0, 1)
-		k.Comment("64 words that are grid indices: a byte each, and a ninth bit.")
+	{"IQ3_S", 110, 256, 1, 224, func(k *kernel) {
+		k.spillNibbles(106, 0, k.scaledHalf(0, 1))
 		for i := range 4 {
-			index, ninth := k.YMM(), k.YMM()
-			k.VPMOVZXBW(k.at(2+16*i), index)
+			k.Comment("Offsets in the grid of 16 entries: a byte and a ninth bit of index.")
+			words, ninth := k.YMM(), k.YMM()
+			k.VPMOVZXBW(k.at(2+16*i), words)
 			k.VPBROADCASTW(k.at(66+2*i), ninth)
-			k.VPSHUFB(k.data(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-				ninth, ninth)
-			bits := k.load(k.data(1, 0, 2, 0, 4, 0, 8, 0, 16, 0, 32, 0, 64, 0, 128, 0))
+			k.VPSHUFB(k.spreadTwo(), ninth, ninth)
+			bits := k.load(k.words(1, 2, 4, 8, 16, 32, 64, 128))
 			k.VPAND(bits, ninth, ninth)
 			k.VPCMPEQW(bits, ninth, ninth)
-			k.VPAND(k.data(0, 1), ninth, ninth)
-			k.VPOR(ninth, index, index)
-			k.spill(index, 32+32*i)
+			k.VPAND(k.words(0x100), ninth, ninth)
+			k.VPOR(ninth, words, words)
+			k.VPSLLW(U8(4), words, words)
+			k.spill(words, 32+32*i)
 		}
-		grid := k.grid("gridIQ3S")
+		for i := range 2 {
+			k.spillBytesAsWords(74+16*i, 5, 160+32*i)
+		}
+		grid, signs := k.goTable("floatsIQ3S"), k.goTable("signs8")
 		for g := range 8 {
-			var entries [8]Mem
-			for i := range entries {
-				index := k.GP32()
-				k.MOVWLZX(k.spilled(32+16*g+2*i), index)
-				entries[i] = k.entry(grid, 4, index)
+			var values [8]piece
+			var masks [4]piece
+			for i := range values {
+				values[i] = k.entryWord(grid, 32+16*g+2*i)
 			}
-			codes := k.gather4(entries)
-			k.negate(codes, k.bitMask(k.at(74+4*g)))
+			for l := range masks {
+				masks[l] = k.entryWord(signs, 160+8*g+2*l)
+			}
 			s := scale{mul: k.spilledScale(g)}
-			k.write32(32*g, codes, s, s)
+			k.writeSigned(32*g, values[:], masks, s, s)
 		}
 	}},
 	{"IQ1_S", 50, 256, 1, 32, func(k *kernel) {
@@ -127,9 +137,9 @@ var iquantFormats = []tensorFormat{
 			for l := range entries {
 				index := k.upperIndex(upper, 8-3*l, 0x700)
 				k.ORL(k.index8(2+4*g+l), index)
-				entries[l] = k.entry(grid, 8, index)
+				entries[l] = Mem{Base: grid, Index: index.As64(), Scale: 8}
 			}
-			codes, shift := k.gather8(entries), k.YMM()
+			codes, shift := k.gather(entries), k.YMM()
 			k.Comment("The sign bit of the group's word.")
 			k.VPBROADCASTW(k.at(34+2*g), shift)
 			k.VPSRAW(U8(15), shift, shift)
@@ -174,13 +184,12 @@ var iquantFormats = []tensorFormat{
 			for l := range entries {
 				index := k.upperIndex(upper, 8-4*l, 0x700)
 				k.ORL(k.index8(4*g+l), index)
-				entries[l] = k.entry(grid, 8, index)
+				entries[l] = Mem{Base: grid, Index: index.As64(), Scale: 8}
 			}
-			codes, shift := k.gather8(entries), k.YMM()
+			codes, shift := k.gather(entries), k.YMM()
 			k.Comment("The upper bit of each nibble, over the 8 outputs that it belongs to.")
 			k.VPBROADCASTW(k.at(32+2*g), shift)
-			k.VPSHUFB(k.data(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-				shift, shift)
+			k.VPSHUFB(k.spreadTwo(), shift, shift)
 			upperBits := k.load(k.data(8, 8, 8, 8, 8, 8, 8, 8, 128, 128, 128, 128, 128, 128, 128, 128))
 			k.VPAND(upperBits, shift, shift)
 			k.VPCMPEQB(upperBits, shift, shift)
@@ -215,9 +224,94 @@ func (k *kernel) grid(name string) reg.GPVirtual {
 	return p
 }
 
-// entry is an entry of a grid whose entries have size bytes.
-func (k *kernel) entry(grid reg.GPVirtual, size uint8, index reg.GPVirtual) Mem {
-	return Mem{Base: grid, Index: index.As64(), Scale: size}
+// goTable returns the address of a Go array.
+func (k *kernel) goTable(name string) reg.GPVirtual {
+	p := k.GP64()
+	k.LEAQ(goVar(name), p)
+	return p
+}
+
+// piece emits the code that finds a piece of a vector in memory. It runs just before the piece is loaded, as there are too
+// few registers for the addresses of all.
+type piece func() Mem
+
+// entryWord is the piece of a table at the offset that a word in scratch memory holds.
+func (k *kernel) entryWord(table reg.GPVirtual, spilled int) piece {
+	return func() Mem {
+		offset := k.GP32()
+		k.MOVWLZX(k.spilled(spilled), offset)
+		return Mem{Base: table, Index: offset.As64(), Scale: 1}
+	}
+}
+
+// entryDword is entryWord with an offset of 32 bits.
+func (k *kernel) entryDword(table reg.GPVirtual, spilled int) piece {
+	return func() Mem {
+		offset := k.GP32()
+		k.MOVL(k.spilled(spilled), offset)
+		return Mem{Base: table, Index: offset.As64(), Scale: 1}
+	}
+}
+
+// spillBytesAsWords stores 16 bytes of the block as words, shifted left.
+func (k *kernel) spillBytesAsWords(offset int, shift uint64, to int) {
+	words := k.YMM()
+	k.VPMOVZXBW(k.at(offset), words)
+	k.VPSLLW(U8(shift), words, words)
+	k.spill(words, to)
+}
+
+// spreadTwo is the operand of VPSHUFB that spreads the first byte of each lane over the lower lane and the second over the
+// upper one.
+func (k *kernel) spreadTwo() Mem {
+	return k.data(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
+}
+
+// writeSigned writes outputs out to out+31 of the block: floats of a grid, in four or eight pieces, with the signs that
+// masks flip, times a scale.
+func (k *kernel) writeSigned(out int, values []piece, masks [4]piece, low, high scale) {
+	k.Commentf("Outputs %d to %d.", out, out+31)
+	n := k.isa.lanes()
+	for first := 0; first < 32; first += 2 * n {
+		var pair [2]reg.VecVirtual
+		for i := range pair {
+			at := first + i*n
+			x := k.pieces(values[at*len(values)/32 : (at+n)*len(values)/32])
+			if k.isa == avx512 {
+				k.VPXORD(k.pieces(masks[at/8:(at+n)/8]), x, x)
+			} else {
+				k.VXORPS(masks[at/8](), x, x)
+			}
+			k.VMULPS(k.across(at, n, low, high).mul, x, x)
+			pair[i] = x
+		}
+		k.writePair(out+first, pair)
+	}
+}
+
+// pieces returns a wide vector of one to four pieces.
+func (k *kernel) pieces(p []piece) reg.VecVirtual {
+	x := k.wide()
+	switch k.isa.lanes() / len(p) {
+	case 8:
+		if k.isa == avx2 {
+			k.VMOVUPS(p[0](), x)
+			break
+		}
+		k.VBROADCASTF64X4(p[0](), x)
+		k.VINSERTF64X4(U8(1), p[1](), x, x)
+	case 4:
+		if k.isa == avx2 {
+			k.VBROADCASTF128(p[0](), x)
+			k.VINSERTF128(U8(1), p[1](), x, x)
+			break
+		}
+		k.VBROADCASTF32X4(p[0](), x)
+		for i := 1; i < 4; i++ {
+			k.VINSERTF32X4(U8(i), p[i](), x, x)
+		}
+	}
+	return x
 }
 
 // index8 returns a byte of the block as an index.
@@ -240,41 +334,15 @@ func (k *kernel) upperIndex(bits reg.GPVirtual, left int, mask uint32) reg.GPVir
 	return index
 }
 
-// gather8 returns four grid entries of 8 bytes.
-func (k *kernel) gather8(entries [4]Mem) reg.VecVirtual {
-	var halves [2]reg.VecVirtual
-	for i := range halves {
-		halves[i] = k.XMM()
-		k.VMOVQ(entries[2*i], halves[i])
-		k.VPINSRQ(U8(1), entries[2*i+1], halves[i], halves[i])
-	}
-	return k.concat(halves)
-}
-
-// gather4 returns eight grid entries of 4 bytes.
-func (k *kernel) gather4(entries [8]Mem) reg.VecVirtual {
-	var halves [2]reg.VecVirtual
-	for i := range halves {
-		halves[i] = k.XMM()
-		k.VMOVD(entries[4*i], halves[i])
-		for j := 1; j < 4; j++ {
-			k.VPINSRD(U8(j), entries[4*i+j], halves[i], halves[i])
-		}
-	}
-	return k.concat(halves)
-}
-
-// concat returns 32 codes of two halves.
-func (k *kernel) concat(halves [2]reg.VecVirtual) reg.VecVirtual {
-	y := k.YMM()
-	k.VINSERTI128(U8(1), halves[1], halves[0].AsY(), y)
+// gather returns four grid entries of 8 bytes.
+func (k *kernel) gather(entries [4]Mem) reg.VecVirtual {
+	y, upper := k.YMM(), k.XMM()
+	k.VPBROADCASTQ(entries[0], y)
+	k.VPINSRQ(U8(1), entries[1], y.AsX(), y.AsX())
+	k.VMOVQ(entries[2], upper)
+	k.VPINSRQ(U8(1), entries[3], upper, upper)
+	k.VINSERTI128(U8(1), upper, y, y)
 	return y
-}
-
-// negate changes the sign of the codes where mask is set.
-func (k *kernel) negate(codes, mask reg.VecVirtual) {
-	k.VPXOR(mask, codes, codes)
-	k.VPSUBB(mask, codes, codes)
 }
 
 // eighths turns codes of -1, 0 and 1 into eighths, less one where down is set, plus one elsewhere. They are scaled by an
@@ -306,11 +374,6 @@ func (k *kernel) spillOdd(y reg.VecVirtual, d reg.Register, i int) {
 	k.spillScales(y, d, i)
 }
 
-// spillNibbles8 stores the scales that the eight nibbles at an offset stand for.
-func (k *kernel) spillNibbles8(offset, i int, factor float32) {
-	k.spillNibbles(offset, i, k.scaledHalf(0, factor))
-}
-
 // spillNibbles16 stores the scales that the 16 nibbles at an offset stand for.
 func (k *kernel) spillNibbles16(offset, i int, factor float32) {
 	d := k.scaledHalf(0, factor)
@@ -333,31 +396,17 @@ func (k *kernel) spillUpperNibbles(words reg.VecVirtual, i int, factor float32) 
 	k.spillOdd(sc, k.scaledHalf(0, factor), i)
 }
 
-// spillSigns7 stores, for each of eight words, the 32 signs that its lower 28 bits stand for: four times seven signs and
-// their parity.
+// spillSigns7 stores, for each of eight words, the offsets in the table signs7 of the four 7-bit indices that it holds:
+// eight words for the first index of each, then those for the others.
 func (k *kernel) spillSigns7(words reg.VecVirtual, offset int) {
-	k.Comment("Seven bits to each byte, and their parity to its upper bit.")
-	signs, t := k.YMM(), k.YMM()
-	k.VPAND(k.dwords(0x7f), words, signs)
-	for i := 1; i < 4; i++ {
-		k.VPSLLD(U8(i), words, t)
-		k.VPAND(k.dwords(0x7f<<(8*i)), t, t)
-		k.VPOR(t, signs, signs)
+	for l := range 4 {
+		y := k.YMM()
+		if shift := 7*l - 5; shift < 0 {
+			k.VPSLLD(U8(-shift), words, y)
+		} else {
+			k.VPSRLD(U8(shift), words, y)
+		}
+		k.VPAND(k.dwords(127<<5), y, y)
+		k.spill(y, offset+32*l)
 	}
-	k.addParity(signs)
-	k.spill(signs, offset)
-}
-
-// addParity sets the upper bit of each byte to the parity of the others.
-func (k *kernel) addParity(x reg.VecVirtual) {
-	parity, t := k.YMM(), k.YMM()
-	k.VPSRLW(U8(4), x, parity)
-	k.VPXOR(x, parity, parity)
-	for _, shift := range []uint64{2, 1} {
-		k.VPSRLW(U8(shift), parity, t)
-		k.VPXOR(t, parity, parity)
-	}
-	k.VPSLLW(U8(7), parity, parity)
-	k.VPAND(k.data(0x80), parity, parity)
-	k.VPOR(parity, x, x)
 }

@@ -45,3 +45,13 @@ func (k *kernel) convert(from output, size int, widen func(m Mem, x reg.VecVirtu
 		k.writePair(first, pair)
 	}
 }
+
+// fill is not a format: its kernels repeat one vector of the source, 64 bytes, over the destination. They exist for
+// non-temporal stores only.
+var fill = tensorFormat{"Fill", 0, plainStep, plainStep, 0, func(k *kernel) {
+	x := k.wide()
+	k.VMOVUPS(k.at(0), x)
+	for first := 0; first < plainStep; first += k.isa.lanes() {
+		k.store(x, Mem{Base: k.dst, Disp: 4 * first})
+	}
+}}

@@ -19,18 +19,18 @@ var ternaryFormats = []tensorFormat{
 			write(32*n, q)
 		}
 		k.Comment("Runs of 16 outputs, two at a time.")
-		x := k.XMM()
-		k.VMOVDQU(k.at(32), x)
+		x := k.YMM()
+		k.VBROADCASTI128(k.at(32), x)
 		for n := range 2 {
-			even, odd, pair := x, k.XMM(), k.YMM()
-			k.triple(even, odd)
-			k.VINSERTI128(U8(1), odd, even.AsY(), pair)
+			odd, pair := k.YMM(), k.YMM()
+			k.triple(x, odd)
+			k.VPBLENDD(U8(0xf0), odd, x, pair)
 			write(160+32*n, pair)
-			x = k.XMM()
+			x = k.YMM()
 			k.triple(odd, x)
 		}
 		k.Comment("The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.")
-		words, last, pair := k.YMM(), k.XMM(), k.YMM()
+		words, last := k.YMM(), k.XMM()
 		k.VPBROADCASTD(k.at(48), last)
 		k.VPMOVZXBW(last, words)
 		k.VPMULLW(k.data(1, 0, 1, 0, 1, 0, 1, 0, 3, 0, 3, 0, 3, 0, 3, 0, 9, 0, 9, 0, 9, 0, 9, 0, 27, 0, 27, 0, 27, 0, 27, 0),
@@ -38,8 +38,8 @@ var ternaryFormats = []tensorFormat{
 		k.VPAND(k.data(0xff, 0), words, words)
 		k.VEXTRACTI128(U8(1), words, last)
 		k.VPACKUSWB(last, words.AsX(), last)
-		k.VINSERTI128(U8(1), last, x.AsY(), pair)
-		write(224, pair)
+		k.VINSERTI128(U8(1), last, x, x)
+		write(224, x)
 	}},
 	{"TQ2_0", 66, 256, 1, 0, func(k *kernel) {
 		t := k.table1(linear(-1), scale{mul: k.half(64)})

@@ -99,8 +99,11 @@ func (k *kernel) build() {
 		k.ANDQ(I8(-64), k.scratch)
 	}
 	k.Label("loop")
+	k.prefetch()
 	k.format.decode(k)
-	k.ADDQ(I32(k.format.bytes), k.src)
+	if k.format.bytes > 0 {
+		k.ADDQ(I32(k.format.bytes), k.src)
+	}
 	k.ADDQ(I32(k.format.elems*k.out.size()), k.dst)
 	k.DECQ(steps)
 	k.JNZ(LabelRef("loop"))
@@ -110,6 +113,20 @@ func (k *kernel) build() {
 	}
 	k.VZEROUPPER()
 	k.RET()
+}
+
+// prefetchAhead is the distance in bytes at which kernels for outputs beyond the cache fetch their source. The hardware does
+// that only up to the end of a page.
+const prefetchAhead = 4096
+
+// prefetch fetches source bytes that a later turn of the loop reads. Behind the end of the source it has no effect.
+func (k *kernel) prefetch() {
+	if !k.nt {
+		return
+	}
+	for offset := 0; offset < k.format.bytes; offset += 64 {
+		k.PREFETCHT0(k.at(prefetchAhead + offset))
+	}
 }
 
 // at is the source byte at an offset in the block.
@@ -145,6 +162,15 @@ func (k *kernel) dwords(words ...uint32) Mem {
 	var b []byte
 	for _, w := range words {
 		b = binary.LittleEndian.AppendUint32(b, w)
+	}
+	return k.data(b...)
+}
+
+// words is data of 16-bit words.
+func (k *kernel) words(words ...uint16) Mem {
+	var b []byte
+	for _, w := range words {
+		b = binary.LittleEndian.AppendUint16(b, w)
 	}
 	return k.data(b...)
 }

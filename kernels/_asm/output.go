@@ -288,12 +288,11 @@ func (k *kernel) table(values [16]int8, low, high scale) table {
 		k.VMULPS(s.mul, x, x)
 	}
 	if k.out == f16 {
-		t.words = k.YMM()
-		k.VCVTPS2PH(U8(toNearest), x, t.words)
-		return t
+		k.VCVTPS2PH(U8(toNearest), x, x.AsY())
+	} else {
+		k.roundBF16(x)
+		k.VPSRLD(U8(16), x, x)
 	}
-	k.roundBF16(x)
-	k.VPSRLD(U8(16), x, x)
 	t.words = x
 	return t
 }
@@ -321,7 +320,7 @@ func (k *kernel) write32Table(out int, codes reg.VecVirtual, t table) {
 		k.VPADDB(codes, codes, codes)
 	}
 	k.VPMOVZXBW(codes, index)
-	k.VPERMW(t.words.AsZ(), index, index)
+	k.VPERMW(t.words, index, index)
 	k.store(index, Mem{Base: k.dst, Disp: out * k.out.size()})
 }
 

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// buildSimulator compiles the simulated libamdhip64.so.
+func buildSimulator(t *testing.T) string {
+	t.Helper()
+	cc := "cc"
+	if out, err := exec.Command("go", "env", "CC").Output(); err == nil && len(bytes.TrimSpace(out)) > 0 {
+		cc = string(bytes.TrimSpace(out))
+	}
+	path, err := exec.LookPath(cc)
+	if err != nil {
+		if strings.Contains(os.Getenv("AMDHIP_REQUIRE"), "cc") {
+			t.Fatalf("AMDHIP_REQUIRE names a C compiler, but: %v", err)
+		}
+		t.Skipf("there is no C compiler to build the simulator with: %v (AMDHIP_REQUIRE=cc makes this a failure)", err)
+	}
+	lib := filepath.Join(t.TempDir(), "libamdhip64.so")
+	source := filepath.Join("..", "..", "testdata", "hipsim", "hipsim.c")
+	if out, err := exec.Command(path, "-O2", "-shared", "-fPIC", "-pthread", "-o", lib, source).CombinedOutput(); err != nil {
+		t.Fatalf("compiling the simulator: %v\n%s", err, out)
+	}
+	return lib
+}
+
+// TestFaultsOfTheLibrary runs the command against the simulator, which fails one call of each kind: across the C boundary
+// the right exit code, one line on stderr, and nothing left on the device when the process has ended.
+func TestFaultsOfTheLibrary(t *testing.T) {
+	lib := buildSimulator(t)
+	sample := filepath.Join("..", "..", "testdata", "tiny-llama.gguf")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		fault  string // of HIPSIM_FAIL
+		code   exitCode
+		stderr string
+		args   string         // more of them
+		left   map[string]int // what the simulator did not give back, as that was the fault
+	}{
+		{fault: "", code: exitOK},
+		{fault: "", code: exitOK, args: "--verify --check --sync"},
+		{fault: "hipGetDeviceCount:1:100", code: exitNoDevice, stderr: "hipErrorNoDevice"},
+		{fault: "hipGetDeviceCount:0:999", code: exitNoDevice, stderr: "hipGetDeviceCount"},
+		{fault: "hipDeviceGetName:1:1", code: exitNoDevice, stderr: "hipDeviceGetName"},
+		{fault: "hipMemGetInfo:1:999", code: exitFailed, stderr: "hipMemGetInfo"},
+		{fault: "hipMalloc:1:2", code: exitNoMemory, stderr: "hipMalloc"},
+		{fault: "hipMalloc:1:999", code: exitFailed, stderr: "hipMalloc"},
+		{fault: "hipSetDevice:1:101", code: exitOK}, // one device: it is never set
+		{fault: "hipStreamCreateWithFlags:2:999", code: exitFailed, stderr: "hipStreamCreateWithFlags"},
+		{fault: "hipEventCreateWithFlags:1:999", code: exitFailed, stderr: "hipEventCreateWithFlags"},
+		{fault: "hipHostRegister:0:801", code: exitOK},
+		{fault: "hipHostRegister:0:801,hipHostMalloc:0:2", code: exitOK, stderr: "locked-memory limit"},
+		{fault: "hipMemcpyAsync:5:1", code: exitFailed, stderr: "hipMemcpyAsync"},
+		{fault: "hipMemcpyAsync:5:700:async", code: exitFailed, stderr: "hipErrorIllegalAddress"},
+		{fault: "hipMemcpyAsync:9:0:stall=50", code: exitOK},
+		{fault: "hipEventRecord:7:400", code: exitFailed, stderr: "hipEventRecord"},
+		{fault: "hipEventRecord:7:719:async", code: exitFailed, stderr: "hipErrorLaunchFailure"},
+		{fault: "hipEventQuery:6:999", code: exitFailed, stderr: "hipEventQuery"},
+		{fault: "hipStreamSynchronize:3:999", code: exitFailed, stderr: "hipStreamSynchronize", args: "--verify"},
+		{fault: "hipMemcpyAsync:3:700:async", code: exitFailed, stderr: "read back", args: "--verify --sync --chunk 16MiB " +
+			"--staging 16MiB --tensors ^output"},
+		{fault: "hipEventDestroy:2:999", code: exitFailed, stderr: "hipEventDestroy", left: map[string]int{"events": 1}},
+		{fault: "hipHostUnregister:1:999", code: exitFailed, stderr: "hipHostUnregister", left: map[string]int{"registrations": 1}},
+		{fault: "hipHostRegister:0:801,hipHostFree:1:999", code: exitFailed, stderr: "hipHostFree",
+			left: map[string]int{"host_allocations": 1}},
+		{fault: "hipStreamDestroy:1:999", code: exitFailed, stderr: "hipStreamDestroy", left: map[string]int{"streams": 1}},
+		{fault: "hipFree:1:999", code: exitFailed, stderr: "hipFree", left: map[string]int{"device_allocations": 1}},
+	} {
+		t.Run(tt.fault+tt.args, func(t *testing.T) {
+			report := filepath.Join(t.TempDir(), "report.json")
+			args := []string{"gguf2gpu", "load", sample, "--device", "hip", "--progress", "none", "--dtype", "raw", "--chunk", "64KiB",
+				"--staging", "256KiB", "--threads", "3"}
+			var stdout, stderr bytes.Buffer
+			cmd := exec.Cmd{
+				Path: self, Args: append(args, strings.Fields(tt.args)...), Stdout: &stdout, Stderr: &stderr,
+				Env: append(os.Environ(), "GGUF2GPU_HIP_LIBRARY="+lib, "HIPSIM_FAIL="+tt.fault, "HIPSIM_REPORT="+report,
+					"HIPSIM_DELAY_US=10", "HIPSIM_POISON=0"),
+			}
+			code := exitOK
+			if err := cmd.Run(); err != nil {
+				exit, ok := errors.AsType[*exec.ExitError](err)
+				if !ok {
+					t.Fatal(err)
+				}
+				code = exitCode(exit.ExitCode())
+			}
+			text := stderr.String()
+			if code != tt.code || !strings.Contains(text, tt.stderr) || tt.stderr == "" && text != "" {
+				t.Errorf("exit code %d, want %d; stderr, which should have %q:\n%s", code, tt.code, tt.stderr, text)
+			}
+			if code != exitOK && (strings.Count(text, "\n") != 1 || !strings.HasPrefix(text, "gguf2gpu: ") || stdout.Len() > 0) {
+				t.Errorf("want one line on stderr, and nothing on stdout:\n%s%s", text, &stdout)
+			}
+			nothingLeft(t, report, tt.left)
+		})
+	}
+}
+
+// nothingLeft reads the simulator's report: nothing but what is named may have been left when the process ended.
+func nothingLeft(t *testing.T, report string, but map[string]int) {
+	t.Helper()
+	b, err := os.ReadFile(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stats map[string]int
+	if err := json.Unmarshal(bytes.TrimRight(b, "\x00 \n"), &stats); err != nil {
+		t.Fatalf("%v in the report %s", err, b)
+	}
+	if stats["calls"] == 0 {
+		t.Error("the simulator was not used")
+	}
+	for _, what := range []string{"device_allocations", "host_allocations", "registrations", "streams", "events", "ipc_opens"} {
+		if stats[what] != but[what] {
+			t.Errorf("%d %s were left, want %d", stats[what], what, but[what])
+		}
+	}
+	if stats["misuses"] != 0 {
+		t.Errorf("%d calls broke HIP's rules", stats["misuses"])
+	}
+}

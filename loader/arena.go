@@ -1,0 +1,53 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+)
+
+// arena is one of the few large allocations that hold a model.
+type arena struct {
+	mem  io.Closer
+	ptr  amdhip.DevicePtr
+	host []byte // the same memory for the host, on a device that shares it; else nil
+}
+
+// newArena allocates n bytes. On a device that shares the host's memory there is nothing to stage for: the arena is then
+// page-locked host memory that the device sees, and weights are written straight into it.
+func newArena(dev *amdhip.Device, n uint64) (arena, error) {
+	if !dev.Integrated() {
+		mem, err := dev.Malloc(n)
+		if err != nil {
+			return arena{}, err
+		}
+		return arena{mem: mem, ptr: mem.Ptr()}, nil
+	}
+	if n > math.MaxInt {
+		return arena{}, fmt.Errorf("loader: %d bytes: %w", n, amdhip.ErrOutOfMemory)
+	}
+	mem, err := dev.HostMalloc(int(n))
+	if err != nil {
+		return arena{}, err
+	}
+	ptr, err := mem.DevicePtr()
+	if err != nil {
+		return arena{}, errors.Join(err, mem.Close())
+	}
+	return arena{mem: mem, ptr: ptr, host: mem.Bytes()}, nil
+}
+
+// freeMemory is what a load may take on dev, in bytes. On a device that shares the host's memory that is what the host has
+// available: the device's own figure is often that of a carve-out which the arenas do not come from.
+func freeMemory(dev *amdhip.Device) (uint64, error) {
+	if dev.Integrated() {
+		if n, ok := hostAvailable(); ok {
+			return n, nil
+		}
+	}
+	free, _, err := dev.MemInfo()
+	return free, err
+}

@@ -1,0 +1,173 @@
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/pinned"
+)
+
+// way is how a worker's chunk gets to the device. A worker takes leave to fill a chunk before it takes the chunk itself, so
+// that chunks are begun in file order by whoever may go on; then it fills the room it is given, and delivers.
+type way interface {
+	take(wk *worker) error            // waits until the worker may fill one
+	room(wk *worker, c *chunk) []byte // where c goes; what is there before is undefined
+	deliver(wk *worker, i int, c *chunk) error
+	untake(wk *worker) // instead of deliver
+
+	chunkBytes() int
+	streams() []*amdhip.Stream
+	idle(deadline time.Time) bool // waits until nothing is on its way any more; false: the deadline came first
+	stats() pinned.Stats
+	close() error
+	abandon() // frees nothing: the device may still be reading
+}
+
+// staged goes through pinned staging buffers and copies on several streams.
+type staged struct {
+	p    *pipeline
+	pool *pinned.Pool
+	on   []*amdhip.Stream
+}
+
+// newStaged makes the pool and the streams.
+func newStaged(p *pipeline) (_ *staged, err error) {
+	w := p.model
+	s := &staged{p: p}
+	if s.pool, err = newPool(w, p.opts.Staging); err != nil {
+		return nil, err
+	}
+	for range p.opts.Streams {
+		stream, err := w.dev.NewStream()
+		if err != nil {
+			return nil, errors.Join(err, s.close())
+		}
+		s.on = append(s.on, stream)
+	}
+	return s, nil
+}
+
+// newPool returns a staging pool for w's bytes, no larger than they are.
+func newPool(w *Model, budget int64) (*pinned.Pool, error) {
+	bytes := min(alignUp(w.plan.DeviceBytes, pinned.MinBufferBytes), 1<<40)
+	chunk := min(w.plan.opts.Chunk, max(pinned.MinBufferBytes, int(bytes)))
+	return pinned.New(w.dev, pinned.Options{
+		Budget: min(budget, int64(bytes)+int64(chunk)-1), BufferBytes: chunk, Logger: w.plan.opts.Logger,
+	})
+}
+
+func (s *staged) take(wk *worker) (err error) {
+	wk.buf, err = s.pool.Acquire(s.p.ctx)
+	return err
+}
+
+func (s *staged) room(wk *worker, c *chunk) []byte { return wk.buf.Bytes()[:c.bytes] }
+
+func (s *staged) untake(wk *worker) { wk.buf.Release() }
+
+func (s *staged) deliver(wk *worker, i int, c *chunk) error {
+	p, buf := s.p, wk.buf
+	stream := s.on[i%len(s.on)]
+	if err := buf.CopyToDevice(stream, p.model.ptr(c.arena, c.off), c.bytes); err != nil {
+		buf.Release()
+		return err
+	}
+	if !buf.Pinned() {
+		p.unpinned.Add(1)
+	}
+	if p.enqueued != nil {
+		p.enqueued[i] = time.Now()
+	}
+	p.flying.Add(1)
+	if err := buf.ReleaseAfter(stream, s, i); err != nil {
+		p.flying.Add(-1)
+		return err // the stream is drained before the buffer is freed
+	}
+	p.model.issued.pass(c)
+	return nil
+}
+
+// Done is called by the pool when the copy of chunk i has ended.
+func (s *staged) Done(i int, err error) {
+	p := s.p
+	p.flying.Add(-1)
+	c := &p.model.chunks[i]
+	if p.enqueued != nil {
+		p.opts.Trace.add(fmt.Sprintf("stream %d", i%len(s.on)), "copy", p.enqueued[i], time.Now(), p.name(c), c.bytes)
+	}
+	if err != nil {
+		p.cancel(p.chunkError(c, err))
+		return
+	}
+	p.arrive(c)
+}
+
+func (s *staged) chunkBytes() int { return s.pool.BufferBytes() }
+
+func (s *staged) streams() []*amdhip.Stream { return s.on }
+
+func (s *staged) idle(deadline time.Time) bool {
+	for _, stream := range s.on {
+		for wait := 20 * time.Microsecond; ; wait = min(2*wait, time.Millisecond) {
+			if done, err := stream.Query(); done || err != nil {
+				break // a stream that has failed executes nothing any more
+			}
+			if time.Now().After(deadline) {
+				return false
+			}
+			time.Sleep(wait)
+		}
+	}
+	return true
+}
+
+func (s *staged) stats() pinned.Stats { return s.pool.Stats() }
+
+// close gives back streams and buffers; the streams must be idle.
+func (s *staged) close() error {
+	errs := []error{s.pool.Close()}
+	for _, stream := range s.on {
+		errs = append(errs, stream.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (s *staged) abandon() { s.pool.Abandon() }
+
+// shared writes into memory that the device shares with the host: nothing is staged, nothing copied.
+type shared struct {
+	p  *pipeline
+	mu sync.Mutex // chunks arrive one at a time, as they do by a pool
+}
+
+func (s *shared) take(*worker) error {
+	if s.p.ctx.Err() != nil {
+		return context.Cause(s.p.ctx)
+	}
+	return nil
+}
+
+func (s *shared) room(_ *worker, c *chunk) []byte {
+	return s.p.model.arenas[c.arena].host[c.off : c.off+uint64(c.bytes)]
+}
+
+func (s *shared) untake(*worker) {}
+
+func (s *shared) deliver(_ *worker, _ int, c *chunk) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.p.model.issued.pass(c)
+	s.p.arrive(c)
+	return nil
+}
+
+func (s *shared) chunkBytes() int           { return s.p.opts.Chunk }
+func (s *shared) streams() []*amdhip.Stream { return nil }
+func (s *shared) idle(time.Time) bool       { return true }
+func (s *shared) stats() pinned.Stats       { return pinned.Stats{} }
+func (s *shared) close() error              { return nil }
+func (s *shared) abandon()                  {}
