@@ -11,7 +11,7 @@ DEVICE      ?= auto
 BIN         := bin/gguf2gpu
 
 .DEFAULT_GOAL := help
-.PHONY: build test race lint golangci fuzz bench cross generate generated qemu e2e hipsim smoke check clean help
+.PHONY: build test race lint golangci fuzz bench cross generate generated qemu e2e hipsim rig smoke check clean help
 
 build: ## build the command into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/gguf2gpu
@@ -39,7 +39,7 @@ fuzz: ## fuzz every fuzz target for FUZZTIME
 	@for pkg in $$($(GO) list ./...); do \
 		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
 			echo "fuzz $$pkg $$target for $(FUZZTIME)"; \
-			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x $$pkg || exit 1; \
 		done; \
 	done
 
@@ -80,6 +80,12 @@ hipsim: bin/libamdhip64.so ## build the simulator of AMD's library (needs a C co
 bin/libamdhip64.so: testdata/hipsim/hipsim.c
 	mkdir -p bin
 	$${CC:-cc} -std=c11 -O1 -g -Wall -fPIC -shared -o $@ $< -lpthread
+
+rig: bin/rig/libamdhip64.so ## build the HIP library over NVIDIA's driver (needs a C compiler; see testdata/rigs)
+
+bin/rig/libamdhip64.so: testdata/rigs/hip-on-cuda/hipcuda.c
+	mkdir -p bin/rig
+	$${CC:-cc} -O2 -Wall -fPIC -shared -o $@ $< -ldl -lpthread
 
 smoke: build hipsim ## load the sample model on the software device and through the simulator
 	$(MAKE) e2e MODEL=testdata/tiny-llama.gguf DEVICE=soft

@@ -32,25 +32,31 @@ func threeParts() []*testPart {
 	return parts
 }
 
+// bytes is the part as a file.
+func (p *testPart) bytes(t testing.TB) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := NewWriter(&b, p.options)
+	for k, v := range p.keys {
+		w.Set(k, v)
+	}
+	for _, name := range p.tensors {
+		w.AddTensor(name, I32, 1)
+	}
+	w.WriteHeader()
+	for _, name := range p.tensors {
+		w.WriteTensor(name, []byte(strings.Repeat(name, 4)))
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 func writeParts(t *testing.T, dir string, parts []*testPart) {
 	t.Helper()
 	for _, p := range parts {
-		var b bytes.Buffer
-		w := NewWriter(&b, p.options)
-		for k, v := range p.keys {
-			w.Set(k, v)
-		}
-		for _, name := range p.tensors {
-			w.AddTensor(name, I32, 1)
-		}
-		w.WriteHeader()
-		for _, name := range p.tensors {
-			w.WriteTensor(name, []byte(strings.Repeat(name, 4)))
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		writeFile(t, filepath.Join(dir, p.name), b.Bytes())
+		writeFile(t, filepath.Join(dir, p.name), p.bytes(t))
 	}
 }
 

@@ -79,8 +79,6 @@ type pipeline struct {
 	flying   atomic.Int64  // copies enqueued and not yet ended
 	unpinned atomic.Int64  // copies from memory that is not pinned
 	last     chan struct{} // closed when the last chunk has arrived
-
-	enqueued []time.Time // per chunk, when tracing
 }
 
 // open makes what the pipeline works with.
@@ -108,9 +106,6 @@ func (p *pipeline) open() error {
 	}
 	if p.opts.Hash {
 		p.runs = runs(w.chunks)
-	}
-	if p.opts.Trace != nil {
-		p.enqueued = make([]time.Time, len(w.chunks))
 	}
 	w.report.Streams, w.report.ChunkBytes = len(w.streams), p.way.chunkBytes()
 	w.report.Threads = len(p.workers)
@@ -208,6 +203,14 @@ func (p *pipeline) arrive(c *chunk) {
 // name is that of the first tensor in c.
 func (p *pipeline) name(c *chunk) string { return p.model.plan.Tensors[c.segs[0].tensor].Name }
 
+// stage is what a worker does to c.
+func (p *pipeline) stage(c *chunk) string {
+	if t := &p.model.plan.Tensors[c.segs[0].tensor]; t.Target == t.Type {
+		return "stage"
+	}
+	return "dequantize"
+}
+
 // chunkError says that the copy of c failed.
 func (p *pipeline) chunkError(c *chunk, err error) error {
 	s := &c.segs[0]
@@ -270,7 +273,7 @@ type worker struct {
 func newWorker(p *pipeline, i int) *worker {
 	wk := &worker{p: p, track: fmt.Sprintf("worker %d", i), fill: filler{plan: p.model.plan, ker: p.ker}}
 	wk.fill.inspect = newInspector(p.model.plan, p.model.sums)
-	wk.read = newReader(p.src, &wk.fill)
+	wk.read = newReader(p.src, &wk.fill, fmt.Sprintf("reader %d", i))
 	wk.filling.Store(-1)
 	return wk
 }
@@ -307,7 +310,7 @@ func (wk *worker) run() {
 		}
 		if p.opts.Trace != nil {
 			p.opts.Trace.add(wk.track, "wait", t0, t1, p.name(c), c.bytes)
-			p.opts.Trace.add(wk.track, "fill", t1, t2, p.name(c), c.bytes)
+			p.opts.Trace.add(wk.track, p.stage(c), t1, t2, p.name(c), c.bytes)
 			p.opts.Trace.add(wk.track, "issue", t2, time.Now(), p.name(c), c.bytes)
 		}
 	}

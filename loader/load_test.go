@@ -541,12 +541,12 @@ func TestSafetensors(t *testing.T) {
 	}
 }
 
-// TestTrace wants every stage on the timeline.
+// TestTrace wants every stage on the timeline, and stages that overlap.
 func TestTrace(t *testing.T) {
 	m := openModel(t, sample)
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{LinkBytesPerSecond: 500e6})
+	dev, _ := openDevice(t, amdhip.SoftwareOptions{LinkBytesPerSecond: 200e6})
 	o := tight
-	o.Trace = new(Trace)
+	o.IO, o.Trace = IODirect, new(Trace)
 	w, err := Load(t.Context(), dev, m, o)
 	if err != nil {
 		t.Fatal(err)
@@ -556,27 +556,51 @@ func TestTrace(t *testing.T) {
 	if _, err := o.Trace.WriteTo(&out); err != nil {
 		t.Fatal(err)
 	}
-	var got struct {
-		TraceEvents []struct {
-			Name, Ph string
-			Ts, Dur  float64
-			Args     struct{ Tensor string }
-		}
+	type event struct {
+		Name, Ph string
+		Ts, Dur  float64
+		Tid      int
+		Args     struct{ Tensor, Name string }
 	}
+	var got struct{ TraceEvents []event }
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	count := make(map[string]int)
+	spans := make(map[string][]event)
+	tracks := make(map[string]bool)
 	for _, e := range got.TraceEvents {
-		count[e.Name]++
-		if e.Ph == "X" && (e.Args.Tensor == "" || e.Ts < 0 || e.Dur < 0) {
+		if e.Ph == "M" {
+			tracks[strings.Fields(e.Args.Name)[0]] = true
+			continue
+		}
+		spans[e.Name] = append(spans[e.Name], e)
+		if e.Args.Tensor == "" || e.Ts < 0 || e.Dur < 0 {
 			t.Errorf("event %+v", e)
 		}
 	}
-	for _, name := range []string{"wait", "fill", "issue", "copy"} {
-		if count[name] != len(w.chunks) {
-			t.Errorf("%d events %q, want %d", count[name], name, len(w.chunks))
+	for _, name := range []string{"wait", "issue", "copy"} {
+		if len(spans[name]) != len(w.chunks) {
+			t.Errorf("%d events %q, want %d", len(spans[name]), name, len(w.chunks))
 		}
+	}
+	if n := len(spans["dequantize"]) + len(spans["stage"]); n != len(w.chunks) || len(spans["read"]) == 0 {
+		t.Errorf("%d chunks filled, %d reads; want %d chunks", n, len(spans["read"]), len(w.chunks))
+	}
+	for _, track := range []string{"worker", "reader", "stream"} {
+		if !tracks[track] {
+			t.Errorf("no track of a %s", track)
+		}
+	}
+	overlap := 0
+	for _, c := range spans["copy"] {
+		for _, d := range spans["dequantize"] {
+			if c.Ts < d.Ts+d.Dur && d.Ts < c.Ts+c.Dur {
+				overlap++
+			}
+		}
+	}
+	if overlap < len(w.chunks)/4 {
+		t.Errorf("%d of %d chunks were copied while another was dequantized", overlap, len(w.chunks))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -137,14 +138,15 @@ func (s *source) consumed(seg *segment) {
 type reader struct {
 	src     *source
 	fill    *filler
+	track   string // in the trace
 	scratch []byte // aligned, for direct reads; made when first needed
 	segs    []segment
 	mapped  func() error
 }
 
 // newReader returns a reader that hands each segment's bytes to fill.
-func newReader(src *source, fill *filler) *reader {
-	r := &reader{src: src, fill: fill}
+func newReader(src *source, fill *filler, track string) *reader {
+	r := &reader{src: src, fill: fill, track: track}
 	r.mapped = r.readMapped // made once: a method value is an allocation
 	return r
 }
@@ -221,8 +223,12 @@ func (r *reader) readDirect(ps *partSource, lo int64) error {
 		r.scratch = alignedBytes(aligned + directAlign)
 	}
 	buf := r.scratch[:aligned]
+	began := time.Now()
 	if err := r.src.readFull(ps, ps.direct, buf, start, need); err != nil {
 		return err
+	}
+	if t := r.src.plan.opts.Trace; t != nil {
+		t.add(r.track, "read", began, time.Now(), r.src.plan.Tensors[r.segs[0].tensor].Name, need)
 	}
 	for i := range r.segs {
 		_, l, h := r.src.extent(&r.segs[i])

@@ -56,7 +56,8 @@ func newPool(w *Model, budget int64) (*pinned.Pool, error) {
 	bytes := min(alignUp(w.plan.DeviceBytes, pinned.MinBufferBytes), 1<<40)
 	chunk := min(w.plan.opts.Chunk, max(pinned.MinBufferBytes, int(bytes)))
 	return pinned.New(w.dev, pinned.Options{
-		Budget: min(budget, int64(bytes)+int64(chunk)-1), BufferBytes: chunk, Logger: w.plan.opts.Logger,
+		Budget: min(budget, int64(bytes)+int64(chunk)-1), BufferBytes: chunk,
+		Timing: w.plan.opts.Trace != nil, Logger: w.plan.opts.Logger,
 	})
 }
 
@@ -79,9 +80,6 @@ func (s *staged) deliver(wk *worker, i int, c *chunk) error {
 	if !buf.Pinned() {
 		p.unpinned.Add(1)
 	}
-	if p.enqueued != nil {
-		p.enqueued[i] = time.Now()
-	}
 	p.flying.Add(1)
 	if err := buf.ReleaseAfter(stream, s, i); err != nil {
 		p.flying.Add(-1)
@@ -92,12 +90,13 @@ func (s *staged) deliver(wk *worker, i int, c *chunk) error {
 }
 
 // Done is called by the pool when the copy of chunk i has ended.
-func (s *staged) Done(i int, err error) {
+func (s *staged) Done(i int, took time.Duration, err error) {
 	p := s.p
 	p.flying.Add(-1)
 	c := &p.model.chunks[i]
-	if p.enqueued != nil {
-		p.opts.Trace.add(fmt.Sprintf("stream %d", i%len(s.on)), "copy", p.enqueued[i], time.Now(), p.name(c), c.bytes)
+	if p.opts.Trace != nil { // how long is the device's word, when is where the pool saw the end
+		now := time.Now()
+		p.opts.Trace.add(fmt.Sprintf("stream %d", i%len(s.on)), "copy", now.Add(-took), now, p.name(c), c.bytes)
 	}
 	if err != nil {
 		p.cancel(p.chunkError(c, err))

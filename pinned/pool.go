@@ -48,6 +48,7 @@ var ErrClosed = errors.New("pinned: pool is closed")
 type Options struct {
 	Budget      int64        // bytes of all buffers together; 0: DefaultBudget. At least one buffer is made.
 	BufferBytes int          // bytes of a buffer; 0: DefaultBufferBytes; at least MinBufferBytes
+	Timing      bool         // measure how long copies take on the device; see Completion
 	Logger      *slog.Logger // receives the warning when memory cannot be pinned; nil: silent
 }
 
@@ -61,15 +62,17 @@ type Stats struct {
 }
 
 // Completion is told that the copy of a buffer has ended. Done is called by the pool's own goroutine, in the order in which
-// copies end; it must not block. The tag is the one given to ReleaseAfter. A non-nil error means that the copy failed.
+// copies end; it must not block. The tag is the one given to ReleaseAfter. took is the time that the device worked on the
+// buffer's copies, if Options.Timing is set, else 0. A non-nil error means that the copy failed.
 type Completion interface {
-	Done(tag int, err error)
+	Done(tag int, took time.Duration, err error)
 }
 
 // Pool is a fixed budget of staging buffers. Its methods are safe for concurrent use.
 type Pool struct {
 	dev      *amdhip.Device
 	log      *slog.Logger
+	timing   bool
 	size     int           // of a buffer; fixed when New returns
 	want     int           // buffers
 	tokens   chan struct{} // one for each buffer in free
@@ -93,7 +96,8 @@ type Buffer struct {
 	mem    *amdhip.HostMemory // of the slab
 	off    int                // in mem
 	bytes  []byte
-	event  *amdhip.Event
+	begin  *amdhip.Event  // before the copy; nil without timing
+	event  *amdhip.Event  // behind the copy
 	stream *amdhip.Stream // of the copy in flight
 	to     Completion
 	tag    int
@@ -115,7 +119,7 @@ func New(dev *amdhip.Device, o Options) (*Pool, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	p := &Pool{
-		dev: dev, log: o.Logger, size: o.BufferBytes,
+		dev: dev, log: o.Logger, timing: o.Timing, size: o.BufferBytes,
 		want:    int(max(1, o.Budget/int64(o.BufferBytes))),
 		closing: make(chan struct{}), grown: make(chan struct{}), reaped: make(chan struct{}),
 	}
@@ -198,18 +202,17 @@ func (p *Pool) add(n int, alloc func(dev *amdhip.Device, n int) (*slab, error)) 
 		return err
 	}
 	bytes := s.mem.Bytes()
-	buffers := make([]*Buffer, 0, n)
-	for i := range n {
-		ev, err := p.dev.NewEvent(amdhip.EventOptions{})
-		if err != nil {
+	buffers := make([]*Buffer, n)
+	for i := range buffers {
+		off := i * p.size
+		buffers[i] = &Buffer{pool: p, mem: s.mem, off: off, bytes: bytes[off : off+p.size : off+p.size]}
+		if err := buffers[i].makeEvents(); err != nil {
 			errs := []error{err}
-			for _, b := range buffers {
-				errs = append(errs, b.event.Close())
+			for _, b := range buffers[:i+1] {
+				errs = append(errs, b.closeEvents())
 			}
 			return errors.Join(append(errs, s.close())...)
 		}
-		off := i * p.size
-		buffers = append(buffers, &Buffer{pool: p, mem: s.mem, off: off, bytes: bytes[off : off+p.size : off+p.size], event: ev})
 	}
 	p.mu.Lock()
 	p.slabs = append(p.slabs, s)
@@ -220,6 +223,29 @@ func (p *Pool) add(n int, alloc func(dev *amdhip.Device, n int) (*slab, error)) 
 		b.Release()
 	}
 	return nil
+}
+
+// makeEvents makes the buffer's events.
+func (b *Buffer) makeEvents() (err error) {
+	o := amdhip.EventOptions{Timing: b.pool.timing}
+	if b.pool.timing {
+		if b.begin, err = b.pool.dev.NewEvent(o); err != nil {
+			return err
+		}
+	}
+	b.event, err = b.pool.dev.NewEvent(o)
+	return err
+}
+
+// closeEvents frees the events that were made.
+func (b *Buffer) closeEvents() error {
+	var errs []error
+	for _, ev := range []*amdhip.Event{b.begin, b.event} {
+		if ev != nil {
+			errs = append(errs, ev.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // reap waits for the copies in flight and sets their buffers free. It polls: a goroutine that waits inside the runtime for
@@ -278,9 +304,13 @@ next:
 			left = append(left, b)
 			continue
 		}
+		var took time.Duration
+		if err == nil && b.begin != nil {
+			took, err = b.event.Elapsed(b.begin)
+		}
 		to, tag := b.to, b.tag
 		b.Release()
-		to.Done(tag, err)
+		to.Done(tag, took, err)
 	}
 	return left
 }
@@ -342,7 +372,7 @@ func (p *Pool) release() error {
 	var errs []error
 	if !p.lost.Load() {
 		for _, b := range p.all {
-			errs = append(errs, b.event.Close())
+			errs = append(errs, b.closeEvents())
 		}
 		for _, s := range p.slabs {
 			errs = append(errs, s.close())
@@ -364,6 +394,11 @@ func (b *Buffer) Pinned() bool { return b.mem.Pinned() }
 
 // CopyToDevice starts a copy of the buffer's first n bytes to dst.
 func (b *Buffer) CopyToDevice(s *amdhip.Stream, dst amdhip.DevicePtr, n int) error {
+	if b.begin != nil {
+		if err := s.Record(b.begin); err != nil {
+			return err
+		}
+	}
 	return s.CopyToDevice(dst, b.mem, b.off, n)
 }
 

@@ -44,15 +44,16 @@ func device(t *testing.T, o amdhip.SoftwareOptions) (*amdhip.Device, *amdhip.Sof
 type recorder struct {
 	mu   sync.Mutex
 	tags []int
+	took []time.Duration
 	errs []error
 	told chan struct{}
 }
 
 func newRecorder() *recorder { return &recorder{told: make(chan struct{}, 1024)} }
 
-func (r *recorder) Done(tag int, err error) {
+func (r *recorder) Done(tag int, took time.Duration, err error) {
 	r.mu.Lock()
-	r.tags, r.errs = append(r.tags, tag), append(r.errs, err)
+	r.tags, r.took, r.errs = append(r.tags, tag), append(r.took, took), append(r.errs, err)
 	r.mu.Unlock()
 	r.told <- struct{}{}
 }
@@ -126,7 +127,7 @@ func TestBudget(t *testing.T) {
 func TestReuse(t *testing.T) {
 	const n = 200
 	dev, _ := device(t, amdhip.SoftwareOptions{LinkBytesPerSecond: 1e9, Poison: true})
-	p, err := pinned.New(dev, pinned.Options{Budget: 3 * buf, BufferBytes: buf})
+	p, err := pinned.New(dev, pinned.Options{Budget: 3 * buf, BufferBytes: buf, Timing: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,6 +157,9 @@ func TestReuse(t *testing.T) {
 	for i, tag := range rec.tags {
 		if rec.errs[i] != nil {
 			t.Errorf("copy %d: %v", tag, rec.errs[i])
+		}
+		if want := buf * time.Nanosecond; rec.took[i] < want-time.Microsecond { // at 10^9 bytes per second
+			t.Errorf("copy %d took %v, want at least %v", tag, rec.took[i], want)
 		}
 		seen[tag] = true
 	}

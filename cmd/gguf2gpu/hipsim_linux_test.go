@@ -27,7 +27,7 @@ func buildSimulator(t *testing.T) string {
 	}
 	lib := filepath.Join(t.TempDir(), "libamdhip64.so")
 	source := filepath.Join("..", "..", "testdata", "hipsim", "hipsim.c")
-	if out, err := exec.Command(path, "-O2", "-shared", "-fPIC", "-pthread", "-o", lib, source).CombinedOutput(); err != nil {
+	if out, err := exec.Command(path, "-O1", "-shared", "-fPIC", "-pthread", "-o", lib, source).CombinedOutput(); err != nil {
 		t.Fatalf("compiling the simulator: %v\n%s", err, out)
 	}
 	return lib
@@ -79,6 +79,7 @@ func TestFaultsOfTheLibrary(t *testing.T) {
 		{fault: "hipFree:1:999", code: exitFailed, stderr: "hipFree", left: map[string]int{"device_allocations": 1}},
 	} {
 		t.Run(tt.fault+tt.args, func(t *testing.T) {
+			t.Parallel()
 			report := filepath.Join(t.TempDir(), "report.json")
 			args := []string{"gguf2gpu", "load", sample, "--device", "hip", "--progress", "none", "--dtype", "raw", "--chunk", "64KiB",
 				"--staging", "256KiB", "--threads", "3"}
