@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/klauspost/cpuid/v2"
 )
 
 // ISA is a tier of implementation: a set of CPU instructions that the kernels may use. A higher tier includes the lower.
@@ -95,3 +97,7 @@ func newKernels(isa ISA) *Kernels {
 	}
 	return k
 }
+
+// CacheBytes is the size of this CPU's last-level cache in bytes, 0 when the CPU does not say. A destination that is larger,
+// or that comes round only after more than that was written elsewhere, is one for [Kernels.DequantizeNT].
+func CacheBytes() int { return max(0, cpuid.CPU.Cache.L3) }

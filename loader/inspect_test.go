@@ -1,8 +1,6 @@
 package loader
 
 import (
-	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -16,6 +14,7 @@ import (
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
 )
 
 // ways are the ways in which bytes pass an inspector.
@@ -203,60 +202,62 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// BenchmarkInspect loads 64 MiB as they are: what checking and hashing add to little more than copying.
+// BenchmarkInspect is what a worker does: it reads a cached file, converts it, and looks at it. Bytes are the output's.
 func BenchmarkInspect(b *testing.B) {
-	const mib = 64
-	path := filepath.Join(b.TempDir(), "big.gguf")
-	f, err := os.Create(path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer f.Close()
-	gw := gguf.NewWriter(f, gguf.WriterOptions{})
-	data := bytes.Repeat([]byte{0x12, 0x34}, 8<<19)
-	for i := range mib / 8 {
-		if err := gw.AddTensor(fmt.Sprintf("t%d", i), gguf.F16, uint64(len(data)/2)); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if err := gw.WriteHeader(); err != nil {
-		b.Fatal(err)
-	}
-	for i := range mib / 8 {
-		if err := gw.WriteTensor(fmt.Sprintf("t%d", i), data); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if err := gw.Close(); err != nil {
-		b.Fatal(err)
-	}
-	m, err := gguf.Open(path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer m.Close()
-	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer rt.Close()
-	dev, err := rt.Device(0)
-	if err != nil {
-		b.Fatal(err)
-	}
-	for name, o := range map[string]Options{"none": {}, "check": {Check: true}, "hash": {Hash: true}} {
-		b.Run("inspect="+name, func(b *testing.B) {
-			o.DType = Raw
-			b.SetBytes(mib << 20)
-			for b.Loop() {
-				w, err := Load(context.Background(), dev, m, o)
+	const elems = 16 << 20
+	for _, from := range []gguf.Type{gguf.F16, gguf.F32, gguf.Q4_0, gguf.Q8_0, gguf.Q4_K, gguf.Q6_K} {
+		n, _ := from.Bytes(elems)
+		data := make([]byte, n) // zeroes: fewer surprises than any other bytes, and no quicker
+		path := filepath.Join(b.TempDir(), from.String())
+		writeTensor(b, path, from, elems, data)
+		m := openModel(b, path)
+		for _, inspect := range []string{"none", "check", "hash"} {
+			o := Options{Check: inspect == "check", Hash: inspect == "hash"}
+			b.Run(fmt.Sprintf("type=%v/inspect=%s", from, inspect), func(b *testing.B) {
+				p, err := NewPlan(m, o)
 				if err != nil {
 					b.Fatal(err)
 				}
-				if err := w.Close(); err != nil {
+				ker, err := kernels.For(kernels.Auto)
+				if err != nil {
 					b.Fatal(err)
 				}
-			}
-		})
+				out := make([]byte, p.opts.Chunk)
+				b.SetBytes(2 * elems)
+				for b.Loop() {
+					chunks := p.cut(len(out), 0)
+					src, err := newSource(p, chunks)
+					if err != nil {
+						b.Fatal(err)
+					}
+					fill := filler{plan: p, ker: ker, inspect: newInspector(p, newSums(p))}
+					read := newReader(src, &fill, "worker")
+					for i := range chunks {
+						fill.begin(out[:chunks[i].bytes])
+						if err := read.read(chunks[i].segs); err != nil {
+							b.Fatal(err)
+						}
+					}
+					src.close()
+				}
+			})
+		}
+	}
+}
+
+// writeTensor writes a model of one tensor.
+func writeTensor(tb testing.TB, path string, typ gguf.Type, elems uint64, data []byte) {
+	tb.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer f.Close()
+	w := gguf.NewWriter(f, gguf.WriterOptions{})
+	if err := w.AddTensor("x", typ, elems); err != nil {
+		tb.Fatal(err)
+	}
+	if err := errors.Join(w.WriteHeader(), w.WriteTensor("x", data), w.Close()); err != nil {
+		tb.Fatal(err)
 	}
 }

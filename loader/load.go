@@ -34,14 +34,7 @@ func Load(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*M
 // has ended.
 func Start(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
 	began := time.Now()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	ker, err := kernels.For(o.ISA)
-	if err != nil {
-		return nil, err
-	}
-	w, err := prepare(dev, m, o)
+	w, ker, err := prepare(ctx, dev, m, o)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +151,7 @@ func (p *pipeline) run() {
 	w.mu.Lock()
 	if stuck {
 		p.way.abandon()
-		w.stuck = true
+		w.stuck.Store(true)
 	} else {
 		err = errors.Join(err, p.close())
 	}
@@ -271,7 +264,7 @@ type worker struct {
 }
 
 func newWorker(p *pipeline, i int) *worker {
-	wk := &worker{p: p, track: fmt.Sprintf("worker %d", i), fill: filler{plan: p.model.plan, ker: p.ker}}
+	wk := &worker{p: p, track: fmt.Sprintf("worker %d", i), fill: filler{plan: p.model.plan, ker: p.ker, around: p.way.uncached()}}
 	wk.fill.inspect = newInspector(p.model.plan, p.model.sums)
 	wk.read = newReader(p.src, &wk.fill, fmt.Sprintf("reader %d", i))
 	wk.filling.Store(-1)
@@ -329,6 +322,7 @@ type filler struct {
 	plan    *Plan
 	ker     *kernels.Kernels
 	inspect *inspector
+	around  bool // write around the caches
 	buf     []byte
 	end     int // of what has been filled
 }
@@ -343,29 +337,44 @@ func (f *filler) place(s *segment) []byte {
 	return f.buf[s.dst:f.end]
 }
 
+// pieceBytes is how much is copied, converted or looked at in one go: little enough to be in the cache still when the next thing
+// is done with it. Besides, copies of 1 MiB and more write around the caches, and the device then has to fetch from memory what
+// it could have had from a cache.
+const pieceBytes = 256 << 10
+
 // from puts a segment in its place, src being its bytes in the file.
 func (f *filler) from(s *segment, src []byte) error {
 	t := &f.plan.Tensors[s.tensor]
 	dst := f.place(s)
-	if t.Target == t.Type {
-		copyCached(dst, src)
-		return f.inspect.see(s.tensor, s.src, dst)
-	}
-	if err := f.inspect.see(s.tensor, s.src, src); err != nil {
-		return err
-	}
-	if err := f.ker.Dequantize(dst, t.Target, src, t.Type); err != nil {
-		return &TensorError{Tensor: t.Name, Op: "dequantize", Offset: s.src, Bytes: s.srcBytes, Err: err}
+	in := t.Type.BlockBytes()
+	out := s.dstBytes / (s.srcBytes / in) // of a block, too
+	most := pieceBytes / max(in, out)
+	for at := s.src; len(src) > 0; {
+		n := min(len(src)/in, most)
+		if err := f.piece(s.tensor, at, dst[:n*out], src[:n*in]); err != nil {
+			return err
+		}
+		dst, src, at = dst[n*out:], src[n*in:], at+int64(n*in)
 	}
 	return nil
 }
 
-// copyCached copies in pieces: of 1 MiB and more at once, copy writes around the caches, and the device then has to fetch from
-// memory what it could have had from a cache.
-func copyCached(dst, src []byte) {
-	const piece = 256 << 10
-	for len(src) > 0 {
-		n := copy(dst, src[:min(piece, len(src))])
-		dst, src = dst[n:], src[n:]
+// piece turns src, which begins at byte at of a tensor, into dst.
+func (f *filler) piece(tensor int, at int64, dst, src []byte) error {
+	t := &f.plan.Tensors[tensor]
+	if t.Target == t.Type {
+		copy(dst, src)
+		return f.inspect.see(tensor, at, dst)
 	}
+	if err := f.inspect.see(tensor, at, src); err != nil {
+		return err
+	}
+	dequantize := f.ker.Dequantize
+	if f.around {
+		dequantize = f.ker.DequantizeNT
+	}
+	if err := dequantize(dst, t.Target, src, t.Type); err != nil {
+		return &TensorError{Tensor: t.Name, Op: "dequantize", Offset: at, Bytes: len(src), Err: err}
+	}
+	return nil
 }

@@ -426,6 +426,36 @@ func TestStall(t *testing.T) {
 	}
 }
 
+// TestStalledReadBack is the same for Verify.
+func TestStalledReadBack(t *testing.T) {
+	m := openModel(t, sample)
+	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := rt.Device(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := tight
+	o.Stall = 200 * time.Millisecond
+	w, err := Load(t.Context(), dev, m, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rt.Software().Inject(amdhip.Fault{Func: "hipMemcpyAsync", N: 5, Stall: true})
+	if err := w.Verify(t.Context()); !errors.Is(err, ErrStalled) {
+		t.Errorf("%v, want ErrStalled", err)
+	}
+	mustClose(t, w)
+	if s := rt.Software().Stats(); s.Allocations == 0 || s.HostAllocations+s.Registrations == 0 {
+		t.Error("memory was freed although the device may still use it")
+	}
+	if err := rt.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTruncated shortens the file while it is being loaded.
 func TestTruncated(t *testing.T) {
 	data, err := os.ReadFile(sample)

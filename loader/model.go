@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
 )
 
 // ErrStalled is matched by the error of a load that made no progress for Options.Stall. What the device may still
@@ -85,19 +87,26 @@ type Model struct {
 	streams []*amdhip.Stream // while the load runs
 	err     error            // why the load failed; valid once finished
 	report  Report
-	stuck   bool // the device may still use memory: nothing may be freed
 	closed  bool
+	stuck   atomic.Bool // the device may still use memory: nothing may be freed
 }
 
-// prepare plans the load, checks that it fits and allocates device memory. The Model's load has not begun.
-func prepare(dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
+// prepare chooses the kernels, plans the load, checks that it fits and allocates device memory. The Model's load has not begun.
+func prepare(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, *kernels.Kernels, error) {
 	start := time.Now()
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	ker, err := kernels.For(o.ISA)
+	if err != nil {
+		return nil, nil, err
+	}
 	plan, err := NewPlan(m, o)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := plan.Check(dev); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	planned := time.Now()
 	w := &Model{dev: dev, plan: plan, index: make(map[string]int, len(plan.Tensors)), finished: make(chan struct{}), sums: newSums(plan)}
@@ -110,7 +119,7 @@ func prepare(dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
 			err = fmt.Errorf("%w: %w", ErrInsufficientMemory, err)
 		}
 		if err != nil {
-			return nil, errors.Join(err, w.free())
+			return nil, nil, errors.Join(err, w.free())
 		}
 		w.arenas = append(w.arenas, a)
 	}
@@ -118,7 +127,7 @@ func prepare(dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
 		Tensors: len(plan.Tensors), FileBytes: m.Size(), ReadBytes: plan.ReadBytes, DeviceBytes: plan.DeviceBytes,
 		Threads: plan.opts.Threads, Plan: planned.Sub(start), Alloc: time.Since(planned),
 	}
-	return w, nil
+	return w, ker, nil
 }
 
 // free gives back device memory.
@@ -279,7 +288,7 @@ func (w *Model) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.closed = true
-	if w.stuck {
+	if w.stuck.Load() {
 		return nil
 	}
 	return w.free()

@@ -3,8 +3,10 @@ package loader
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/pinned"
@@ -14,7 +16,8 @@ import (
 type visitor func(c *chunk, s *segment, device []byte) error
 
 // readBack reads all tensors back from the device, in pipelined chunks: while one worker waits for its copy, the others
-// look at theirs. It waits for the load to end first. The first error of a visitor ends it.
+// look at theirs. It waits for the load to end first. The first error of a visitor ends it; a copy that does not end within
+// Options.Stall ends it, too, with ErrStalled, and then nothing is freed that the device may still write to or read.
 func (w *Model) readBack(ctx context.Context, newVisitor func() visitor) (err error) {
 	if err := w.WaitAll(ctx); err != nil {
 		return err
@@ -43,7 +46,12 @@ func (w *Model) readBack(ctx context.Context, newVisitor func() visitor) (err er
 		})
 	}
 	workers.Wait()
-	return context.Cause(ctx)
+	err = context.Cause(ctx)
+	if errors.Is(err, ErrStalled) {
+		pool.Abandon()
+		w.stuck.Store(true)
+	}
+	return err
 }
 
 // readChunks is one worker of readBack.
@@ -52,7 +60,11 @@ func (w *Model) readChunks(ctx context.Context, pool *pinned.Pool, chunks []chun
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stream.Close()) }()
+	defer func() {
+		if !errors.Is(err, ErrStalled) { // closing would wait for the copy
+			err = errors.Join(err, stream.Close())
+		}
+	}()
 	for {
 		i := int(next.Add(1)) - 1
 		if i >= len(chunks) {
@@ -81,7 +93,7 @@ func (w *Model) readChunks(ctx context.Context, pool *pinned.Pool, chunks []chun
 func (w *Model) readChunk(c *chunk, stream *amdhip.Stream, buf *pinned.Buffer) error {
 	err := buf.CopyToHost(stream, w.ptr(c.arena, c.off), c.bytes)
 	if err == nil {
-		err = stream.Synchronize()
+		err = drain(stream, time.Now().Add(w.plan.opts.Stall))
 	}
 	if err != nil {
 		s := &c.segs[0]
@@ -89,4 +101,19 @@ func (w *Model) readChunk(c *chunk, stream *amdhip.Stream, buf *pinned.Buffer) e
 		return &TensorError{Tensor: t.Name, Op: "read back", Offset: int64(w.plan.tensorOffset(c, s)), Bytes: c.bytes, Err: err}
 	}
 	return nil
+}
+
+// drain waits until everything on s is done. It polls, since a wait inside the runtime could not be given up: the error
+// matches ErrStalled when the deadline comes first. What the stream's work failed with is returned at once: such a stream
+// executes nothing any more.
+func drain(s *amdhip.Stream, deadline time.Time) error {
+	for wait := 20 * time.Microsecond; ; wait = min(2*wait, time.Millisecond) {
+		if done, err := s.Query(); done || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%w: a copy does not end; the device or its driver hangs (see the kernel's log)", ErrStalled)
+		}
+		time.Sleep(wait)
+	}
 }

@@ -13,7 +13,6 @@ import (
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
-	"github.com/gguf2gpu/gguf2gpu/kernels"
 )
 
 // small is a model of a few tensors.
@@ -260,11 +259,7 @@ func TestFlippedBits(t *testing.T) {
 // started is Start up to where the load begins.
 func started(t *testing.T, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, *pipeline) {
 	t.Helper()
-	w, err := prepare(dev, m, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ker, err := kernels.For(o.ISA)
+	w, ker, err := prepare(t.Context(), dev, m, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,17 +12,10 @@ import (
 
 // LoadSync puts the tensors of m on dev the plain way: one thread, one buffer, one copy at a time, each waited for. It is the
 // reference that Load is compared with, byte for byte, and the baseline that Load must beat. It shares the plan and the kernels
-// with Load, and nothing of its pipeline. Of the options, those on threads, streams and reading have no effect.
+// with Load, and nothing of its pipeline: a copy that never ends hangs it. Of the options, those on threads, streams and reading have no effect.
 func LoadSync(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
 	began := time.Now()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	ker, err := kernels.For(o.ISA)
-	if err != nil {
-		return nil, err
-	}
-	w, err := prepare(dev, m, o)
+	w, ker, err := prepare(ctx, dev, m, o)
 	if err != nil {
 		return nil, err
 	}
@@ -95,6 +88,7 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 			if !buf.Pinned() {
 				r.UnpinnedCopies++
 			}
+			letGo(data[:n*src])
 			data, done = data[n*src:], done+uint64(len(out))
 			r.UploadBytes += uint64(len(out))
 			if w.plan.opts.Progress != nil {

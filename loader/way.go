@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
 	"github.com/gguf2gpu/gguf2gpu/pinned"
 )
 
@@ -19,6 +20,7 @@ type way interface {
 	deliver(wk *worker, i int, c *chunk) error
 	untake(wk *worker) // instead of deliver
 
+	uncached() bool // whether what is written there leaves the caches before it is read
 	chunkBytes() int
 	streams() []*amdhip.Stream
 	idle(deadline time.Time) bool // waits until nothing is on its way any more; false: the deadline came first
@@ -105,20 +107,21 @@ func (s *staged) Done(i int, took time.Duration, err error) {
 	p.arrive(c)
 }
 
+// uncached compares the staging memory with the last-level cache. While it fits, the device reads most of it from there, and
+// stores around the caches made loads a tenth slower; where it does not fit, ordinary stores read every line first.
+func (s *staged) uncached() bool {
+	cache := int64(kernels.CacheBytes())
+	return cache > 0 && s.p.opts.Staging > cache
+}
+
 func (s *staged) chunkBytes() int { return s.pool.BufferBytes() }
 
 func (s *staged) streams() []*amdhip.Stream { return s.on }
 
 func (s *staged) idle(deadline time.Time) bool {
 	for _, stream := range s.on {
-		for wait := 20 * time.Microsecond; ; wait = min(2*wait, time.Millisecond) {
-			if done, err := stream.Query(); done || err != nil {
-				break // a stream that has failed executes nothing any more
-			}
-			if time.Now().After(deadline) {
-				return false
-			}
-			time.Sleep(wait)
+		if errors.Is(drain(stream, deadline), ErrStalled) {
+			return false
 		}
 	}
 	return true
@@ -164,6 +167,7 @@ func (s *shared) deliver(_ *worker, _ int, c *chunk) error {
 	return nil
 }
 
+func (s *shared) uncached() bool            { return true }
 func (s *shared) chunkBytes() int           { return s.p.opts.Chunk }
 func (s *shared) streams() []*amdhip.Stream { return nil }
 func (s *shared) idle(time.Time) bool       { return true }

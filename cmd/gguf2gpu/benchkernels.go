@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -20,10 +21,12 @@ const (
 	l2Output = 128 << 10
 	l2Elems  = 1 << 20
 
-	// memoryBuffer is the size of the output, and of the input, that are in no cache: more than the last-level cache of any
-	// CPU. A run goes on where the last one stopped, so that a byte is met again only after all others.
+	// memoryBuffer is the usual size of the output, and of the input, that are in no cache: more than the last-level cache of
+	// any CPU. A run goes on where the last one stopped, so that a byte is met again only after all others.
 	memoryBuffer = 512 << 20
-	memoryCall   = 1 << 20 // bytes of output of one call
+	minBuffer    = 16 << 20 // holds the L2 working set of every type
+	maxBuffer    = 4 << 30  // twice that is about what a machine can spare
+	memoryCall   = 1 << 20  // bytes of output of one call
 
 	kernelRunTime = 2 * time.Millisecond // of one run, at least
 )
@@ -70,9 +73,7 @@ memory reaches in the same process.
 
 Working set l2: output of 128 KiB that stays in the cache, input of a million elements that differ. Working set memory:
 input and output larger than any cache, written around the caches where the tier can do that. A tier without a kernel
-of its own for a conversion is left out of the table: it uses the next lower one.
-
-Needs 1 GiB of memory.`,
+of its own for a conversion is left out of the table: it uses the next lower one.`,
 		Args: cobra.NoArgs,
 	}
 	fs := cmd.Flags()
@@ -80,12 +81,17 @@ Needs 1 GiB of memory.`,
 	dtypes := listFlag(fs, "dtype", "element types to write: f32, f16, bf16", []gguf.Type{gguf.F32, gguf.F16, gguf.BF16})
 	isas := listFlag(fs, "isa", "tiers of instructions that this CPU has", kernels.Supported())
 	runs := fs.Int("runs", 10, "runs of each kind; medians are shown")
+	buffer := byteSizeFlag(fs, "buffer", "size of output and input of the working set memory, each (default 512MiB)")
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *runs < 1 {
 			return usageErrorf("--runs %d: at least 1", *runs)
 		}
-		b := &kernelBench{runs: *runs, memory: walk{dst: make([]byte, memoryBuffer), src: make([]byte, memoryBuffer)}}
+		size := cmp.Or(*buffer, memoryBuffer)
+		if size < minBuffer || size > maxBuffer {
+			return usageErrorf("--buffer %d: allowed are 16MiB to 4GiB", size)
+		}
+		b := &kernelBench{runs: *runs, memory: walk{dst: make([]byte, size), src: make([]byte, size)}}
 		if err := b.measure(cmd.Context(), *types, *isas, *dtypes); err != nil {
 			return err
 		}

@@ -11,6 +11,9 @@ import (
 func TestWalkConverts(t *testing.T) {
 	for _, from := range floatTypes() {
 		source := l2Elems / from.BlockElems() * from.BlockBytes()
+		if source > minBuffer {
+			t.Errorf("%v: the L2 working set has %d bytes, more than the smallest buffer", from, source)
+		}
 		for _, to := range []gguf.Type{gguf.F32, gguf.F16, gguf.BF16} {
 			for _, bytes := range []int{l2Output, memoryCall} {
 				var w walk

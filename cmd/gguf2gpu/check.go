@@ -26,8 +26,8 @@ func addHashFlags(cmd *cobra.Command, json *bool) *hashFlags {
 	fs := cmd.Flags()
 	return &hashFlags{
 		cmd: cmd, json: json,
-		to:   fs.String("hash", "", "write the SHA-256 of each tensor's bytes in MODEL to this file (-: stdout), in the form of sha256sum"),
-		from: fs.String("expect", "", "compare each tensor's SHA-256 with this file, which --hash wrote; exit status 6 if one differs"),
+		to:   fs.String("hash", "", "write the SHA-256 of each tensor's bytes in MODEL to this file, as sha256sum does (-: stdout)"),
+		from: fs.String("expect", "", "compare each tensor's SHA-256 with this file, made by --hash; exit status 6 if one differs"),
 	}
 }
 

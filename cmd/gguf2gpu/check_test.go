@@ -18,7 +18,8 @@ import (
 func TestManifest(t *testing.T) {
 	want := manifest{}
 	var hashes []loader.TensorHash
-	for _, name := range []string{"blk.0.attn_q.weight", "", "two  spaces", " ", `back\slash`, `\n`, "line\nbreak", "return\r", `\\`, "ключ"} {
+	names := []string{"blk.0.attn_q.weight", "", "two  spaces", " ", `back\slash`, `\n`, "line\nbreak", "return\r", `\\`, "ключ"}
+	for _, name := range names {
 		h := loader.TensorHash{Name: name, Sum: sha256.Sum256([]byte(name))}
 		hashes, want[name] = append(hashes, h), h.Sum
 	}
@@ -86,8 +87,9 @@ func TestBadValue(t *testing.T) {
 		args = append(args, "--check")
 		stdout.Reset()
 		got := Main(t.Context(), args, nil, &stdout, &stderr)
-		if got != exitBadModel || !strings.Contains(stderr.String(), name) || !strings.Contains(stderr.String(), "is NaN") || stdout.Len() > 0 {
-			t.Errorf("%v: exit code %d, want %d, and the tensor: %s", args, got, exitBadModel, &stderr)
+		text := stderr.String()
+		if got != exitBadModel || !strings.Contains(text, name) || !strings.Contains(text, "is NaN") || stdout.Len() > 0 {
+			t.Errorf("%v: exit code %d, want %d, and the tensor: %s", args, got, exitBadModel, text)
 		}
 	}
 }
