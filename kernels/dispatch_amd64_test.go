@@ -137,8 +137,10 @@ func TestMissing(t *testing.T) {
 	}{
 		{"x86-64 of 2003", nil, map[ISA]string{Generic: "", AVX2: "AVX2", AVX512: "AVX512F"}},
 		{"Haswell", haswell, map[ISA]string{AVX2: "", AVX512: "AVX512F"}},
-		{"Haswell without F16C", slices.DeleteFunc(slices.Clone(haswell), func(f cpuid.FeatureID) bool { return f == cpuid.F16C }),
-			map[ISA]string{AVX2: "F16C", AVX512: "F16C"}},
+		{
+			"Haswell without F16C", slices.DeleteFunc(slices.Clone(haswell), func(f cpuid.FeatureID) bool { return f == cpuid.F16C }),
+			map[ISA]string{AVX2: "F16C", AVX512: "F16C"},
+		},
 		{"Cascade Lake, which lacks VBMI", cascadeLake, map[ISA]string{AVX2: "", AVX512: ""}},
 		{"Ice Lake", iceLake, map[ISA]string{AVX2: "", AVX512: ""}},
 		{"Ice Lake with AVX-512 switched off", haswell, map[ISA]string{AVX2: "", AVX512: "AVX512F"}},

@@ -22,8 +22,10 @@ var makeFloatTables = sync.OnceFunc(func() {
 		floats []float32
 		grid   string
 	}{
-		{floatsIQ2XXS[:], gridIQ2XXS}, {floatsIQ2XS[:], gridIQ2XS},
-		{floatsIQ3XXS[:], gridIQ3XXS}, {floatsIQ3S[:], gridIQ3S},
+		{floatsIQ2XXS[:], gridIQ2XXS},
+		{floatsIQ2XS[:], gridIQ2XS},
+		{floatsIQ3XXS[:], gridIQ3XXS},
+		{floatsIQ3S[:], gridIQ3S},
 	} {
 		for i := range t.floats {
 			t.floats[i] = float32(t.grid[i])

@@ -78,8 +78,10 @@ var sweeps = []sweep{
 
 // mayComplete are the calls that work can do without: pinning has other ways, buffers of a pool may be fewer, and which
 // device is current is put right before every call that depends on it.
-var mayComplete = []string{"hipHostRegister", "hipHostMalloc", "hipEventCreateWithFlags", "hipSetDevice", "hipGetDevice",
-	"hipStreamQuery"}
+var mayComplete = []string{
+	"hipHostRegister", "hipHostMalloc", "hipEventCreateWithFlags", "hipSetDevice", "hipGetDevice",
+	"hipStreamQuery",
+}
 
 // polls are asked until they say yes: how often is a matter of timing.
 var polls = []string{"hipEventQuery", "hipStreamQuery"}

@@ -55,6 +55,8 @@ const (
 	defaultChunk = 4 << 20
 	// flyingBuffers is how many buffers may be on their way to the device while every worker fills one.
 	flyingBuffers = 8
+	// largeLoad is the number of device bytes from which on a load is worth larger chunks.
+	largeLoad = 4 << 30
 	// minDefaultStaging is the default staging memory on machines with few cores.
 	minDefaultStaging = 64 << 20
 	// maxDefaultStaging bounds the default staging memory on machines with many cores.
@@ -117,16 +119,14 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Streams == 0 {
 		o.Streams = defaultStreams
 	}
-	if o.Chunk == 0 {
+	switch {
+	case o.Chunk == 0 && o.Staging > 0: // at least two chunks, so that filling and copying overlap
+		o.Chunk = max(minChunk, min(defaultChunk, int(o.Staging/2)))
+	case o.Chunk == 0:
 		o.Chunk = defaultChunk
-		if o.Staging > 0 { // at least two chunks, so that filling and copying overlap
-			o.Chunk = max(minChunk, min(o.Chunk, int(o.Staging/2)))
-		}
 	}
 	if o.Staging == 0 {
-		// A buffer for every worker to fill, and some for the link to drain.
-		o.Staging = max(minDefaultStaging, min(maxDefaultStaging, int64(o.Threads+flyingBuffers)*int64(o.Chunk)))
-		o.Staging = max(o.Staging, 2*int64(o.Chunk))
+		o.Staging = max(defaultStaging(o.Threads, o.Chunk), 2*int64(o.Chunk))
 	}
 	if o.Staging < int64(o.Chunk) {
 		return o, fmt.Errorf("%w: chunks of %d bytes do not fit %d bytes of staging memory", ErrBadOption, o.Chunk, o.Staging)
@@ -141,4 +141,28 @@ func (o Options) withDefaults() (Options, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return o, nil
+}
+
+// defaultStaging is a buffer for every worker to fill, and some for the link to drain.
+func defaultStaging(threads, chunk int) int64 {
+	return max(minDefaultStaging, min(maxDefaultStaging, int64(threads+flyingBuffers)*int64(chunk)))
+}
+
+// grow doubles the chunks of a large load that converts most of its bytes, where o, as the caller gave it, leaves them open.
+// Larger copies use the link better by a few per cent. Raw loads are bound by the workers, who copy as much as the link does,
+// and lose more by having fewer buffers than they gain.
+func (p *Plan) grow(o Options) {
+	if o.Chunk != 0 || o.Staging != 0 || p.DeviceBytes < largeLoad {
+		return
+	}
+	var raw uint64
+	for i := range p.Tensors {
+		if t := &p.Tensors[i]; t.Target == t.Type {
+			raw += t.Bytes
+		}
+	}
+	if raw < p.DeviceBytes/2 {
+		p.opts.Chunk = 2 * defaultChunk
+		p.opts.Staging = defaultStaging(p.opts.Threads, p.opts.Chunk)
+	}
 }

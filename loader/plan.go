@@ -75,9 +75,9 @@ type PlannedTensor struct {
 	offset uint64 // in the arena
 }
 
-// NewPlan lays out the tensors of m that o selects. It reads nothing but the header and allocates nothing on a device.
-func NewPlan(m *gguf.Model, o Options) (*Plan, error) {
-	o, err := o.withDefaults()
+// NewPlan lays out the tensors of m that asked selects. It reads nothing but the header and allocates nothing on a device.
+func NewPlan(m *gguf.Model, asked Options) (*Plan, error) {
+	o, err := asked.withDefaults()
 	if err != nil {
 		return nil, err
 	}
@@ -102,6 +102,7 @@ func NewPlan(m *gguf.Model, o Options) (*Plan, error) {
 	if !p.layOut() {
 		return nil, errors.New("loader: the tensors' sizes together overflow")
 	}
+	p.grow(asked)
 	return p, nil
 }
 

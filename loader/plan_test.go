@@ -66,6 +66,30 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+// TestLargeLoads wants larger chunks for large loads that convert, and for nothing else.
+func TestLargeLoads(t *testing.T) {
+	m := openModel(t, sparse(t, 3, 1<<30)) // 6 GiB of F16
+	for _, test := range []struct {
+		o     Options
+		chunk int
+	}{
+		{Options{DType: BF16}, 2 * defaultChunk},
+		{Options{DType: F16}, defaultChunk}, // nothing to convert
+		{Options{DType: Raw}, defaultChunk},
+		{Options{DType: BF16, Tensors: regexp.MustCompile(`blk\.0`)}, defaultChunk},
+		{Options{DType: BF16, Chunk: 1 << 20}, 1 << 20},
+		{Options{DType: BF16, Staging: 64 << 20}, defaultChunk},
+	} {
+		p, err := NewPlan(m, test.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.opts.Chunk != test.chunk || p.opts.Staging < 2*int64(test.chunk) || p.opts.Staging > maxDefaultStaging {
+			t.Errorf("%+v: chunks of %d bytes, %d staging; want chunks of %d", test.o, p.opts.Chunk, p.opts.Staging, test.chunk)
+		}
+	}
+}
+
 func TestDTypeRules(t *testing.T) {
 	m := openModel(t, sample)
 	rules := []Rule{

@@ -251,8 +251,10 @@ func (s *source) readFull(ps *partSource, f *os.File, buf []byte, off int64, nee
 			break
 		}
 		if errors.Is(err, io.EOF) {
-			return &gguf.FormatError{Path: ps.part.Path, Offset: off + int64(got), Field: "tensor data",
-				Err: fmt.Errorf("%w: the file has become shorter", gguf.ErrTruncated)}
+			return &gguf.FormatError{
+				Path: ps.part.Path, Offset: off + int64(got), Field: "tensor data",
+				Err: fmt.Errorf("%w: the file has become shorter", gguf.ErrTruncated),
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("at offset %#x: %w", off+int64(got), err)

@@ -54,7 +54,7 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 	r.Streams, r.Threads, r.ChunkBytes = 1, 1, pool.BufferBytes()
 	for i := range w.plan.Tensors {
 		t := &w.plan.Tensors[i]
-		src, dst := t.Type.BlockBytes(), int(t.Target.BlockBytes()*t.Type.BlockElems()/t.Target.BlockElems())
+		src, dst := t.Type.BlockBytes(), t.Target.BlockBytes()*t.Type.BlockElems()/t.Target.BlockElems()
 		data := w.plan.model.Data(t.Tensor)
 		for done := uint64(0); len(data) > 0; {
 			if ctx.Err() != nil {

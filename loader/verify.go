@@ -63,8 +63,10 @@ func (w *Model) Verify(ctx context.Context) error {
 			letGo(src)
 			if i := firstDifference(got, want, t.Target); i >= 0 {
 				n := min(i+t.Target.BlockBytes(), len(got), i+8)
-				return &MismatchError{Tensor: t.Name, Type: t.Target, Offset: int64(w.plan.tensorOffset(c, s)) + int64(i),
-					Got: bytes.Clone(got[i:n]), Want: bytes.Clone(want[i:n])}
+				return &MismatchError{
+					Tensor: t.Name, Type: t.Target, Offset: int64(w.plan.tensorOffset(c, s)) + int64(i),
+					Got: bytes.Clone(got[i:n]), Want: bytes.Clone(want[i:n]),
+				}
 			}
 			return nil
 		}

@@ -73,16 +73,20 @@ func TestFaultsOfTheLibrary(t *testing.T) {
 			"--staging 16MiB --tensors ^output"},
 		{fault: "hipEventDestroy:2:999", code: exitFailed, stderr: "hipEventDestroy", left: map[string]int{"events": 1}},
 		{fault: "hipHostUnregister:1:999", code: exitFailed, stderr: "hipHostUnregister", left: map[string]int{"registrations": 1}},
-		{fault: "hipHostRegister:0:801,hipHostFree:1:999", code: exitFailed, stderr: "hipHostFree",
-			left: map[string]int{"host_allocations": 1}},
+		{
+			fault: "hipHostRegister:0:801,hipHostFree:1:999", code: exitFailed, stderr: "hipHostFree",
+			left: map[string]int{"host_allocations": 1},
+		},
 		{fault: "hipStreamDestroy:1:999", code: exitFailed, stderr: "hipStreamDestroy", left: map[string]int{"streams": 1}},
 		{fault: "hipFree:1:999", code: exitFailed, stderr: "hipFree", left: map[string]int{"device_allocations": 1}},
 	} {
 		t.Run(tt.fault+tt.args, func(t *testing.T) {
 			t.Parallel()
 			report := filepath.Join(t.TempDir(), "report.json")
-			args := []string{"gguf2gpu", "load", sample, "--device", "hip", "--progress", "none", "--dtype", "raw", "--chunk", "64KiB",
-				"--staging", "256KiB", "--threads", "3"}
+			args := []string{
+				"gguf2gpu", "load", sample, "--device", "hip", "--progress", "none", "--dtype", "raw", "--chunk", "64KiB",
+				"--staging", "256KiB", "--threads", "3",
+			}
 			var stdout, stderr bytes.Buffer
 			cmd := exec.Cmd{
 				Path: self, Args: append(args, strings.Fields(tt.args)...), Stdout: &stdout, Stderr: &stderr,

@@ -18,6 +18,7 @@ trap 'rm -f "$model"' EXIT
 "$exe" devices
 "$exe" synth -o "$model" --preset llama-7b --type q4_k_m --force --progress none
 "$exe" bench "$model" --device hip --runs "$runs" --progress none ${CHART:+--chart "$CHART"}
+cat "$model" >/dev/null # the cold runs have thrown it out of the page cache
 echo
 echo 'single loads, each in a process of its own (medians of 5; MiB above what was resident when the device was open):'
 for dtype in raw f16 bf16 f32; do
