@@ -68,7 +68,8 @@ func TestFaultsOfTheLibrary(t *testing.T) {
 		{fault: "hipEventRecord:7:400", code: exitFailed, stderr: "hipEventRecord"},
 		{fault: "hipEventRecord:7:719:async", code: exitFailed, stderr: "hipErrorLaunchFailure"},
 		{fault: "hipEventQuery:6:999", code: exitFailed, stderr: "hipEventQuery"},
-		{fault: "hipStreamSynchronize:3:999", code: exitFailed, stderr: "hipStreamSynchronize", args: "--verify"},
+		{fault: "hipStreamSynchronize:3:999", code: exitFailed, stderr: "hipStreamSynchronize", args: "--sync"},
+		{fault: "hipStreamQuery:20:999", code: exitFailed, stderr: "read back", args: "--verify"}, // a load asks a few times only
 		{fault: "hipMemcpyAsync:3:700:async", code: exitFailed, stderr: "read back", args: "--verify --sync --chunk 16MiB " +
 			"--staging 16MiB --tensors ^output"},
 		{fault: "hipEventDestroy:2:999", code: exitFailed, stderr: "hipEventDestroy", left: map[string]int{"events": 1}},
