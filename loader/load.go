@@ -247,9 +247,20 @@ func (p *pipeline) waitsFor() string {
 		}
 	}
 	if n := p.flying.Load(); n > 0 {
-		return fmt.Sprintf("%d copies in flight: the device or its driver hangs (see the kernel's log)", n)
+		return fmt.Sprintf("%d copies in flight, the first for tensor %q: the device or its driver hangs (see the kernel's log)",
+			n, p.firstMissing())
 	}
 	return "pinning host memory: the driver hangs or the host is out of memory"
+}
+
+// firstMissing is the name of the first tensor that is not on the device yet.
+func (p *pipeline) firstMissing() string {
+	for i := range p.model.ready.left {
+		if p.model.ready.left[i].Load() > 0 {
+			return p.model.plan.Tensors[i].Name
+		}
+	}
+	return ""
 }
 
 // worker fills staging buffers.

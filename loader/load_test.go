@@ -415,8 +415,8 @@ func TestStall(t *testing.T) {
 	o := tight
 	o.Stall = 300 * time.Millisecond
 	_, err = Load(t.Context(), dev, m, o)
-	if !errors.Is(err, ErrStalled) || !strings.Contains(err.Error(), "copies in flight") {
-		t.Errorf("%v, want ErrStalled, and what is waited for", err)
+	if !errors.Is(err, ErrStalled) || !strings.Contains(err.Error(), "copies in flight, the first for tensor \"") {
+		t.Errorf("%v, want ErrStalled, what is waited for, and the tensor", err)
 	}
 	if s := rt.Software().Stats(); s.HostAllocations+s.Registrations == 0 {
 		t.Error("staging buffers were freed although the device may still read them")

@@ -110,6 +110,8 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("%w: %d threads: use 1 to 1024, or 0 for the default", ErrBadOption, o.Threads)
 	case o.Chunk != 0 && (o.Chunk < minChunk || o.Chunk > 1<<30):
 		return o, fmt.Errorf("%w: chunks of %d bytes: use 64 KiB to 1 GiB, or 0 for the default", ErrBadOption, o.Chunk)
+	case o.Stall < 0:
+		return o, fmt.Errorf("%w: giving up after %v: use a positive time, or 0 for the default", ErrBadOption, o.Stall)
 	case o.Staging < 0 || o.Staging > 0 && o.Staging < minChunk:
 		return o, fmt.Errorf("%w: %d bytes of staging memory: use at least 64 KiB, or 0 for the default", ErrBadOption, o.Staging)
 	}

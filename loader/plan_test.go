@@ -53,7 +53,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	for _, bad := range []Options{{Streams: -1}, {Threads: -1}, {Threads: 1 << 20}, {Chunk: 1}, {Staging: 1}, {Staging: 1 << 20, Chunk: 2 << 20}} {
+	for _, bad := range []Options{{Streams: -1}, {Threads: -1}, {Threads: 1 << 20}, {Chunk: 1}, {Staging: 1}, {Staging: 1 << 20, Chunk: 2 << 20}, {Stall: -1}} {
 		if _, err := bad.withDefaults(); !errors.Is(err, ErrBadOption) {
 			t.Errorf("%+v: %v, want ErrBadOption", bad, err)
 		}

@@ -137,3 +137,29 @@ func nothingLeft(t *testing.T, report string, but map[string]int) {
 		t.Errorf("%d calls broke HIP's rules", stats["misuses"])
 	}
 }
+
+// TestStalledLibrary lets one copy never end: the command gives up with an error that says what it waited for.
+func TestStalledLibrary(t *testing.T) {
+	lib := buildSimulator(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fault := range []string{"hipMemcpyAsync:5:0:stall", "hipMemcpyAsync:40:0:stall"} { // in the load, and in verification
+		var stderr bytes.Buffer
+		cmd := exec.Cmd{
+			Path: self, Stderr: &stderr,
+			Args: []string{
+				"gguf2gpu", "verify", filepath.Join("..", "..", "testdata", "tiny-llama.gguf"), "--device", "hip",
+				"--progress", "none", "--dtype", "raw", "--chunk", "64KiB", "--staging", "256KiB", "--stall", "300ms",
+			},
+			Env: append(os.Environ(), "GGUF2GPU_HIP_LIBRARY="+lib, "HIPSIM_FAIL="+fault),
+		}
+		err := cmd.Run()
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok || exitCode(exit.ExitCode()) != exitFailed || !strings.Contains(stderr.String(), "the load makes no progress") ||
+			!strings.Contains(stderr.String(), "tensor \"") {
+			t.Errorf("%s: %v, stderr %q; want exit code 1, and which tensor's copy does not end", fault, err, stderr.String())
+		}
+	}
+}

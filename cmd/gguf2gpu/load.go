@@ -32,6 +32,7 @@ type loadFlags struct {
 	sync     *bool
 	io       *loader.IO
 	check    *bool
+	stall    *time.Duration
 	progress *string
 	json     *bool
 	hashes   *hashFlags // of load and verify
@@ -50,6 +51,7 @@ func addLoadFlags(cmd *cobra.Command) *loadFlags {
 		sync:     fs.Bool("sync", false, "the synchronous reference loader: one thread, one copy at a time"),
 		io:       parsedFlag(fs, "io", loader.IOAuto, "WAY", "how bytes come off the disk: auto, mmap, direct", loader.ParseIO),
 		check:    fs.Bool("check", false, "fail if a value is not finite, in the file or as what it is converted to"),
+		stall:    fs.Duration("stall", time.Minute, "give up when nothing at all has happened for so long"),
 		progress: progressFlag(fs),
 		json:     jsonFlag(cmd),
 	}
@@ -91,7 +93,7 @@ func (f *loadFlags) options(progress func(done, total int64), log *slog.Logger) 
 		DType: *f.dtype, Rules: f.rules, Tensors: *f.tensors,
 		Streams: *f.streams, Threads: *f.threads, Staging: int64(*f.staging), Chunk: int(*f.chunk), IO: *f.io,
 		Check: *f.check, Hash: f.hashes.wanted(),
-		Progress: progress, Logger: log,
+		Stall: *f.stall, Progress: progress, Logger: log,
 	}
 }
 
