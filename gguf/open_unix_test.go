@@ -32,3 +32,17 @@ func TestSpecialFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestLinkLoop: the system gives up on links that go round, and so does Open.
+func TestLinkLoop(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a.gguf"), filepath.Join(dir, "b.gguf")
+	for from, to := range map[string]string{a: b, b: a} {
+		if err := syscall.Symlink(to, from); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(a); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("got %v, want that there are too many links", err)
+	}
+}

@@ -413,7 +413,7 @@ func TestStall(t *testing.T) {
 	}
 	rt.Software().Inject(amdhip.Fault{Func: "hipMemcpyAsync", N: 9, Stall: true})
 	o := tight
-	o.Stall = 300 * time.Millisecond
+	o.Stall = time.Second
 	_, err = Load(t.Context(), dev, m, o)
 	if !errors.Is(err, ErrStalled) || !strings.Contains(err.Error(), "copies in flight, the first for tensor \"") {
 		t.Errorf("%v, want ErrStalled, what is waited for, and the tensor", err)
@@ -438,7 +438,7 @@ func TestStalledReadBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := tight
-	o.Stall = 200 * time.Millisecond
+	o.Stall = time.Second
 	w, err := Load(t.Context(), dev, m, o)
 	if err != nil {
 		t.Fatal(err)

@@ -151,7 +151,7 @@ func TestStalledLibrary(t *testing.T) {
 			Path: self, Stderr: &stderr,
 			Args: []string{
 				"gguf2gpu", "verify", filepath.Join("..", "..", "testdata", "tiny-llama.gguf"), "--device", "hip",
-				"--progress", "none", "--dtype", "raw", "--chunk", "64KiB", "--staging", "256KiB", "--stall", "300ms",
+				"--progress", "none", "--dtype", "raw", "--chunk", "64KiB", "--staging", "256KiB", "--stall", "1s",
 			},
 			Env: append(os.Environ(), "GGUF2GPU_HIP_LIBRARY="+lib, "HIPSIM_FAIL="+fault),
 		}
