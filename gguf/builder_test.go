@@ -76,7 +76,11 @@ func (r raw) bytes() []byte {
 // parseBytes reads a file that lies in memory.
 func parseBytes(data []byte) (*Part, error) {
 	p := &Part{Path: "x.gguf", Size: int64(len(data))}
-	return p, p.parse(data)
+	if err := p.parse(data); err != nil {
+		return p, err
+	}
+	_, err := newModel([]*Part{p})
+	return p, err
 }
 
 // walk reads all that a part tells, and reports a tensor outside the file.

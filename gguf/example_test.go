@@ -50,12 +50,12 @@ func ExampleOpen() {
 func ExampleFormatError() {
 	_, err := gguf.Open("../testdata/gguf/tiny-llama-00001-of-00003.header")
 	if fe, ok := errors.AsType[*gguf.FormatError](err); ok {
-		fmt.Println("truncated:", errors.Is(err, gguf.ErrTruncated))
-		fmt.Println("tensor:", fe.Tensor)
+		fmt.Println("a part without the others:", errors.Is(err, gguf.ErrSplit))
+		fmt.Println("key:", fe.Field)
 	}
 	// Output:
-	// truncated: true
-	// tensor: rope_freqs.weight
+	// a part without the others: true
+	// key: split.count
 }
 
 func ExampleWriter() {

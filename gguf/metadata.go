@@ -53,22 +53,27 @@ func (k Kind) floating() bool { return k == Float32 || k == Float64 }
 
 // Metadata is the typed key-value section of a file. It stays valid after the model is closed.
 type Metadata struct {
-	text  string // the file's header, checked by scan
-	pos   []int  // where each record starts, in file order, and where the last one ends
-	index map[string]int
+	text  string   // the file's header, checked by scan
+	pos   []uint32 // where each record starts, in file order, and where the last one ends
+	index *names
 }
 
 // newMetadata indexes checked records.
-func newMetadata(path, text string, pos []int) (*Metadata, error) {
-	md := &Metadata{text: text, pos: pos, index: make(map[string]int, len(pos)-1)}
+func newMetadata(path, text string, pos []uint32) (*Metadata, error) {
+	md := &Metadata{text: text, pos: pos}
+	md.index = newNames(md.Len(), md.key)
 	for i := range md.Len() {
-		key, _ := md.at(i)
-		if _, twice := md.index[key]; twice {
-			return nil, &FormatError{Path: path, Offset: int64(pos[i]), Field: key, Err: errDuplicateKey}
+		if !md.index.add(i) {
+			return nil, &FormatError{Path: path, Offset: int64(pos[i]), Field: md.key(i), Err: errDuplicateKey}
 		}
-		md.index[key] = i
 	}
 	return md, nil
+}
+
+// key is the key of record i.
+func (md *Metadata) key(i int) string {
+	rec := md.text[md.pos[i]:md.pos[i+1]]
+	return rec[8 : 8+le(rec[:8])]
 }
 
 // at decodes record i.
@@ -105,7 +110,7 @@ func (md *Metadata) Keys() iter.Seq[string] {
 
 // Get returns the value of a key.
 func (md *Metadata) Get(key string) (Value, bool) {
-	i, ok := md.index[key]
+	i, ok := md.index.find(key)
 	if !ok {
 		return Value{}, false
 	}

@@ -10,7 +10,7 @@ import (
 type Model struct {
 	parts   []*Part
 	tensors []Tensor
-	index   map[string]int
+	index   *names // in tensors
 
 	closeOnce sync.Once
 	closeErr  error
@@ -38,19 +38,19 @@ func Open(path string) (*Model, error) {
 func newModel(parts []*Part) (*Model, error) {
 	n := 0
 	for _, p := range parts {
-		n += len(p.tensors)
+		n += p.records()
 	}
-	m := &Model{parts: parts, tensors: make([]Tensor, 0, n), index: make(map[string]int, n)}
+	all := make([]Tensor, n)
+	m := &Model{parts: parts, tensors: all[:0], index: newNames(n, func(i int) string { return all[i].Name })}
 	for i, p := range parts {
-		for _, t := range p.tensors {
-			if _, twice := m.index[t.Name]; twice {
-				return nil, &FormatError{Path: p.Path, Offset: -1, Tensor: t.Name, Field: "name", Err: errDuplicateTensor}
-			}
-			t.Part = i
-			m.index[t.Name] = len(m.tensors)
-			m.tensors = append(m.tensors, t)
+		var err error
+		if m.tensors, err = p.readTensors(m.tensors, i, m.index); err != nil {
+			return nil, err
 		}
-		p.tensors = nil
+	}
+	clear(m.index.slots) // tensors have been sorted since they were entered
+	for i := range m.tensors {
+		m.index.add(i)
 	}
 	return m, nil
 }
@@ -88,7 +88,7 @@ func (m *Model) Tensors() []Tensor { return m.tensors }
 
 // Tensor returns the tensor of that name.
 func (m *Model) Tensor(name string) (*Tensor, bool) {
-	i, ok := m.index[name]
+	i, ok := m.index.find(name)
 	if !ok {
 		return nil, false
 	}

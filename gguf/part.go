@@ -26,7 +26,9 @@ type Part struct {
 	DataOffset int64  // where the data section starts, in bytes
 
 	metadata *Metadata
-	tensors  []Tensor // by offset; Part is set by Open
+	header   string   // which metadata and names are slices of
+	infos    []uint32 // where each tensor's record starts in it, and where the last ends
+	tensors  []Tensor // by offset; a run of Model.tensors
 	file     *os.File
 	data     mmap.MMap
 }
@@ -117,31 +119,45 @@ func (p *Part) close() error {
 // parse reads the header of a file of which data is the whole.
 func (p *Part) parse(data []byte) error {
 	p.Size = int64(len(data))
-	h, err := scan(p.Path, data)
+	h, err := scan(p.Path, data, false)
 	if err != nil {
 		return err
 	}
 	// From here on a private copy is read, which neither changes nor vanishes when another process writes to the file. It is
 	// checked again, since the file may have changed in between.
-	end := h.infos[len(h.infos)-1]
-	if end > maxBytes {
-		return &FormatError{Path: p.Path, Offset: int64(end), Err: fmt.Errorf(
-			"a header of %d bytes, limit %d", end, maxBytes)}
+	if h.end > maxBytes {
+		return &FormatError{Path: p.Path, Offset: int64(h.end), Err: fmt.Errorf(
+			"a header of %d bytes, limit %d", h.end, maxBytes)}
 	}
-	own := slices.Clone(data[:end])
-	if h, err = scan(p.Path, own); err != nil {
+	own := slices.Clone(data[:h.end])
+	if h, err = scan(p.Path, own, true); err != nil {
 		return err
 	}
-	text := unsafe.String(unsafe.SliceData(own), len(own)) // own is written to no more
+	p.header, p.infos = unsafe.String(unsafe.SliceData(own), len(own)), h.infos // own is written to no more
 	p.Version = h.version
-	if p.metadata, err = newMetadata(p.Path, text, h.keys); err != nil {
+	if p.metadata, err = newMetadata(p.Path, p.header, h.keys); err != nil {
 		return err
 	}
 	if err := p.setAlignment(); err != nil {
 		return err
 	}
-	return p.readTensors(text, h.infos)
+	return p.setDataOffset()
 }
+
+// setDataOffset finds the beginning of the data section.
+func (p *Part) setDataOffset() error {
+	end := int64(p.infos[len(p.infos)-1])
+	start := pad(end, p.Alignment)
+	p.DataOffset = min(start, p.Size)
+	if p.records() > 0 && start > p.Size {
+		return &FormatError{Path: p.Path, Offset: end, Err: fmt.Errorf(
+			"%w: it ends before its data section, which starts at %#x", ErrTruncated, start)}
+	}
+	return nil
+}
+
+// records is the number of the part's tensors.
+func (p *Part) records() int { return len(p.infos) - 1 }
 
 func (p *Part) setAlignment() error {
 	p.Alignment = defaultAlignment
@@ -165,7 +181,7 @@ func legalAlignment(n uint64) bool { return bits.OnesCount64(n) == 1 && n <= max
 // keyError is about the value of a key; where the key is missing it has no place.
 func (p *Part) keyError(key, format string, args ...any) error {
 	at := int64(-1)
-	if i, ok := p.metadata.index[key]; ok {
+	if i, ok := p.metadata.index.find(key); ok {
 		at = int64(p.metadata.pos[i])
 	}
 	return &FormatError{Path: p.Path, Offset: at, Field: key, Err: fmt.Errorf(format, args...)}

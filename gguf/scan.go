@@ -30,13 +30,15 @@ var (
 // header is where things lie in a file's header: the result of checking its syntax.
 type header struct {
 	version uint32
-	keys    []int // where each metadata record starts, and where the last ends
-	infos   []int // where each tensor's record starts, and where the last ends: the end of the header
+	end     int      // of the header
+	keys    []uint32 // where each metadata record starts, and where the last ends
+	infos   []uint32 // where each tensor's record starts, and where the last ends: the end of the header
 }
 
-// scan checks the syntax of a header from its start to its end: every length, count, kind, name and truth value. It holds
-// no more than a word for each record, and nothing for the elements of arrays.
-func scan(path string, data []byte) (header, error) {
+// scan checks the syntax of a header from its start to its end: every length, count, kind, name and truth value. With keep it
+// notes where records are, 4 bytes for each; data must then be no longer than maxBytes. It holds nothing for the elements
+// of arrays.
+func scan(path string, data []byte, keep bool) (header, error) {
 	c := cursor{data: data, path: path}
 	var h header
 	h.version = c.preamble()
@@ -44,20 +46,27 @@ func scan(path string, data []byte) (header, error) {
 	tensors := c.count("tensors", minInfo, 1<<63-1)
 	c.field = "key count"
 	keys := c.count("keys", minRecord, 1<<63-1)
-	h.keys = c.records(keys, c.record)
-	h.infos = c.records(tensors, c.info)
+	h.keys = c.records(keys, keep, c.record)
+	h.infos = c.records(tensors, keep, c.info)
+	h.end = c.pos
 	if c.err != nil {
 		return header{}, c.err
 	}
 	return h, nil
 }
 
-// records walks n records and returns where each starts and the last ends. The slice grows with what was really read.
-func (c *cursor) records(n uint64, walk func()) []int {
-	pos := []int{c.pos}
+// records walks n records, of which count has made sure that there is room for them, and with keep returns where each starts
+// and the last ends.
+func (c *cursor) records(n uint64, keep bool, walk func()) (pos []uint32) {
+	if keep && c.err == nil {
+		pos = make([]uint32, 1, n+1)
+		pos[0] = uint32(c.pos)
+	}
 	for ; n > 0 && c.err == nil; n-- {
 		walk()
-		pos = append(pos, c.pos)
+		if keep {
+			pos = append(pos, uint32(c.pos))
+		}
 	}
 	return pos
 }

@@ -135,7 +135,7 @@ func (p *Part) follows(first *Part, i, count int) error {
 func countTensors(parts []*Part) error {
 	total := 0
 	for _, p := range parts {
-		total += len(p.tensors)
+		total += p.records()
 	}
 	for _, p := range parts {
 		n, ok, err := p.splitKey(splitTensorsKey)

@@ -58,51 +58,55 @@ func shapeSize(t Type, shape []uint64) (size int64, field string, err error) {
 	return int64(n), "", nil
 }
 
-// readTensors decodes the tensor records, which scan has checked, and sees that all tensors lie in the file, aligned and
-// apart. They need not be in order, and there may be gaps.
-func (p *Part) readTensors(text string, infos []int) error {
-	end := int64(infos[len(infos)-1])
-	p.DataOffset = min(pad(end, p.Alignment), p.Size)
-	if n := len(infos) - 1; n > 0 && pad(end, p.Alignment) > p.Size {
-		return &FormatError{Path: p.Path, Offset: end, Err: fmt.Errorf(
-			"%w: it ends before its data section, which starts at %#x", ErrTruncated, pad(end, p.Alignment))}
+// readTensors decodes the tensor records of part number no, which scan has checked, appends them to all, and sees that they
+// lie in the file, aligned and apart, and that no name is in index already. They need not be in order, and there may be gaps.
+func (p *Part) readTensors(all []Tensor, no int, index *names) ([]Tensor, error) {
+	dims := 0
+	for i := range p.records() {
+		rec := p.header[p.infos[i]:p.infos[i+1]]
+		dims += int(le(rec[8+le(rec[:8]):][:4]))
 	}
-	p.tensors = make([]Tensor, 0, len(infos)-1)
-	seen := make(map[string]struct{}, len(infos)-1)
-	for i := range len(infos) - 1 {
-		t, ferr := p.readTensor(text[infos[i]:infos[i+1]])
-		if _, twice := seen[t.Name]; twice {
+	shapes := make([]uint64, 0, dims) // one allocation for all
+	start := len(all)
+	for i := range p.records() {
+		var t Tensor
+		var ferr *FormatError
+		t, shapes, ferr = p.readTensor(p.header[p.infos[i]:p.infos[i+1]], shapes)
+		t.Part = no
+		all = append(all, t) // has room: index asks for the name there
+		if ferr == nil && !index.add(len(all)-1) {
 			ferr = &FormatError{Field: "name", Err: errDuplicateTensor}
 		}
 		if ferr != nil {
 			ferr.Path, ferr.Tensor = p.Path, t.Name
-			ferr.Offset += int64(infos[i])
-			return ferr
+			ferr.Offset += int64(p.infos[i])
+			return nil, ferr
 		}
-		seen[t.Name] = struct{}{}
-		p.tensors = append(p.tensors, t)
 	}
+	p.tensors = all[start:len(all):len(all)]
 	slices.SortStableFunc(p.tensors, func(a, b Tensor) int {
 		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Size, b.Size))
 	})
 	for i := 1; i < len(p.tensors); i++ {
 		if a, b := &p.tensors[i-1], &p.tensors[i]; b.Offset < a.Offset+a.Size {
-			return &FormatError{Path: p.Path, Offset: b.Offset, Tensor: b.Name, Field: "offset", Err: fmt.Errorf(
+			return nil, &FormatError{Path: p.Path, Offset: b.Offset, Tensor: b.Name, Field: "offset", Err: fmt.Errorf(
 				"its data overlaps that of tensor %q, which lies at %#x to %#x", a.Name, a.Offset, a.Offset+a.Size)}
 		}
 	}
-	return nil
+	return all, nil
 }
 
-// readTensor decodes one record. The offset of its error is relative to the record.
-func (p *Part) readTensor(rec string) (Tensor, *FormatError) {
+// readTensor decodes one record; its shape is appended to shapes. The offset of its error is relative to the record.
+func (p *Part) readTensor(rec string, shapes []uint64) (Tensor, []uint64, *FormatError) {
 	nameEnd := 8 + int(le(rec[:8]))
 	dims := int(le(rec[nameEnd : nameEnd+4]))
 	dimsEnd := nameEnd + 4 + 8*dims
-	t := Tensor{Name: rec[8:nameEnd], Shape: make([]uint64, dims), Type: Type(le(rec[dimsEnd : dimsEnd+4]))}
-	for i := range t.Shape {
-		t.Shape[i] = le(rec[nameEnd+4+8*i:][:8])
+	t := Tensor{Name: rec[8:nameEnd], Type: Type(le(rec[dimsEnd : dimsEnd+4]))}
+	first := len(shapes)
+	for i := range dims {
+		shapes = append(shapes, le(rec[nameEnd+4+8*i:][:8]))
 	}
+	t.Shape = shapes[first:len(shapes):len(shapes)]
 	var field string
 	var err error
 	if t.Size, field, err = shapeSize(t.Type, t.Shape); err != nil {
@@ -110,12 +114,12 @@ func (p *Part) readTensor(rec string) (Tensor, *FormatError) {
 		if field == "type" {
 			at = dimsEnd
 		}
-		return t, &FormatError{Offset: int64(at), Field: field, Err: err}
+		return t, shapes, &FormatError{Offset: int64(at), Field: field, Err: err}
 	}
 	if t.Offset, err = p.place(le(rec[dimsEnd+4:]), t.Size); err != nil {
-		return t, &FormatError{Offset: int64(dimsEnd + 4), Field: "offset", Err: err}
+		return t, shapes, &FormatError{Offset: int64(dimsEnd + 4), Field: "offset", Err: err}
 	}
-	return t, nil
+	return t, shapes, nil
 }
 
 // place turns a tensor's offset in the data section into one in the file.
