@@ -48,6 +48,30 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
+// interesting are byte values near the limits of what lengths, kinds and counts can be.
+var interesting = []byte{0, 1, 2, 7, 8, 9, 0x7f, 0x80, 0xff}
+
+// TestEveryByte changes every byte of a sound file's header, one at a time.
+func TestEveryByte(t *testing.T) {
+	for _, name := range []string{"v2.gguf", "align64.gguf"} {
+		data := readFile(t, filepath.Join(goldenDir, name))
+		p, err := parseBytes(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range p.DataOffset {
+			was := data[i]
+			for _, v := range append([]byte{was ^ 1, was ^ 0x80, was + 1}, interesting...) {
+				data[i] = v
+				if err := tryFile(data); err != nil {
+					t.Fatalf("%s, byte %d changed to %#x: %v", name, i, v, err)
+				}
+			}
+			data[i] = was
+		}
+	}
+}
+
 // TestMutations changes sound files at random, the same way in every run.
 func TestMutations(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -57,7 +81,6 @@ func TestMutations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		interesting := []byte{0, 1, 2, 7, 8, 9, 0x7f, 0x80, 0xff}
 		for round := range rounds {
 			data := append([]byte(nil), whole...)
 			for range 1 + rng.IntN(4) {
