@@ -21,15 +21,15 @@ type Options struct {
 
 // Runtime is one HIP runtime: AMD's library, or the software device. It is safe for concurrent use.
 type Runtime struct {
-	api     *api
-	kind    string
-	library string
-	log     *slog.Logger
-	soft    *Software
-	pins    *pinTable
-	closed  atomic.Bool
-	open    atomic.Int64 // handles that are open
-	leaked  atomic.Int64
+	api    *api
+	kind   string
+	path   string
+	log    *slog.Logger
+	soft   *Software
+	pins   *pinTable
+	closed atomic.Bool
+	open   atomic.Int64 // handles that are open
+	leaked atomic.Int64
 
 	mu      sync.Mutex
 	devices map[int]*Device
@@ -43,7 +43,7 @@ func newRuntime(table *api, kind, library string, log *slog.Logger) *Runtime {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	rt := &Runtime{api: table, kind: kind, library: library, log: log, devices: map[int]*Device{}, pins: &pinTable{}}
+	rt := &Runtime{api: table, kind: kind, path: library, log: log, devices: map[int]*Device{}, pins: &pinTable{}}
 	if kind == "hip" {
 		rt.pins = &libraryPins
 	}
@@ -84,7 +84,7 @@ func (rt *Runtime) Close() error {
 func (rt *Runtime) Kind() string { return rt.kind }
 
 // Library returns the path or name under which the library was opened, "" for the software device.
-func (rt *Runtime) Library() string { return rt.library }
+func (rt *Runtime) Library() string { return rt.path }
 
 // Software returns the controls of the software device, nil for a library.
 func (rt *Runtime) Software() *Software { return rt.soft }

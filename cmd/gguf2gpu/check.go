@@ -60,7 +60,7 @@ func (h *hashFlags) prepare() error {
 }
 
 // finish writes and compares the hashes of what has been loaded.
-func (h *hashFlags) finish(s *session) error {
+func (h *hashFlags) finish(s *loaded) error {
 	if !h.wanted() {
 		return nil
 	}

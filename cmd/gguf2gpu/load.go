@@ -97,8 +97,8 @@ func (f *loadFlags) options(progress func(done, total int64), log *slog.Logger) 
 	}
 }
 
-// session is a model that a command has loaded.
-type session struct {
+// loaded is a model that a command has loaded.
+type loaded struct {
 	path    string
 	file    *gguf.Model
 	rt      *amdhip.Runtime
@@ -111,9 +111,9 @@ type session struct {
 	checked, asExpected bool // by --check and --expect
 }
 
-// load opens the model and the device and loads one into the other. The caller must close the session.
-func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, trace *loader.Trace) (_ *session, err error) {
-	s := &session{path: path, checked: *f.check}
+// load opens the model and the device and loads one into the other. The caller must close it.
+func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, trace *loader.Trace) (_ *loaded, err error) {
+	s := &loaded{path: path, checked: *f.check}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -152,7 +152,7 @@ func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, tra
 }
 
 // close gives everything back, in reverse order.
-func (s *session) close() error {
+func (s *loaded) close() error {
 	var errs []error
 	if s.weights != nil {
 		errs = append(errs, s.weights.Close())
@@ -211,7 +211,7 @@ type loadSeconds struct {
 	Total    float64 `json:"total"`
 }
 
-func (s *session) report(dtype loader.DType) loadReport {
+func (s *loaded) report(dtype loader.DType) loadReport {
 	r := s.weights.Report()
 	out := loadReport{
 		Model: s.path, Architecture: s.file.Architecture(),
@@ -316,7 +316,7 @@ func writeFile(path string, write func(*outputFile) error) error {
 
 // printReport closes s and prints r on stdout, as JSON or for people; on stderr when stdout is taken. Closing comes first: if it
 // fails, stdout is for that.
-func (f *loadFlags) printReport(cmd *cobra.Command, s *session, r *loadReport) error {
+func (f *loadFlags) printReport(cmd *cobra.Command, s *loaded, r *loadReport) error {
 	if err := s.close(); err != nil {
 		return err
 	}
