@@ -36,9 +36,11 @@ const (
 	// firstShare is the part of the buffers, one in so many, that New makes by hipHostMalloc before it returns.
 	firstShare = 4
 
-	// pollInterval is how long the reaper sleeps between two looks at copies in flight. The pool holds a millisecond and more
-	// of a fast link's work, so that this delay starves nobody, and it costs a few per cent of one core at most.
-	pollInterval = 40 * time.Microsecond
+	// pollInterval is how long the reaper sleeps between two looks at copies in flight, at first. The pool holds a millisecond
+	// and more of a fast link's work, so that this delay starves nobody. While nothing ends, each sleep is twice the last, up to
+	// maxPollInterval: on a slow link waking up for nothing would take a fair part of a core.
+	pollInterval    = 40 * time.Microsecond
+	maxPollInterval = 8 * pollInterval
 )
 
 // ErrClosed is returned by Acquire after Close.
@@ -253,6 +255,7 @@ func (b *Buffer) closeEvents() error {
 func (p *Pool) reap() {
 	defer close(p.reaped)
 	var flying []*Buffer
+	wait := pollInterval
 	for {
 		if len(flying) == 0 {
 			select {
@@ -279,10 +282,11 @@ func (p *Pool) reap() {
 			return
 		}
 		if left := p.look(flying); len(left) == len(flying) {
-			pause(pollInterval)
+			pause(wait)
+			wait = min(2*wait, maxPollInterval)
 		} else {
 			clear(flying[len(left):])
-			flying = left
+			flying, wait = left, pollInterval
 		}
 	}
 }
