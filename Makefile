@@ -11,7 +11,7 @@ DEVICE      ?= auto
 BIN         := bin/gguf2gpu
 
 .DEFAULT_GOAL := help
-.PHONY: build test race lint golangci fuzz bench cross generate generated qemu e2e hipsim rig smoke check clean help
+.PHONY: build test race lint golangci fuzz bench cross generate generated qemu gpu-kernels e2e hipsim rig smoke check clean help
 
 build: ## build the command into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/gguf2gpu
@@ -66,6 +66,9 @@ qemu: ## run the kernels on an emulated CPU without AVX-512 (needs qemu-user)
 		echo 'qemu: skipped, there is no qemu-x86_64 (package qemu-user)'; \
 	fi
 
+gpu-kernels: ## compile the GPU kernels with AMD's compilers that are there, and show what they take of a GPU
+	$(GO) test -count 1 -v -run 'TestAMDCompiles|TestClangCompiles' ./kernels/gpu
+
 e2e: build ## inspect MODEL=path, load it in every dtype, verify each; DEVICE=soft or hip to choose
 	@test -n '$(MODEL)' || { echo 'usage: make e2e MODEL=path [DEVICE=auto|soft|hip]'; exit 2; }
 	$(BIN) inspect '$(MODEL)' >/dev/null
@@ -77,9 +80,9 @@ e2e: build ## inspect MODEL=path, load it in every dtype, verify each; DEVICE=so
 
 hipsim: bin/libamdhip64.so ## build the simulator of AMD's library (needs a C compiler)
 
-bin/libamdhip64.so: testdata/hipsim/hipsim.c
+bin/libamdhip64.so: testdata/hipsim/hipsim.c testdata/hipsim/hiprtc.c
 	mkdir -p bin
-	$${CC:-cc} -std=c11 -O1 -g -Wall -fPIC -shared -o $@ $< -lpthread
+	$${CC:-cc} -std=c11 -O1 -g -Wall -fPIC -shared -o $@ $^ -lpthread
 
 rig: bin/rig/libamdhip64.so ## build the HIP library over NVIDIA's driver (needs a C compiler; see testdata/rigs)
 
@@ -90,6 +93,12 @@ bin/rig/libamdhip64.so: testdata/rigs/hip-on-cuda/hipcuda.c
 smoke: build hipsim ## load the sample model on the software device and through the simulator
 	$(MAKE) e2e MODEL=testdata/tiny-llama.gguf DEVICE=soft
 	GGUF2GPU_HIP_LIBRARY=$(CURDIR)/bin/libamdhip64.so $(MAKE) e2e MODEL=testdata/tiny-llama.gguf DEVICE=hip
+	@if command -v c++ >/dev/null; then \
+		set -x; GGUF2GPU_HIP_LIBRARY=$(CURDIR)/bin/libamdhip64.so \
+		$(BIN) verify testdata/tiny-llama.gguf --device hip --dequant gpu --kernel-cache off --progress none; \
+	else \
+		echo 'smoke: no kernels through the simulator, there is no c++'; \
+	fi
 
 check: ## all that CI runs, with what this machine has
 	.ci/run --no-install
@@ -99,4 +108,4 @@ clean: ## remove what was built
 	$(GO) clean ./...
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -25,10 +25,14 @@ var allowed = map[string][]string{
 	"gguf":    {"github.com/edsrzf/mmap-go", "golang.org/x/sys/"},
 	"kernels": {"gguf", "github.com/klauspost/cpuid/v2", "golang.org/x/sys/"},
 	"pinned":  {"amdhip", "golang.org/x/sys/"},
-	"loader":  {"amdhip", "gguf", "kernels", "pinned", "golang.org/x/sys/", "golang.org/x/sync/", "github.com/dustin/go-humanize"},
+
+	"kernels/gpu": {"amdhip", "gguf", "kernels", "golang.org/x/sync/"},
+	"loader": {
+		"amdhip", "gguf", "kernels", "kernels/gpu", "pinned", "golang.org/x/sys/", "golang.org/x/sync/", "github.com/dustin/go-humanize",
+	},
 	"cmd/gguf2gpu": {
-		"amdhip", "gguf", "kernels", "pinned", "loader", "golang.org/x/sys/", "golang.org/x/sync/", "golang.org/x/term",
-		"github.com/spf13/", "github.com/vbauerster/mpb/v8", "github.com/dustin/go-humanize",
+		"amdhip", "gguf", "kernels", "kernels/gpu", "pinned", "loader", "golang.org/x/sys/", "golang.org/x/sync/", "golang.org/x/term",
+		"github.com/spf13/", "github.com/vbauerster/mpb/v8", "github.com/dustin/go-humanize", "github.com/coreos/go-systemd/v22/",
 	},
 }
 

@@ -1,6 +1,7 @@
 package amdhip
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -75,4 +76,44 @@ func TestAMDDevice(t *testing.T) {
 	check(t, err)
 	t.Logf("%s, %s, %s, %s, %d bytes", d.Name(), d.Arch(), d.PCIBusID(), d.UUID(), d.TotalMemory())
 	roundTrip(t, d)
+	if _, err := rt.Compiler(); err != nil {
+		t.Skipf("no kernel is launched: %v", err)
+	}
+	addOne(t, d)
+}
+
+// TestAMDCompile compiles with AMD's own compiler, which needs no GPU. The architecture is one that every version knows.
+func TestAMDCompile(t *testing.T) {
+	t.Setenv("GGUF2GPU_HIPRTC_LIBRARY", "")
+	rt := openAMD(t)
+	path, err := rt.Compiler()
+	if errors.Is(err, ErrUnsupported) {
+		require(t, "amd", "AMD's runtime has no hipRTC: "+err.Error())
+	}
+	check(t, err)
+	const arch = "--gpu-architecture=gfx90a"
+	code := must(rt.Compile("add_one.hip", addOneSource, arch, "-O3"))(t)
+	t.Logf("%s: %d bytes of code", path, len(code))
+	if !bytes.HasPrefix(code, []byte("\x7fELF")) || !bytes.Contains(code, []byte("add_one.kd\x00")) {
+		t.Errorf("got %q..., want an ELF file with the kernel's descriptor", code[:min(len(code), 16)])
+	}
+	for _, tt := range []struct {
+		name, source string
+		options      []string
+		code         RTCStatus
+		log          string
+	}{
+		{"source", `extern "C" __global__ void f() { no_such_thing(); }`, []string{arch}, ErrRTCCompilation, "'no_such_thing'"},
+		{"option", addOneSource, []string{arch, "--no-such-option"}, ErrRTCCompilation, "'--no-such-option'"},
+		{"long log", "#error " + strings.Repeat("long ", 5000), []string{arch}, ErrRTCCompilation, strings.Repeat("long ", 5000)[:24999]},
+		{"no source", "", []string{arch}, ErrRTCInvalidInput, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			code, err := rt.Compile("wrong.hip", tt.source, tt.options...)
+			e, ok := errors.AsType[*CompileError](err)
+			if !ok || code != nil || e.Code != tt.code || e.Name != "wrong.hip" || !strings.Contains(e.Log, tt.log) {
+				t.Errorf("got %v, want %v with %q in the log", err, tt.code, tt.log)
+			}
+		})
+	}
 }

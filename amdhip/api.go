@@ -1,5 +1,7 @@
 package amdhip
 
+import "unsafe"
+
 // api is the symbol table: one Go function value per HIP entry point, under HIP's own name. The library binding fills it
 // with calls into libamdhip64.so, the software device with Go functions, so everything above it is the same code.
 //
@@ -62,6 +64,30 @@ type api struct {
 	hipIpcGetMemHandle          func(handle *IPCHandle, p uintptr) Status
 	hipIpcOpenMemHandle         func(p *uintptr, handle IPCHandle, flags uint32) Status
 	hipIpcCloseMemHandle        func(p uintptr) Status
+
+	// A module belongs to the device that was current when it was loaded. When another one is current, some versions end the
+	// process in hipModuleGetFunction, and some answer hipErrorInvalidHandle to hipModuleLaunchKernel.
+
+	hipModuleLoadData     func(module *uintptr, image uintptr) Status // image: the code, then at least one zero byte
+	hipModuleUnload       func(module uintptr) Status
+	hipModuleGetFunction  func(function *uintptr, module uintptr, name string) Status
+	hipModuleLaunchKernel func(
+		function uintptr, gridX, gridY, gridZ, blockX, blockY, blockZ, sharedBytes uint32, stream uintptr,
+		params *unsafe.Pointer, // to the arguments' values, which HIP copies; then nil, for the software device
+		extra *uintptr) Status
+}
+
+// rtcAPI is the symbol table of hipRTC, AMD's compiler at run time. All of it is required. It is bound as api is, in
+// libhiprtc.so or, before HIP 7, in libamdhip64.so. The C prototypes are the same in HIP 5.0 to 7.x.
+type rtcAPI struct {
+	hiprtcCreateProgram     func(program *uintptr, source, name string, headers int32, headerSources, headerNames **byte) RTCStatus
+	hiprtcCompileProgram    func(program uintptr, n int32, options **byte) RTCStatus
+	hiprtcGetProgramLogSize func(program uintptr, n *uintptr) RTCStatus
+	hiprtcGetProgramLog     func(program uintptr, log *byte) RTCStatus
+	hiprtcGetCodeSize       func(program uintptr, n *uintptr) RTCStatus
+	hiprtcGetCode           func(program uintptr, code *byte) RTCStatus
+	hiprtcDestroyProgram    func(program *uintptr) RTCStatus
+	hiprtcGetErrorString    func(code RTCStatus) string // "" for a code that it does not know
 }
 
 // IPCHandle names a device allocation to another process of the same host (hipIpcMemHandle_t, 64 bytes passed by value).

@@ -17,11 +17,31 @@ import (
 // last: it belongs to development packages and says nothing about the version.
 var sonames = []string{"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5", "libamdhip64.so"}
 
-// Attempt is one path that Open tried in vain.
+// Attempt is one path that Open, or Runtime.Compiler, tried in vain.
 type Attempt struct {
-	Path   string
-	Source string // who named it: "Options.Library", an environment variable, "loader" or "/opt/rocm*"
+	Path string
+	// Source says who named it: "Options.Library", an environment variable, "loader" or "/opt/rocm*", for hipRTC also
+	// "HIP library" and "beside the HIP library".
+	Source string
 	Err    error
+}
+
+// listAttempts returns each attempt on a line of its own.
+func listAttempts(attempts []Attempt) string {
+	var b strings.Builder
+	for _, a := range attempts {
+		fmt.Fprintf(&b, "\n\t%s (%s): %v", a.Path, a.Source, a.Err)
+	}
+	return b.String()
+}
+
+// attemptErrors returns the errors of the attempts behind what.
+func attemptErrors(what error, attempts []Attempt) []error {
+	errs := []error{what}
+	for _, a := range attempts {
+		errs = append(errs, a.Err)
+	}
+	return errs
 }
 
 // LibraryError is the error of Open when no HIP library could be used. It matches ErrNoLibrary, and whatever the errors
@@ -32,24 +52,13 @@ type LibraryError struct {
 
 // Error lists every attempt on a line of its own.
 func (e *LibraryError) Error() string {
-	var b strings.Builder
-	b.WriteString("amdhip: " + ErrNoLibrary.Error())
-	for _, a := range e.Attempts {
-		fmt.Fprintf(&b, "\n\t%s (%s): %v", a.Path, a.Source, a.Err)
-	}
-	return b.String()
+	return "amdhip: " + ErrNoLibrary.Error() + listAttempts(e.Attempts)
 }
 
 // Unwrap returns ErrNoLibrary and the errors of the attempts.
-func (e *LibraryError) Unwrap() []error {
-	errs := []error{ErrNoLibrary}
-	for _, a := range e.Attempts {
-		errs = append(errs, a.Err)
-	}
-	return errs
-}
+func (e *LibraryError) Unwrap() []error { return attemptErrors(ErrNoLibrary, e.Attempts) }
 
-// finder searches for the library. Its parts that differ in tests are fields.
+// finder searches for a library. Its parts that differ in tests are fields.
 type finder struct {
 	root     string // of the file system, for /opt
 	env      func(string) string
@@ -77,7 +86,7 @@ func (f *finder) find(explicit string) (string, error) {
 		if dir == "" {
 			continue
 		}
-		if path, ok := f.tryDir(key, filepath.Join(dir, "lib")); ok {
+		if path, ok := f.tryDir(key, filepath.Join(dir, "lib"), sonames); ok {
 			return path, nil
 		}
 	}
@@ -86,25 +95,75 @@ func (f *finder) find(explicit string) (string, error) {
 			return name, nil
 		}
 	}
-	dirs := optDirs(f.root)
-	for _, dir := range dirs {
-		if path, ok := f.tryDir("/opt/rocm*", dir); ok {
+	for _, dir := range f.optDirs() {
+		if path, ok := f.tryDir("/opt/rocm*", dir, sonames); ok {
 			return path, nil
 		}
-	}
-	if len(dirs) == 0 {
-		f.failed("/opt/rocm*", filepath.Join(f.root, "opt", "rocm*", "lib"), fs.ErrNotExist)
 	}
 	return "", &LibraryError{Attempts: f.attempts}
 }
 
-// tryDir tries the sonames in a directory. A directory that is not there is one attempt, not four.
-func (f *finder) tryDir(source, dir string) (string, bool) {
+// optDirs returns the library directories below /opt. That there is none is an attempt, too.
+func (f *finder) optDirs() []string {
+	dirs := optDirs(f.root)
+	if len(dirs) == 0 {
+		f.failed("/opt/rocm*", filepath.Join(f.root, "opt", "rocm*", "lib"), fs.ErrNotExist)
+	}
+	return dirs
+}
+
+// findCompiler opens hipRTC for the HIP library of that major version, which was opened as hip and whose file is real, "" if
+// that is unknown, and returns its path. Up to HIP 6 its functions are in the HIP library, too. One of another major version
+// is never taken: it would bring another HIP library into the process.
+func (f *finder) findCompiler(major int, hip, real string) (string, error) {
+	if path := f.env("GGUF2GPU_HIPRTC_LIBRARY"); path != "" {
+		if f.try("GGUF2GPU_HIPRTC_LIBRARY", path) {
+			return path, nil
+		}
+		return "", &CompilerError{Attempts: f.attempts}
+	}
+	if major < 7 && f.try("HIP library", hip) {
+		return hip, nil
+	}
+	name := fmt.Sprintf("libhiprtc.so.%d", major)
+	var tried []string
+	search := func(source string, dirs []string) (string, bool) {
+		for _, dir := range dirs {
+			if slices.Contains(tried, dir) {
+				continue
+			}
+			tried = append(tried, dir)
+			if path, ok := f.tryDir(source, dir, []string{name}); ok {
+				return path, true
+			}
+		}
+		return "", false
+	}
+	var beside []string
+	for _, path := range []string{real, hip} {
+		if strings.ContainsRune(path, '/') {
+			beside = append(beside, filepath.Dir(path))
+		}
+	}
+	if path, ok := search("beside the HIP library", beside); ok {
+		return path, nil
+	}
+	if f.try("loader", name) {
+		return name, nil
+	}
+	if path, ok := search("/opt/rocm*", f.optDirs()); ok {
+		return path, nil
+	}
+	return "", &CompilerError{Attempts: f.attempts}
+}
+
+// tryDir tries the names in a directory. A directory that is not there is one attempt, however many the names.
+func (f *finder) tryDir(source, dir string, names []string) (string, bool) {
 	if _, err := os.Stat(dir); err != nil {
 		f.failed(source, dir, pathCause(err))
 		return "", false
 	}
-	for _, name := range sonames {
+	for _, name := range names {
 		path := filepath.Join(dir, name)
 		if _, err := os.Lstat(path); err != nil {
 			f.failed(source, path, pathCause(err))

@@ -13,8 +13,8 @@
 //	defer rt.Close()
 //	dev, err := rt.Device(0)
 //
-// A Device makes the rest: device memory (Memory), page-locked host memory (HostMemory), queues of work (Stream) and marks
-// in them (Event). Whoever makes one of these closes it.
+// A Device makes the rest: device memory (Memory), page-locked host memory (HostMemory), queues of work (Stream), marks in
+// them (Event) and code to run (Module). Whoever makes one of these closes it.
 //
 // # Which library
 //
@@ -36,6 +36,18 @@
 // Files that are mapped into memory should not be page-locked or copied from directly: on AMD that is slow at best. Copy
 // their bytes to memory of HostMalloc first.
 //
+// # Kernels
+//
+// Runtime.Compile turns HIP C++ into a code object with hipRTC, Device.LoadModule loads that to a device, Module.Function
+// finds a kernel in it and Stream.Launch runs it. All parameters of a kernel must have 8 bytes. Read the warning of
+// Compile before calling it: some versions of AMD's compiler can end the process.
+//
+// hipRTC is a library of its own, libhiprtc.so, which is searched for when it is first needed and which need not be
+// there: the error is then a *CompilerError that lists every attempt and matches ErrUnsupported. If the environment variable
+// GGUF2GPU_HIPRTC_LIBRARY names a file, no other is tried. Else it is the first that works of: up to HIP 6 the open HIP
+// library itself; libhiprtc.so.N in the folder of that library, N being its major version; the same name where the
+// system's dynamic loader finds it; the same name in /opt/rocm*/lib and /opt/rocm*/core*/lib, newest version first.
+//
 // # Goroutines and threads
 //
 // Runtime, Device and all handles are safe for concurrent use. HIP keeps a current device per OS thread and goroutines move
@@ -55,12 +67,14 @@
 //
 // OpenSoftware gives a Runtime whose devices are imitated in Go, behind the same symbol table: all code above is the code
 // that runs on a GPU. It does work later, in order and on other goroutines, as a GPU does, checks addresses, can model a link
-// and fail on demand. It is what programs fall back to where there is no GPU, and what their tests run on.
+// and fail on demand. Kernels are Go functions that Software.Offer makes known under the kernels' names; compiling,
+// loading and launching them takes the same calls. It is what programs fall back to where there is no GPU, and what their
+// tests run on.
 //
 // # Limits
 //
 // The library is bound on Linux only; elsewhere Open fails with ErrNoLibrary and ErrUnsupported, and the software device
 // works. Programs are linked dynamically against libc, even when built with CGO_ENABLED=0. The library stays loaded until
-// the process ends. A process should not use HIP libraries of two major versions. Kernels, graphs, textures and managed
-// memory are out of scope.
+// the process ends. A process should not use HIP libraries of two major versions. Kernels with shared memory sized at launch,
+// grids of more than one dimension, graphs, textures and managed memory are out of scope.
 package amdhip

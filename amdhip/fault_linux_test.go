@@ -8,6 +8,8 @@ func TestCallFaults(t *testing.T) {
 	d, peer := device(t, rt, 0), device(t, rt, 1)
 	b := newBench(t, d)
 	plain := closing(t, must(d.HostPlain(64))(t), nil)
+	code := must(rt.Compile("add_one.hip", addOneSource, "--gpu-architecture="+d.Arch()))(t)
+	kernel := must(closing(t, must(d.LoadModule(code))(t), nil).Function("add_one"))(t)
 	for call, f := range map[string]func() error{
 		"hipMemGetInfo":              func() error { _, _, err := d.MemInfo(); return err },
 		"hipDeviceSynchronize":       d.Synchronize,
@@ -35,6 +37,9 @@ func TestCallFaults(t *testing.T) {
 		"hipMemcpyPeerAsync":         func() error { return b.s.CopyPeer(b.m.Ptr(), b.m.Ptr(), d, 1) },
 		"hipIpcGetMemHandle":         func() error { _, err := b.m.IPCHandle(); return err },
 		"hipIpcOpenMemHandle":        func() error { _, err := d.OpenIPC(IPCHandle{}); return err },
+		"hipModuleLoadData":          func() error { _, err := d.LoadModule(code); return err },
+		"hipModuleGetFunction":       func() error { _, err := kernel.module.Function("add_one"); return err },
+		"hipModuleLaunchKernel":      func() error { return b.s.Launch(kernel, 1, 1, uint64(b.m.Ptr()), 1) },
 	} {
 		t.Run(call, func(t *testing.T) {
 			before := sim.live()
@@ -60,7 +65,9 @@ func TestCallFaults(t *testing.T) {
 func TestCloseFaults(t *testing.T) {
 	rt, sim := openSim(t)
 	d := device(t, rt, 0)
+	code := must(rt.Compile("add_one.hip", addOneSource, "--gpu-architecture="+d.Arch()))(t)
 	for call, open := range map[string]func() (interface{ Close() error }, error){
+		"hipModuleUnload":  func() (interface{ Close() error }, error) { return d.LoadModule(code) },
 		"hipFree":          func() (interface{ Close() error }, error) { return d.Malloc(1) },
 		"hipHostFree":      func() (interface{ Close() error }, error) { return d.HostMalloc(1) },
 		"hipStreamDestroy": func() (interface{ Close() error }, error) { return d.NewStream() },
@@ -75,11 +82,11 @@ func TestCloseFaults(t *testing.T) {
 			sim.set("FAIL", "")
 		})
 	}
-	if got := sim.live(); got != 4 {
-		t.Errorf("%d live handles, want the 4 that the library refused to release", got)
+	if got := sim.live(); got != 5 {
+		t.Errorf("%d live handles, want the 5 that the library refused to release", got)
 	}
 	// The library still has them; a real one does, too.
-	for i, h := range []string{"device_allocations", "host_allocations", "streams", "events"} {
+	for i, h := range []string{"device_allocations", "host_allocations", "streams", "events", "modules"} {
 		if got := sim.stat(h); got != 1 {
 			t.Errorf("%d: %s: got %d, want 1", i, h, got)
 		}

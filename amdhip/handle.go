@@ -8,10 +8,10 @@ import (
 	"sync"
 )
 
-// handle is what Memory, HostMemory, Stream and Event share: the device they belong to, and the way they are closed.
+// handle is what Memory, HostMemory, Stream, Event and Module share: the device they belong to, and the way they are closed.
 //
-// A call that uses two handles enters the stream first, then the event or the host memory; two events are entered in the
-// order of their addresses. So a Close that waits for one of them cannot close a circle.
+// A call that uses two handles enters the stream first, then the event, the host memory or the module; two events are
+// entered in the order of their addresses. So a Close that waits for one of them cannot close a circle.
 type handle struct {
 	dev     *Device
 	what    string       // "stream on device 0", for errors

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unsafe"
 )
 
 // nullRuntime has one device whose calls succeed and do nothing.
@@ -36,6 +37,13 @@ func nullRuntime(t *testing.T, log *slog.Logger) *Device {
 		hipEventQuery:            func(uintptr) Status { return ErrNotReady },
 		hipMemcpyAsync:           func(uintptr, uintptr, uintptr, memcpyKind, uintptr) Status { return Success },
 		hipMemsetAsync:           func(uintptr, int32, uintptr, uintptr) Status { return Success },
+		hipModuleLoadData:        func(p *uintptr, _ uintptr) Status { return out(p) },
+		hipModuleUnload:          ok,
+		hipModuleGetFunction:     func(p *uintptr, _ uintptr, _ string) Status { return out(p) },
+		hipModuleLaunchKernel: func(uintptr, uint32, uint32, uint32, uint32, uint32, uint32, uint32, uintptr, *unsafe.Pointer,
+			*uintptr) Status {
+			return Success
+		},
 	}, "test", "", log)
 	d, err := rt.Device(0)
 	if err != nil {
@@ -68,11 +76,12 @@ func drop(t *testing.T, d *Device, closeThem bool) {
 	e, err2 := d.NewEvent(EventOptions{})
 	m, err3 := d.Malloc(1)
 	h, err4 := d.HostPlain(1)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	c, err5 := d.LoadModule([]byte("code"))
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		t.Fatal(err)
 	}
 	if closeThem {
-		if err := errors.Join(s.Close(), e.Close(), m.Close(), h.Close()); err != nil {
+		if err := errors.Join(s.Close(), e.Close(), m.Close(), h.Close(), c.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -87,24 +96,24 @@ func TestLeaks(t *testing.T) {
 	// Cleanups run some time after a collection, on a goroutine of their own.
 	for range 1000 {
 		runtime.GC()
-		if d.rt.Leaked() == 4 && strings.Count(log.String(), "never closed") == 4 {
+		if d.rt.Leaked() == 5 && strings.Count(log.String(), "never closed") == 5 {
 			break
 		}
 		runtime.Gosched()
 	}
-	if got := d.rt.Leaked(); got != 4 {
-		t.Errorf("got %d leaked handles, want 4", got)
+	if got := d.rt.Leaked(); got != 5 {
+		t.Errorf("got %d leaked handles, want 5", got)
 	}
 	if got := d.rt.open.Load(); got != 0 {
 		t.Errorf("got %d open handles, want 0", got)
 	}
-	for _, what := range []string{"stream", "event", "device memory", "plain memory"} {
+	for _, what := range []string{"stream", "event", "device memory", "plain memory", "module"} {
 		if !strings.Contains(log.String(), what+" on device 0") {
 			t.Errorf("the log does not name the %s", what)
 		}
 	}
-	if got := strings.Count(log.String(), "handle_test.go:"); got != 4 {
-		t.Errorf("%d messages name the file that made the handle, want 4:\n%s", got, log.String())
+	if got := strings.Count(log.String(), "handle_test.go:"); got != 5 {
+		t.Errorf("%d messages name the file that made the handle, want 5:\n%s", got, log.String())
 	}
 }
 

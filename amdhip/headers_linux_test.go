@@ -11,8 +11,9 @@ import (
 	"unsafe"
 )
 
-// prototypes are the parameters of the entry points in C. They stand between AMD's headers and the symbol table and are
-// compared with both. Every function but the last two returns hipError_t.
+// prototypes are the parameters of the entry points in C. They stand between AMD's headers and the symbol tables and are
+// compared with both. Functions of hipRTC return hiprtcResult, those that end with Name or String text, the others hipError_t.
+// NAMES is a type that HIP 7 made constant.
 var prototypes = map[string]string{
 	"hipRuntimeGetVersion":       "int*",
 	"hipDriverGetVersion":        "int*",
@@ -56,8 +57,21 @@ var prototypes = map[string]string{
 	"hipIpcGetMemHandle":         "hipIpcMemHandle_t*, void*",
 	"hipIpcOpenMemHandle":        "void**, hipIpcMemHandle_t, unsigned",
 	"hipIpcCloseMemHandle":       "void*",
-	"hipGetErrorName":            "hipError_t",
-	"hipGetErrorString":          "hipError_t",
+	"hipModuleLoadData":          "hipModule_t*, const void*",
+	"hipModuleUnload":            "hipModule_t",
+	"hipModuleGetFunction":       "hipFunction_t*, hipModule_t, const char*",
+	"hipModuleLaunchKernel": "hipFunction_t, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, hipStream_t, " +
+		"void*[], void**",
+	"hiprtcCreateProgram":     "hiprtcProgram*, const char*, const char*, int, NAMES, NAMES",
+	"hiprtcCompileProgram":    "hiprtcProgram, int, NAMES",
+	"hiprtcGetProgramLogSize": "hiprtcProgram, size_t*",
+	"hiprtcGetProgramLog":     "hiprtcProgram, char*",
+	"hiprtcGetCodeSize":       "hiprtcProgram, size_t*",
+	"hiprtcGetCode":           "hiprtcProgram, char*",
+	"hiprtcDestroyProgram":    "hiprtcProgram*",
+	"hiprtcGetErrorString":    "hiprtcResult",
+	"hipGetErrorName":         "hipError_t",
+	"hipGetErrorString":       "hipError_t",
 }
 
 // goTypes says how the table writes the C types.
@@ -71,6 +85,22 @@ var goTypes = map[string]reflect.Type{
 	"size_t*": reflect.TypeFor[*uintptr](), "void**": reflect.TypeFor[*uintptr](), "hipStream_t*": reflect.TypeFor[*uintptr](),
 	"hipEvent_t*": reflect.TypeFor[*uintptr](), "hipIpcMemHandle_t*": reflect.TypeFor[*IPCHandle](),
 	"hipDeviceProp_t*": reflect.TypeFor[*byte](), "hipUUID*": reflect.TypeFor[*[16]byte](),
+	"hipModule_t": reflect.TypeFor[uintptr](), "hipModule_t*": reflect.TypeFor[*uintptr](),
+	"hipFunction_t": reflect.TypeFor[uintptr](), "hipFunction_t*": reflect.TypeFor[*uintptr](),
+	"hiprtcProgram": reflect.TypeFor[uintptr](), "hiprtcProgram*": reflect.TypeFor[*uintptr](),
+	"hiprtcResult": reflect.TypeFor[RTCStatus](), "const char*": reflect.TypeFor[string](),
+	"NAMES": reflect.TypeFor[**byte](), "void*[]": reflect.TypeFor[*unsafe.Pointer](),
+}
+
+// resultOf returns what the function returns, in C and in the symbol table.
+func resultOf(name string) (string, reflect.Type) {
+	switch {
+	case strings.HasSuffix(name, "ErrorName"), strings.HasSuffix(name, "ErrorString"):
+		return "const char*", reflect.TypeFor[string]()
+	case strings.HasPrefix(name, "hiprtc"):
+		return "hiprtcResult", reflect.TypeFor[RTCStatus]()
+	}
+	return "hipError_t", reflect.TypeFor[Status]()
 }
 
 // headerConstants are C expressions and what this package takes them for.
@@ -98,6 +128,7 @@ var headerConstants = map[string]any{
 	"sizeof(hipIpcMemHandle_t)":                  unsafe.Sizeof(IPCHandle{}),
 	"sizeof(hipUUID)":                            16,
 	"sizeof(hipError_t)":                         unsafe.Sizeof(Status(0)),
+	"sizeof(hiprtcResult)":                       unsafe.Sizeof(RTCStatus(0)),
 	"sizeof(hipMemcpyKind)":                      unsafe.Sizeof(memcpyKind(0)),
 	"sizeof(hipDeviceAttribute_t)":               unsafe.Sizeof(deviceAttribute(0)),
 	"sizeof(hipDeviceProp_t) <= 4096":            1,
@@ -118,17 +149,16 @@ func TestHeaders(t *testing.T) {
 		return exec.Command(cc, "-Werror=incompatible-pointer-types", "-D__HIP_PLATFORM_AMD__", "-I/opt/rocm/include",
 			"-o", program, source).CombinedOutput()
 	}
-	const head = "#include <stdio.h>\n#include <stddef.h>\n#include <hip/hip_version.h>\n#include <hip/hip_runtime_api.h>\n"
+	const head = "#include <stdio.h>\n#include <stddef.h>\n#include <hip/hip_version.h>\n#include <hip/hip_runtime_api.h>\n" +
+		"#include <hip/hiprtc.h>\n" +
+		"#if HIP_VERSION_MAJOR >= 7\n#define NAMES const char *const *\n#else\n#define NAMES const char **\n#endif\n"
 	if out, err := compile(head + "int main(void) { return 0; }\n"); err != nil {
 		require(t, "headers", fmt.Sprintf("the HIP headers cannot be compiled (Debian: libamdhip64-dev): %s", out))
 	}
 	var b strings.Builder
 	b.WriteString(head)
 	for name, params := range prototypes {
-		result := "hipError_t"
-		if strings.HasPrefix(name, "hipGetError") {
-			result = "const char*"
-		}
+		result, _ := resultOf(name)
 		fmt.Fprintf(&b, "%s (*check_%s)(%s);\n", result, name, params)
 	}
 	b.WriteString("#define SAME(c, ours) if ((long long)(c) != (long long)(ours)) \\\n" +
@@ -141,6 +171,9 @@ func TestHeaders(t *testing.T) {
 		fmt.Fprintf(&b, "SAME(%s, %s)\n", c, ours)
 	}
 	for code, name := range statusNames {
+		fmt.Fprintf(&b, "SAME(%s, %d)\n", name, code)
+	}
+	for code, name := range rtcNames {
 		fmt.Fprintf(&b, "SAME(%s, %d)\n", name, code)
 	}
 	// sizeof keeps the functions from being linked: the headers are there without the library, too.
@@ -156,37 +189,38 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// TestPrototypes compares the symbol table with the C prototypes.
+// TestPrototypes compares the symbol tables with the C prototypes.
 func TestPrototypes(t *testing.T) {
-	for field := range reflect.TypeFor[api]().Fields() {
-		name := field.Name
-		if name == "_" {
-			continue
-		}
-		c, ok := prototypes[strings.TrimSuffix(name, "R0600")]
-		if !ok {
-			t.Errorf("%s: no prototype", name)
-			continue
-		}
-		var want []reflect.Type
-		if c != "void" {
-			for param := range strings.SplitSeq(c, ", ") {
-				want = append(want, goTypes[param])
+	for _, table := range []reflect.Type{reflect.TypeFor[api](), reflect.TypeFor[rtcAPI]()} {
+		for field := range table.Fields() {
+			if field.Name != "_" {
+				comparePrototype(t, field)
 			}
 		}
-		var got []reflect.Type
-		for param := range field.Type.Ins() {
-			got = append(got, param)
+	}
+}
+
+func comparePrototype(t *testing.T, field reflect.StructField) {
+	t.Helper()
+	name := field.Name
+	c, ok := prototypes[strings.TrimSuffix(name, "R0600")]
+	if !ok {
+		t.Errorf("%s: no prototype", name)
+		return
+	}
+	var want, got []reflect.Type
+	if c != "void" {
+		for param := range strings.SplitSeq(c, ", ") {
+			want = append(want, goTypes[param])
 		}
-		if fmt.Sprint(got) != fmt.Sprint(want) {
-			t.Errorf("%s: got %v, want %v", name, got, want)
-		}
-		result := reflect.TypeFor[Status]()
-		if strings.HasPrefix(name, "hipGetError") {
-			result = reflect.TypeFor[string]()
-		}
-		if field.Type.NumOut() != 1 || field.Type.Out(0) != result {
-			t.Errorf("%s: wrong result", name)
-		}
+	}
+	for param := range field.Type.Ins() {
+		got = append(got, param)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%s: got %v, want %v", name, got, want)
+	}
+	if _, result := resultOf(name); field.Type.NumOut() != 1 || field.Type.Out(0) != result {
+		t.Errorf("%s: wrong result", name)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,21 +40,32 @@ func compiler(t *testing.T, what string) string {
 	return ""
 }
 
-// simulators holds what buildSim has compiled, by its defines.
+// simulators holds what buildLibrary has compiled, by its arguments.
 var simulators sync.Map
 
 // buildSim compiles the simulator and returns the path of a copy of its own, which the dynamic loader takes for another
-// library: no test sees the state of another.
+// library: no test sees the state of another. It has hipRTC in it, as HIP 5 and 6 have, unless a define says that it has only
+// what is required.
 func buildSim(t *testing.T, defines ...string) string {
 	t.Helper()
-	dir := t.TempDir()
-	path := filepath.Join(dir, "libamdhip64.so")
-	key := strings.Join(defines, " ")
+	sources := []string{"hipsim.c", "hiprtc.c"}
+	if slices.Contains(defines, "-DHIPSIM_NO_OPTIONAL") {
+		sources = sources[:1]
+	}
+	return buildLibrary(t, filepath.Join(t.TempDir(), "libamdhip64.so"), sources, defines...)
+}
+
+// buildLibrary compiles sources of the simulator to the library path, once for all tests, and copies it then.
+func buildLibrary(t *testing.T, path string, sources []string, defines ...string) string {
+	t.Helper()
+	args := append([]string{"-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread"}, defines...)
+	for _, source := range sources {
+		args = append(args, filepath.Join("..", "testdata", "hipsim", source))
+	}
+	key := strings.Join(args, " ")
 	image, ok := simulators.Load(key)
 	if !ok {
-		args := append([]string{"-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", "-o", path}, defines...)
-		args = append(args, filepath.Join("..", "testdata", "hipsim", "hipsim.c"))
-		if out, err := exec.Command(compiler(t, "cc"), args...).CombinedOutput(); err != nil {
+		if out, err := exec.Command(compiler(t, "cc"), append(args, "-o", path)...).CombinedOutput(); err != nil {
 			t.Fatalf("compiling the simulator: %v\n%s", err, out)
 		}
 		b, err := os.ReadFile(path)
@@ -81,7 +93,12 @@ type sim struct {
 // left alive in it.
 func openSim(t *testing.T, settings ...string) (*Runtime, *sim) {
 	t.Helper()
-	path := buildSim(t)
+	return openSimAt(t, buildSim(t), settings...)
+}
+
+// openSimAt is openSim for a library that is there.
+func openSimAt(t *testing.T, path string, settings ...string) (*Runtime, *sim) {
+	t.Helper()
 	lib, err := purego.Dlopen(path, purego.RTLD_NOW|purego.RTLD_LOCAL)
 	if err != nil {
 		t.Fatal(err)

@@ -14,68 +14,123 @@ import (
 )
 
 // openLibrary finds the library and binds it.
-func openLibrary(explicit string, log *slog.Logger) (*api, string, error) {
+func openLibrary(explicit string, log *slog.Logger) (*library, error) {
 	var table *api
-	f := finder{root: "/", env: os.Getenv, open: func(path string) (err error) {
-		table, err = bind(path)
+	var handle uintptr
+	f := finder{root: "/", env: os.Getenv, open: logged(log, func(path string) (err error) {
+		table = new(api)
+		handle, err = open(path, table, "HIP library")
+		return err
+	})}
+	path, err := f.find(explicit)
+	if err != nil {
+		return nil, err
+	}
+	table.bindHot(handle)
+	log.Debug("amdhip: library opened", "path", path)
+	return &library{table: table, path: path, compiler: func(major int) (*rtcLibrary, error) {
+		return openCompiler(major, path, handle, log)
+	}}, nil
+}
+
+// openCompiler finds hipRTC for the open HIP library and binds it.
+func openCompiler(major int, hip string, handle uintptr, log *slog.Logger) (*rtcLibrary, error) {
+	var table *rtcAPI
+	f := finder{root: "/", env: os.Getenv, open: logged(log, func(path string) (err error) {
+		table = new(rtcAPI)
+		if path == hip {
+			return bind(handle, table, "HIP library with hipRTC")
+		}
+		_, err = open(path, table, "hipRTC library")
+		return err
+	})}
+	var file string
+	if symbol, err := purego.Dlsym(handle, "hipGetDeviceCount"); err == nil {
+		file = mappedFile(symbol)
+	}
+	path, err := f.findCompiler(major, hip, file)
+	if err != nil {
+		return nil, err
+	}
+	log.Debug("amdhip: hipRTC found", "path", path)
+	return &rtcLibrary{api: table, path: path}, nil
+}
+
+// logged is try, with a message for each failure.
+func logged(log *slog.Logger, try func(path string) error) func(path string) error {
+	return func(path string) error {
+		err := try(path)
 		if err != nil {
 			log.Debug("amdhip: library not used", "path", path, "err", err)
 		}
 		return err
-	}}
-	path, err := f.find(explicit)
-	if err != nil {
-		return nil, "", err
 	}
-	log.Debug("amdhip: library opened", "path", path)
-	return table, path, nil
 }
 
-// bind opens the library and fills the table.
-func bind(path string) (*api, error) {
+// open opens the library and fills the table that table points to; what names the library in errors.
+func open(path string, table any, what string) (handle uintptr, err error) {
 	// Local, so that a second HIP of another major version in this process cannot be mixed with this one.
-	lib, err := purego.Dlopen(path, purego.RTLD_NOW|purego.RTLD_LOCAL)
+	handle, err = purego.Dlopen(path, purego.RTLD_NOW|purego.RTLD_LOCAL)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	table := new(api)
-	if missing := table.bindAll(lib); len(missing) > 0 {
+	if err := bind(handle, table, what); err != nil {
 		// Nothing of it was called yet, so it can still be unloaded.
-		_ = purego.Dlclose(lib)
-		return nil, fmt.Errorf("not a usable HIP library, it lacks %s", strings.Join(missing, ", "))
+		_ = purego.Dlclose(handle)
+		return 0, err
 	}
-	table.bindHot(lib)
-	return table, nil
+	return handle, nil
 }
 
-// bindAll looks up the symbol of every field and returns the required ones that are missing.
-func (t *api) bindAll(lib uintptr) (missing []string) {
-	table := reflect.ValueOf(t).Elem()
+// bind looks up the symbol of every field of the table that table points to. Only those after a blank field may be missing.
+func bind(handle uintptr, table any, what string) error {
+	v := reflect.ValueOf(table).Elem()
 	optional := false
-	for i := range table.NumField() {
-		name := table.Type().Field(i).Name
+	var missing []string
+	for i := range v.NumField() {
+		name := v.Type().Field(i).Name
 		if name == "_" {
 			optional = true
 			continue
 		}
-		symbol, err := purego.Dlsym(lib, name)
+		symbol, err := purego.Dlsym(handle, name)
 		if err != nil {
 			if !optional {
 				missing = append(missing, name)
 			}
 			continue
 		}
-		field := table.Field(i)
+		field := v.Field(i)
 		purego.RegisterFunc(reflect.NewAt(field.Type(), unsafe.Pointer(field.UnsafeAddr())).Interface(), symbol)
 	}
-	return missing
+	if len(missing) > 0 {
+		return fmt.Errorf("not a usable %s, it lacks %s", what, strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// mappedFile returns the file that is mapped at addr, "" if it is unknown. The kernel names it without symbolic links.
+func mappedFile(addr uintptr) string {
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(maps)) {
+		var from, to uintptr
+		if n, _ := fmt.Sscanf(line, "%x-%x", &from, &to); n == 2 && from <= addr && addr < to {
+			if i := strings.IndexByte(line, '/'); i >= 0 {
+				return strings.TrimSpace(line[i:])
+			}
+		}
+	}
+	return ""
 }
 
 // bindHot replaces the calls of the copy loop, which have no out-parameters, by direct ones: a third of the time and a
 // fraction of the garbage of those made by reflection.
 func (t *api) bindHot(lib uintptr) {
 	symbol := func(name string) uintptr {
-		p, _ := purego.Dlsym(lib, name) // bindAll has found it
+		p, _ := purego.Dlsym(lib, name) // bindTable has found it
 		return p
 	}
 	one := func(name string) func(uintptr) Status {

@@ -81,6 +81,7 @@ func TestOpenWithoutOptionalSymbols(t *testing.T) {
 		"hipMemcpyPeerAsync":         func() error { return s.CopyPeer(m.Ptr(), m.Ptr(), d, 1) },
 		"hipIpcGetMemHandle":         func() error { _, err := m.IPCHandle(); return err },
 		"hipIpcOpenMemHandle":        func() error { _, err := d.OpenIPC(IPCHandle{}); return err },
+		"hipModuleLoadData":          func() error { _, err := d.LoadModule([]byte("code")); return err },
 	}
 	for name, call := range calls {
 		err := call()

@@ -26,6 +26,7 @@ type Runtime struct {
 	path   string
 	log    *slog.Logger
 	soft   *Software
+	rtc    func() (*rtcLibrary, error) // finds hipRTC, once; nil: there is none
 	pins   *pinTable
 	closed atomic.Bool
 	open   atomic.Int64 // handles that are open
@@ -58,11 +59,26 @@ func Open(o Options) (*Runtime, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	table, path, err := openLibrary(o.Library, log)
+	lib, err := openLibrary(o.Library, log)
 	if err != nil {
 		return nil, err
 	}
-	return newRuntime(table, "hip", path, log), nil
+	rt := newRuntime(lib.table, "hip", lib.path, log)
+	rt.rtc = sync.OnceValues(func() (*rtcLibrary, error) {
+		version, _, err := rt.Version()
+		if err != nil {
+			return nil, err
+		}
+		return lib.compiler(version / 1e7)
+	})
+	return rt, nil
+}
+
+// library is an open HIP library.
+type library struct {
+	table    *api
+	path     string                               // under which it was opened
+	compiler func(major int) (*rtcLibrary, error) // finds the hipRTC that belongs to it
 }
 
 // Close ends the runtime: after it no device is given out and nothing can be created. Close what was created first. With

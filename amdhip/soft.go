@@ -31,6 +31,8 @@ type SoftwareOptions struct {
 	Integrated bool
 	// Poison fills fresh device memory with a pattern, so that bytes nobody wrote show.
 	Poison bool
+	// Shared makes device memory so that other processes can open it by its IPC handle. Linux only.
+	Shared bool
 	// Logger receives what was left unreleased at Close, at debug level; nil is silent.
 	Logger *slog.Logger
 }
@@ -45,6 +47,7 @@ type SoftwareStats struct {
 	PinnedBytes     uint64 // in host allocations and registrations
 	IPCMappings     int    // opened IPC handles
 	Streams, Events int
+	Modules         int // loaded code
 
 	// Since OpenSoftware.
 
@@ -63,6 +66,8 @@ type SoftwareStats struct {
 //   - A copy or memset whose device memory is not on the stream's device is refused with ErrInvalidValue (HIP would move
 //     it to the other device's null stream). Copies between devices go through hipMemcpyPeerAsync.
 //   - The kind of a copy must fit its addresses, else ErrInvalidValue.
+//   - Kernels are Go functions, see Offer; hipRTC makes no code but checks that they are known. A function is looked up and
+//     launched with its device current, and launched with as many arguments as the kernel has, on a grid of one dimension.
 //   - Addresses of freed memory are never used again; memory that is gone when a copy executes is ErrIllegalAddress.
 //   - An operation that fails makes its stream fail: later operations of it are skipped, and everything that waits for
 //     them is told the same code. Streams that wait for an event of a failed stream fail, too.
@@ -70,6 +75,7 @@ type Software struct {
 	opts   SoftwareOptions
 	epoch  time.Time // of the model's clock
 	serial uint64    // tells Softwares of this process apart in IPC handles
+	start  uint64    // of this process, for IPC handles; 0 without SoftwareOptions.Shared
 	names  map[string]*softCall
 	quit   chan struct{} // closed by close
 	ended  sync.WaitGroup
@@ -91,6 +97,11 @@ type Software struct {
 	stats   SoftwareStats
 	stalls  []chan struct{} // of the faults injected since the last ClearFaults
 
+	kernels   map[string]softKernel // that Offer made known
+	programs  map[uintptr]*softProgram
+	modules   map[uintptr]*softModule
+	functions map[uintptr]*softFunction
+
 	unmapping error // of unmapping memory; the bookkeeping is wrong then
 }
 
@@ -104,6 +115,8 @@ func OpenSoftware(o SoftwareOptions) (*Runtime, error) {
 	}
 	rt := newRuntime(sw.table(), "soft", "", o.Logger)
 	rt.soft = sw
+	lib := &rtcLibrary{api: sw.rtcTable(), path: "software device"}
+	rt.rtc = func() (*rtcLibrary, error) { return lib, nil }
 	return rt, nil
 }
 
@@ -131,8 +144,16 @@ func newSoftware(o SoftwareOptions) (*Software, error) {
 		}
 		o.Memory = total
 	}
+	var start uint64
+	if o.Shared {
+		var err error
+		if start, err = processStart("self"); err != nil {
+			return nil, fmt.Errorf("software device: memory to share with other processes: %w", err)
+		}
+	}
 	sw := &Software{
 		opts:    o,
+		start:   start,
 		epoch:   time.Now(),
 		serial:  ipcSerial.Add(1),
 		names:   make(map[string]*softCall),
@@ -141,10 +162,17 @@ func newSoftware(o SoftwareOptions) (*Software, error) {
 		streams: make(map[uintptr]*softStream),
 		events:  make(map[uintptr]*softEvent),
 		handle:  firstHandle,
+
+		kernels:   make(map[string]softKernel),
+		programs:  make(map[uintptr]*softProgram),
+		modules:   make(map[uintptr]*softModule),
+		functions: make(map[uintptr]*softFunction),
 	}
-	for field := range reflect.TypeFor[api]().Fields() {
-		if field.Name != "_" {
-			sw.names[field.Name] = new(softCall)
+	for _, table := range []reflect.Type{reflect.TypeFor[api](), reflect.TypeFor[rtcAPI]()} {
+		for field := range table.Fields() {
+			if field.Name != "_" {
+				sw.names[field.Name] = new(softCall)
+			}
 		}
 	}
 	for i := range o.Devices {
@@ -204,6 +232,11 @@ func (sw *Software) table() *api {
 		hipIpcGetMemHandle:          sw.ipcGetMemHandle,
 		hipIpcOpenMemHandle:         sw.ipcOpenMemHandle,
 		hipIpcCloseMemHandle:        sw.ipcCloseMemHandle,
+
+		hipModuleLoadData:     sw.moduleLoadData,
+		hipModuleUnload:       sw.moduleUnload,
+		hipModuleGetFunction:  sw.moduleGetFunction,
+		hipModuleLaunchKernel: sw.moduleLaunchKernel,
 	}
 }
 
@@ -216,7 +249,7 @@ func (sw *Software) newHandle() uintptr {
 	return sw.handle
 }
 
-// Calls returns how often each HIP function was called, under HIP's name, for those that were.
+// Calls returns how often each function of HIP and hipRTC was called, under its own name, for those that were.
 func (sw *Software) Calls() map[string]int {
 	calls := make(map[string]int)
 	for name, c := range sw.names {
@@ -267,10 +300,10 @@ func (sw *Software) close() error {
 
 	sw.ended.Wait()
 	if log := sw.opts.Logger; log != nil && left.Allocations+left.HostAllocations+left.Registrations+
-		left.IPCMappings+left.Streams+left.Events > 0 {
+		left.IPCMappings+left.Streams+left.Events+left.Modules > 0 {
 		log.Debug("software device closed while in use", "allocations", left.Allocations,
 			"host allocations", left.HostAllocations, "registrations", left.Registrations,
-			"IPC mappings", left.IPCMappings, "streams", left.Streams, "events", left.Events)
+			"IPC mappings", left.IPCMappings, "streams", left.Streams, "events", left.Events, "modules", left.Modules)
 	}
 
 	sw.mu.Lock()

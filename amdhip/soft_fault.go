@@ -3,14 +3,17 @@ package amdhip
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 )
 
-// Fault makes calls of one HIP function fail.
+// Fault makes calls of one function of HIP or hipRTC fail.
 type Fault struct {
-	Func string // HIP's name of the function, "hipMemcpyAsync"
+	Func string // its own name, "hipMemcpyAsync" or "hiprtcCompileProgram"
 	N    int    // the Nth call from now, the first is 1; 0 means every call
-	Code Status // what the call answers or, with Async, what the operation fails with
+	// Code is what the call answers or, with Async, what the operation fails with. For functions of hipRTC it is the number
+	// of an RTCStatus.
+	Code Status
 
 	// Async lets the call succeed and the operation fail when its stream executes it. The stream is broken from then on:
 	// later queries and waits of it, and of events recorded on it afterwards, report Code.
@@ -23,6 +26,7 @@ type Fault struct {
 // streamFuncs are the functions that put an operation on a stream, those that Async and Stall make sense for.
 var streamFuncs = []string{
 	"hipMemcpyAsync", "hipMemcpyPeerAsync", "hipMemsetAsync", "hipStreamWaitEvent", "hipEventRecord", "hipFreeAsync",
+	"hipModuleLaunchKernel",
 }
 
 // softCall counts the calls of one function and holds the faults that wait for one.
@@ -50,7 +54,7 @@ type delayed struct {
 func (sw *Software) Inject(f Fault) {
 	c := sw.names[f.Func]
 	switch {
-	case c == nil || f.Func == "hipGetErrorName" || f.Func == "hipGetErrorString":
+	case c == nil || f.Func == "hipGetErrorName" || strings.HasSuffix(f.Func, "GetErrorString"):
 		panic(fmt.Sprintf("amdhip: Inject: no function %q in the table that could fail", f.Func))
 	case (f.Async || f.Stall) && !slices.Contains(streamFuncs, f.Func):
 		panic(fmt.Sprintf("amdhip: Inject: %s puts nothing on a stream, so it cannot fail there", f.Func))

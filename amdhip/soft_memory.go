@@ -2,6 +2,8 @@ package amdhip
 
 import (
 	"errors"
+	"math/rand/v2"
+	"os"
 	"slices"
 	"unsafe"
 )
@@ -23,6 +25,8 @@ type block struct {
 	mem    []byte
 	mapped bool // by this package, so unmapped in the end
 	refs   int
+	file   *os.File // through which other processes map it while it is allocated; else nil
+	nonce  uint64   // in the file's name
 }
 
 type regionKind uint8
@@ -105,6 +109,9 @@ func (sw *Software) release(b *block) {
 	sw.mu.Lock()
 	b.refs--
 	last := b.refs == 0
+	if last {
+		sw.unshare(b)
+	}
 	sw.mu.Unlock()
 	if !last || !b.mapped {
 		return
@@ -161,6 +168,9 @@ func (sw *Software) remove(r *region) {
 	i := list.at(r.addr)
 	*list = slices.Delete(*list, i, i+1)
 	sw.count(r, -1)
+	if r.kind == deviceRegion {
+		sw.unshare(r.block)
+	}
 }
 
 func (sw *Software) count(r *region, sign int) {
@@ -196,14 +206,27 @@ func (sw *Software) allocate(dev *softDevice, n uintptr) (*region, Status) {
 	if !ok {
 		return nil, ErrOutOfMemory
 	}
-	// Ordinary pages: virtual machines that give free memory back to their host are several times slower with huge ones.
-	mem, err := mapAnonymous(int(n))
+	b, err := sw.newBlock(int(n))
 	if err != nil {
 		return nil, ErrOutOfMemory
 	}
-	r := &region{addr: addr, kind: deviceRegion, dev: dev, block: &block{mem: mem, mapped: true}}
+	r := &region{addr: addr, kind: deviceRegion, dev: dev, block: b}
 	sw.insert(r)
 	return r, Success
+}
+
+// newBlock maps the n bytes of a device allocation, of ordinary pages: virtual machines that give free memory back to their host
+// are several times slower with huge ones.
+func (sw *Software) newBlock(n int) (*block, error) {
+	b := &block{mapped: true}
+	var err error
+	if sw.opts.Shared {
+		b.nonce = rand.Uint64()
+		b.mem, b.file, err = mapShared(n, b.nonce)
+	} else {
+		b.mem, err = mapAnonymous(n)
+	}
+	return b, err
 }
 
 // mallocOn is hipMalloc and hipMallocAsync once the device is known.

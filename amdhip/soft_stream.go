@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// firstHandle is where the numbers of streams and events start: no address of anything, and none that HIP gives a
+// firstHandle is where the numbers of streams, events and the like start: no address of anything, and none that HIP gives a
 // meaning (0 is the null stream, 1 and 2 are special ones).
 const firstHandle = 0x5f00_0000_0000
 
@@ -18,6 +18,7 @@ const (
 	opSet
 	opWait
 	opFree
+	opLaunch
 )
 
 // softOp is an operation in the queue of a stream.
@@ -25,12 +26,13 @@ type softOp struct {
 	kind     opKind
 	at       time.Duration // when it was put there
 	late     delayed
-	dst, src operand  // src of opCopy only
-	links    [2]*link // that a copy goes over, nil: none
-	value    byte     // of opSet
-	marker   *marker  // completed when the operation has been executed; may be nil
-	wait     *marker  // of opWait
-	region   *region  // of opFree
+	dst, src operand     // src of opCopy only
+	links    [2]*link    // that a copy goes over, nil: none
+	value    byte        // of opSet
+	marker   *marker     // completed when the operation has been executed; may be nil
+	wait     *marker     // of opWait
+	region   *region     // of opFree
+	launch   *SoftLaunch // of opLaunch
 }
 
 // marker is a point in a stream: what an event records and what synchronization waits for.
@@ -302,6 +304,8 @@ func (s *softStream) execute(op *softOp) Status {
 		return s.copy(op)
 	case op.kind == opSet:
 		return s.set(op)
+	case op.kind == opLaunch:
+		return s.launch(op.launch)
 	case op.kind == opWait:
 		select {
 		case <-op.wait.done:

@@ -237,31 +237,35 @@ func TestSoftFaultAsync(t *testing.T) {
 // Every function counts its calls, can be made to fail, and takes null pointers and handles without a crash.
 func TestSoftEveryFunction(t *testing.T) {
 	rt, _ := openSoft(t, SoftwareOptions{})
-	table := reflect.ValueOf(rt.api).Elem()
-	for i := range table.NumField() {
-		name, f := table.Type().Field(i).Name, table.Field(i)
-		if f.Kind() != reflect.Func {
-			continue
+	for _, table := range []reflect.Value{reflect.ValueOf(rt.api).Elem(), reflect.ValueOf(value(rt.compiler())(t).api).Elem()} {
+		for i := range table.NumField() {
+			name, f := table.Type().Field(i).Name, table.Field(i)
+			if f.Kind() != reflect.Func {
+				continue
+			}
+			f = reflect.NewAt(f.Type(), f.Addr().UnsafePointer()).Elem() // one that reflection may call
+			t.Run(name, func(t *testing.T) { callTwice(t, rt.Software(), name, f) })
 		}
-		f = reflect.NewAt(f.Type(), f.Addr().UnsafePointer()).Elem() // one that reflection may call
-		t.Run(name, func(t *testing.T) {
-			var zeros []reflect.Value
-			for in := range f.Type().Ins() {
-				zeros = append(zeros, reflect.Zero(in))
-			}
-			before := rt.Software().Calls()[name]
-			f.Call(zeros)
-			if f.Type().Out(0).Kind() != reflect.String {
-				rt.Software().Inject(Fault{Func: name, N: 1, Code: ErrLaunchFailure})
-				if got := f.Call(zeros)[0].Interface(); got != ErrLaunchFailure {
-					t.Errorf("with a fault: %v, want %v", got, ErrLaunchFailure)
-				}
-				before++
-			}
-			if got := rt.Software().Calls()[name]; got != before+1 {
-				t.Errorf("%d calls were counted, want %d", got, before+1)
-			}
-		})
+	}
+}
+
+// callTwice calls a function of the table with zeros for all arguments, without a fault and with one.
+func callTwice(t *testing.T, sw *Software, name string, f reflect.Value) {
+	var zeros []reflect.Value
+	for in := range f.Type().Ins() {
+		zeros = append(zeros, reflect.Zero(in))
+	}
+	before := sw.Calls()[name]
+	f.Call(zeros)
+	if f.Type().Out(0).Kind() != reflect.String {
+		sw.Inject(Fault{Func: name, N: 1, Code: ErrLaunchFailure})
+		if got := f.Call(zeros)[0].Int(); got != int64(ErrLaunchFailure) {
+			t.Errorf("with a fault: %v, want %v", got, ErrLaunchFailure)
+		}
+		before++
+	}
+	if got := sw.Calls()[name]; got != before+1 {
+		t.Errorf("%d calls were counted, want %d", got, before+1)
 	}
 }
 
@@ -274,6 +278,8 @@ func TestSoftInjectPanics(t *testing.T) {
 		{"no such function", Fault{Func: "hipLaunchKernel", Code: 1}},
 		{"blank", Fault{Func: "_", Code: 1}},
 		{"function without a code", Fault{Func: "hipGetErrorName", Code: 1}},
+		{"function of hipRTC without a code", Fault{Func: "hiprtcGetErrorString", Code: 1}},
+		{"async of compiling", Fault{Func: "hiprtcCompileProgram", Code: 1, Async: true}},
 		{"async of what is no operation", Fault{Func: "hipMalloc", Code: 1, Async: true}},
 		{"stall of what is no operation", Fault{Func: "hipEventQuery", Stall: true}},
 		{"no effect", Fault{Func: "hipMalloc"}},

@@ -21,11 +21,16 @@ const (
 	ErrInsufficientDriver          Status = 35
 	ErrNoDevice                    Status = 100
 	ErrInvalidDevice               Status = 101
+	ErrInvalidImage                Status = 200 // no code object
+	ErrNoBinaryForGPU              Status = 209 // a code object for another architecture
 	ErrECCNotCorrectable           Status = 214
 	ErrPeerAccessUnsupported       Status = 217
+	ErrInvalidSource               Status = 300
 	ErrInvalidHandle               Status = 400
+	ErrNotFound                    Status = 500
 	ErrNotReady                    Status = 600 // an answer, not a failure
 	ErrIllegalAddress              Status = 700
+	ErrLaunchOutOfResources        Status = 701
 	ErrPeerAccessAlreadyEnabled    Status = 704
 	ErrPeerAccessNotEnabled        Status = 705
 	ErrContextIsDestroyed          Status = 709
@@ -51,9 +56,11 @@ var statusNames = map[Status]string{
 	ErrNotInitialized: "hipErrorNotInitialized", ErrDeinitialized: "hipErrorDeinitialized",
 	ErrInvalidDevicePointer: "hipErrorInvalidDevicePointer", ErrInvalidMemcpyDirection: "hipErrorInvalidMemcpyDirection",
 	ErrInsufficientDriver: "hipErrorInsufficientDriver", ErrNoDevice: "hipErrorNoDevice",
-	ErrInvalidDevice: "hipErrorInvalidDevice", ErrECCNotCorrectable: "hipErrorECCNotCorrectable",
-	ErrPeerAccessUnsupported: "hipErrorPeerAccessUnsupported", ErrInvalidHandle: "hipErrorInvalidHandle",
-	ErrNotReady: "hipErrorNotReady", ErrIllegalAddress: "hipErrorIllegalAddress",
+	ErrInvalidDevice: "hipErrorInvalidDevice", ErrInvalidImage: "hipErrorInvalidImage",
+	ErrNoBinaryForGPU: "hipErrorNoBinaryForGpu", ErrECCNotCorrectable: "hipErrorECCNotCorrectable",
+	ErrPeerAccessUnsupported: "hipErrorPeerAccessUnsupported", ErrInvalidSource: "hipErrorInvalidSource",
+	ErrInvalidHandle: "hipErrorInvalidHandle", ErrNotFound: "hipErrorNotFound", ErrNotReady: "hipErrorNotReady",
+	ErrIllegalAddress: "hipErrorIllegalAddress", ErrLaunchOutOfResources: "hipErrorLaunchOutOfResources",
 	ErrPeerAccessAlreadyEnabled: "hipErrorPeerAccessAlreadyEnabled", ErrPeerAccessNotEnabled: "hipErrorPeerAccessNotEnabled",
 	ErrContextIsDestroyed: "hipErrorContextIsDestroyed", ErrHostMemoryAlreadyRegistered: "hipErrorHostMemoryAlreadyRegistered",
 	ErrHostMemoryNotRegistered: "hipErrorHostMemoryNotRegistered", ErrLaunchFailure: "hipErrorLaunchFailure",

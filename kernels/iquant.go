@@ -4,6 +4,8 @@ import (
 	_ "embed" // for the grids
 	"encoding/binary"
 	"math/bits"
+
+	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
 
 // The i-quants: super-blocks of 256 outputs whose codes are indices into a grid of 8 or 4 outputs at a time. g counts the
@@ -164,4 +166,24 @@ func decodeIQ4_XS(x *[maxBlock]float32, b []byte) {
 		scale := int(low[g/2]>>(4*(g%2))&15) | int(high>>(2*g)&3)<<4
 		lookupNibbles(x[32*g:32*g+32], q[16*g:16*g+16], &kvaluesIQ4NL, d*float32(scale-32))
 	}
+}
+
+// Grid returns the grid of an i-quant type as ggml has it: entries of 8 bytes, of 4 for IQ3, each byte an output before scaling;
+// those of IQ1 are signed. It is "" for types without a grid.
+func Grid(t gguf.Type) string {
+	switch t {
+	case gguf.IQ2_XXS:
+		return gridIQ2XXS
+	case gguf.IQ2_XS:
+		return gridIQ2XS
+	case gguf.IQ2_S:
+		return gridIQ2S
+	case gguf.IQ3_XXS:
+		return gridIQ3XXS
+	case gguf.IQ3_S:
+		return gridIQ3S
+	case gguf.IQ1_S, gguf.IQ1_M:
+		return gridIQ1S
+	}
+	return ""
 }

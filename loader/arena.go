@@ -17,9 +17,10 @@ type arena struct {
 }
 
 // newArena allocates n bytes. On a device that shares the host's memory there is nothing to stage for: the arena is then
-// page-locked host memory that the device sees, and weights are written straight into it.
-func newArena(dev *amdhip.Device, n uint64) (arena, error) {
-	if !dev.Integrated() {
+// page-locked host memory that the device sees, and weights are written straight into it. Other processes can open device
+// memory only, so what is exported is that.
+func newArena(dev *amdhip.Device, n uint64, exported bool) (arena, error) {
+	if !dev.Integrated() || exported {
 		mem, err := dev.Malloc(n)
 		if err != nil {
 			return arena{}, err

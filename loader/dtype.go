@@ -66,6 +66,9 @@ type Rule struct {
 	DType DType
 }
 
+// String returns the form that ParseRule reads.
+func (r Rule) String() string { return fmt.Sprintf("%v=%v", r.Name, r.DType) }
+
 // ParseRule reads the form 'REGEXP=DTYPE'; the last '=' divides.
 func ParseRule(s string) (Rule, error) {
 	i := strings.LastIndexByte(s, '=')

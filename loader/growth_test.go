@@ -53,8 +53,8 @@ func bookkeeping(tb testing.TB, path string) (chunks int) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	c := p.cut(p.opts.Chunk, p.opts.Threads)
-	newLatch(len(p.Tensors), c)
+	c := p.cut(p.opts.Chunk, p.opts.Threads, true)
+	new(latch).set(len(p.Tensors), c)
 	s, err := newSource(p, c)
 	if err != nil {
 		tb.Fatal(err)

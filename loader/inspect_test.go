@@ -101,7 +101,7 @@ func TestRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chunks := p.cut(minChunk, 4)
+	chunks := p.cut(minChunk, 4, true)
 	starts := runs(chunks)
 	for i := range p.Tensors {
 		if x := &p.Tensors[i]; x.Bytes <= minChunk {
@@ -225,7 +225,7 @@ func BenchmarkInspect(b *testing.B) {
 				out := make([]byte, p.opts.Chunk)
 				b.SetBytes(2 * elems)
 				for b.Loop() {
-					chunks := p.cut(len(out), 0)
+					chunks := p.cut(len(out), 0, true)
 					src, err := newSource(p, chunks)
 					if err != nil {
 						b.Fatal(err)
@@ -233,7 +233,7 @@ func BenchmarkInspect(b *testing.B) {
 					fill := filler{plan: p, ker: ker, inspect: newInspector(p, newSums(p))}
 					read := newReader(src, &fill, "worker")
 					for i := range chunks {
-						fill.begin(out[:chunks[i].bytes])
+						fill.begin(out[:chunks[i].bytes], false)
 						if err := read.read(chunks[i].segs); err != nil {
 							b.Fatal(err)
 						}

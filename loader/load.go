@@ -34,17 +34,16 @@ func Load(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*M
 // has ended.
 func Start(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
 	began := time.Now()
-	w, ker, err := prepare(ctx, dev, m, o)
+	w, conv, err := prepare(ctx, dev, m, o)
 	if err != nil {
 		return nil, err
 	}
-	p := &pipeline{model: w, opts: w.plan.opts, ker: ker, began: began, last: make(chan struct{})}
+	p := &pipeline{model: w, opts: w.plan.opts, conv: conv, began: began}
 	if err := p.open(); err != nil {
 		return nil, errors.Join(err, p.close(), w.free())
 	}
-	p.ctx, p.cancel = context.WithCancelCause(ctx)
-	w.cancel = p.cancel
-	go p.run()
+	ctx, w.cancel = context.WithCancelCause(ctx)
+	go p.run(ctx)
 	return w, nil
 }
 
@@ -56,7 +55,7 @@ func Start(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*
 type pipeline struct {
 	model   *Model
 	opts    Options
-	ker     *kernels.Kernels
+	conv    converters
 	began   time.Time
 	way     way
 	src     *source
@@ -66,9 +65,12 @@ type pipeline struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc // the first call's error is the load's
 
+	expandFailed atomic.Bool // something failed on the device while it was to convert
+
 	next     atomic.Int64  // chunk, or run, to be taken
 	arrived  atomic.Int64  // chunks
 	bytes    atomic.Int64  // uploaded
+	total    int64         // to be uploaded
 	flying   atomic.Int64  // copies enqueued and not yet ended
 	unpinned atomic.Int64  // copies from memory that is not pinned
 	last     chan struct{} // closed when the last chunk has arrived
@@ -77,7 +79,7 @@ type pipeline struct {
 // open makes what the pipeline works with.
 func (p *pipeline) open() error {
 	w := p.model
-	if w.dev.Integrated() {
+	if w.dev.Integrated() && p.conv.gpu == nil && !p.opts.exported {
 		p.way = &shared{p: p}
 	} else {
 		s, err := newStaged(p)
@@ -86,9 +88,13 @@ func (p *pipeline) open() error {
 		}
 		p.way = s
 	}
-	w.streams = p.way.streams()
-	w.chunks = w.plan.cut(p.way.chunkBytes(), p.opts.Threads)
-	w.ready, w.issued = newLatch(len(w.plan.Tensors), w.chunks), newLatch(len(w.plan.Tensors), w.chunks)
+	w.chunks = w.plan.cut(p.way.chunkBytes(), p.opts.Threads, true)
+	w.ready.set(len(w.plan.Tensors), w.chunks)
+	w.issued.set(len(w.plan.Tensors), w.chunks)
+	p.last, p.total = make(chan struct{}), 0
+	for i := range w.chunks {
+		p.total += int64(w.chunks[i].bytes)
+	}
 	src, err := newSource(w.plan, w.chunks)
 	if err != nil {
 		return err
@@ -100,24 +106,88 @@ func (p *pipeline) open() error {
 	if p.opts.Hash {
 		p.runs = runs(w.chunks)
 	}
-	w.report.Streams, w.report.ChunkBytes = len(w.streams), p.way.chunkBytes()
-	w.report.Threads = len(p.workers)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.streams = p.way.streams()
+	r := &w.report
+	r.Streams, r.ChunkBytes, r.Threads = len(w.streams), p.way.chunkBytes(), len(p.workers)
+	r.Expanded, r.ScratchBytes = w.plan.expanded(), p.way.scratchBytes()
 	return nil
 }
 
-// close gives back what open made. Nothing may be on its way.
+// close gives back what open made, and the device's kernels. Nothing may be on its way.
 func (p *pipeline) close() error {
+	var errs []error
 	if p.src != nil {
 		p.src.close()
 	}
 	if p.way != nil {
-		return p.way.close()
+		errs = append(errs, p.way.close())
 	}
-	return nil
+	if p.conv.gpu != nil {
+		errs = append(errs, p.conv.gpu.Close())
+	}
+	p.src, p.way, p.workers, p.runs, p.conv.gpu = nil, nil, nil, nil, nil
+	return errors.Join(errs...)
 }
 
 // run drives the load to its end, good or bad. It is the one goroutine that ends it.
-func (p *pipeline) run() {
+func (p *pipeline) run(ctx context.Context) {
+	transfer, stuck, err := p.transfer(ctx)
+	if err != nil && !stuck && p.expandFailed.Load() && p.opts.Dequant == DequantAuto && ctx.Err() == nil {
+		p.opts.Logger.Warn("the device failed to convert, the CPU does it", "error", err)
+		if err = p.startOver(); err == nil {
+			transfer, stuck, err = p.transfer(ctx)
+		}
+	}
+	w := p.model
+	w.mu.Lock()
+	r := &w.report
+	r.UploadBytes, r.UnpinnedCopies = uint64(p.bytes.Load()), p.unpinned.Load()
+	if p.way != nil {
+		stats := p.way.stats()
+		r.PinnedBytes, r.Pin, r.PinTotal = stats.PinnedBytes, stats.FirstPin, stats.TotalPin
+	}
+	if p.src != nil {
+		r.MappedBytes, r.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.direct.Load())
+	}
+	if stuck {
+		p.way.abandon()
+		w.stuck.Store(true)
+	} else {
+		err = errors.Join(err, p.close())
+	}
+	r.Transfer, r.Total = transfer, time.Since(p.began)
+	w.streams = nil
+	w.err = err
+	if err != nil && !stuck {
+		w.err = errors.Join(err, w.free())
+	}
+	w.mu.Unlock()
+	w.cancel(nil)
+	close(w.finished)
+}
+
+// startOver prepares for another attempt, in which the CPU converts. Tensors that have arrived are written again, with the same
+// bytes.
+func (p *pipeline) startOver() error {
+	if err := p.close(); err != nil {
+		return err
+	}
+	plan := p.model.plan
+	for i := range plan.Tensors {
+		plan.Tensors[i].expand = false
+	}
+	p.next.Store(0)
+	p.arrived.Store(0)
+	p.bytes.Store(0)
+	p.flying.Store(0)
+	return p.open()
+}
+
+// transfer is one attempt to get everything to the device. With stuck it has ended while the device or a worker goes on.
+func (p *pipeline) transfer(ctx context.Context) (took time.Duration, stuck bool, err error) {
+	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	start := time.Now()
 	var workers sync.WaitGroup
 	for _, wk := range p.workers {
@@ -135,38 +205,16 @@ func (p *pipeline) run() {
 	case <-p.last:
 	case <-p.ctx.Done():
 	}
-	transfer := time.Since(start)
+	took = time.Since(start)
 	close(watch)
-	err := context.Cause(p.ctx) // before the regular end is marked by cancelling, too
+	err = context.Cause(p.ctx) // before the regular end is marked by cancelling, too
 	select {
 	case <-p.last:
 		err = nil // a cancellation that came after the last chunk changes nothing
 	default:
 	}
 	p.cancel(nil)
-
-	stuck := !p.settle(idle)
-	stats := p.way.stats()
-	w := p.model
-	w.mu.Lock()
-	if stuck {
-		p.way.abandon()
-		w.stuck.Store(true)
-	} else {
-		err = errors.Join(err, p.close())
-	}
-	w.streams = nil
-	w.err = err
-	r := &w.report
-	r.UploadBytes, r.UnpinnedCopies = uint64(p.bytes.Load()), p.unpinned.Load()
-	r.MappedBytes, r.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.direct.Load())
-	r.PinnedBytes, r.Pin, r.PinTotal = stats.PinnedBytes, stats.FirstPin, stats.TotalPin
-	r.Transfer, r.Total = transfer, time.Since(p.began)
-	if err != nil && !stuck {
-		w.err = errors.Join(err, w.free())
-	}
-	w.mu.Unlock()
-	close(w.finished)
+	return took, !p.settle(idle), err
 }
 
 // settle waits until no worker and no copy is under way. It is false when that does not come about within Options.Stall:
@@ -186,7 +234,7 @@ func (p *pipeline) arrive(c *chunk) {
 	p.model.ready.pass(c)
 	sum := p.bytes.Add(int64(c.bytes))
 	if p.opts.Progress != nil {
-		p.opts.Progress(sum, int64(p.model.plan.DeviceBytes))
+		p.opts.Progress(sum, p.total)
 	}
 	if p.arrived.Add(1) == int64(len(p.model.chunks)) {
 		close(p.last)
@@ -198,16 +246,22 @@ func (p *pipeline) name(c *chunk) string { return p.model.plan.Tensors[c.segs[0]
 
 // stage is what a worker does to c.
 func (p *pipeline) stage(c *chunk) string {
-	if t := &p.model.plan.Tensors[c.segs[0].tensor]; t.Target == t.Type {
+	if t := &p.model.plan.Tensors[c.segs[0].tensor]; t.Target == t.Type || c.expand {
 		return "stage"
 	}
 	return "dequantize"
 }
 
-// chunkError says that the copy of c failed.
+// chunkError says that the copy of c, or what came with it on its stream, failed.
 func (p *pipeline) chunkError(c *chunk, err error) error {
-	s := &c.segs[0]
-	return &TensorError{Tensor: p.name(c), Op: "copy", Offset: int64(p.model.plan.tensorOffset(c, s)), Bytes: c.bytes, Err: err}
+	if p.conv.gpu != nil {
+		p.expandFailed.Store(true)
+	}
+	op := "copy"
+	if c.expand {
+		op = "expand"
+	}
+	return &TensorError{Tensor: p.name(c), Op: op, Offset: int64(p.model.plan.tensorOffset(&c.segs[0])), Bytes: c.bytes, Err: err}
 }
 
 // watch gives up on a load that makes no progress, and warns before that. It ends when stop is closed.
@@ -275,7 +329,7 @@ type worker struct {
 }
 
 func newWorker(p *pipeline, i int) *worker {
-	wk := &worker{p: p, track: fmt.Sprintf("worker %d", i), fill: filler{plan: p.model.plan, ker: p.ker, around: p.way.uncached()}}
+	wk := &worker{p: p, track: fmt.Sprintf("worker %d", i), fill: filler{plan: p.model.plan, ker: p.conv.cpu, around: p.way.uncached()}}
 	wk.fill.inspect = newInspector(p.model.plan, p.model.sums)
 	wk.read = newReader(p.src, &wk.fill, fmt.Sprintf("reader %d", i))
 	wk.filling.Store(-1)
@@ -299,7 +353,7 @@ func (wk *worker) run() {
 		c := &p.model.chunks[i]
 		t1 := wk.now()
 		wk.filling.Store(int64(i))
-		wk.fill.begin(p.way.room(wk, c))
+		wk.fill.begin(p.way.room(wk, c), c.expand)
 		err := wk.read.read(c.segs)
 		wk.filling.Store(-1)
 		if err != nil {
@@ -334,12 +388,13 @@ type filler struct {
 	ker     *kernels.Kernels
 	inspect *inspector
 	around  bool // write around the caches
+	expand  bool // the device converts: blocks are copied as they are
 	buf     []byte
 	end     int // of what has been filled
 }
 
 // begin starts a new chunk that buf is to hold.
-func (f *filler) begin(buf []byte) { f.buf, f.end = buf, 0 }
+func (f *filler) begin(buf []byte, expand bool) { f.buf, f.end, f.expand = buf, 0, expand }
 
 // place returns where a segment goes, and clears the padding before it. Segments are to be placed in order.
 func (f *filler) place(s *segment) []byte {
@@ -373,7 +428,7 @@ func (f *filler) from(s *segment, src []byte) error {
 // piece turns src, which begins at byte at of a tensor, into dst.
 func (f *filler) piece(tensor int, at int64, dst, src []byte) error {
 	t := &f.plan.Tensors[tensor]
-	if t.Target == t.Type {
+	if t.Target == t.Type || f.expand {
 		copy(dst, src)
 		return f.inspect.see(tensor, at, dst)
 	}

@@ -65,7 +65,7 @@ func contents(t *testing.T, w *Model) map[string][]byte {
 	}
 	err := w.readBack(t.Context(), func() visitor {
 		return func(c *chunk, s *segment, b []byte) error {
-			copy(got[w.plan.Tensors[s.tensor].Name][w.plan.tensorOffset(c, s):], b)
+			copy(got[w.plan.Tensors[s.tensor].Name][w.plan.tensorOffset(s):], b)
 			return nil
 		}
 	})
@@ -159,7 +159,7 @@ func TestLoad(t *testing.T) {
 						t.Error(err)
 					}
 					r := w.Report()
-					if r.UploadBytes > r.DeviceBytes || int64(r.UploadBytes) != done || uint64(total) != r.DeviceBytes {
+					if r.UploadBytes > r.DeviceBytes || int64(r.UploadBytes) != done || done != total {
 						t.Errorf("%d bytes uploaded, progress %d of %d, on the device %d", r.UploadBytes, done, total, r.DeviceBytes)
 					}
 					if r.MappedBytes+r.DirectBytes != r.ReadBytes {

@@ -12,6 +12,7 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/kernels/gpu"
 )
 
 // ErrStalled is matched by the error of a load that made no progress for Options.Stall. What the device may still
@@ -24,7 +25,7 @@ var ErrClosed = errors.New("loader: model is closed")
 // TensorError says which tensor an error concerns, and what was being done with which of its bytes.
 type TensorError struct {
 	Tensor string
-	Op     string // "read", "check", "dequantize", "copy" or "read back"
+	Op     string // "read", "check", "dequantize", "copy", "expand" (copy blocks, and dequantize on the device) or "read back"
 	Offset int64  // first byte: in the tensor's bytes in the file for "read", "check" and "dequantize", on the device for the others
 	Bytes  int
 	Err    error
@@ -59,10 +60,13 @@ type Report struct {
 	Streams        int
 	Threads        int
 	ChunkBytes     int
+	Expanded       int    // tensors that the device converted
+	ScratchBytes   uint64 // device memory beside the model, for blocks that the device converts
 	PinnedBytes    int64
 	UnpinnedCopies int64 // copies from memory that could not be pinned
 
 	Plan     time.Duration // laying out and checking
+	Kernels  time.Duration // making the device's kernels ready
 	Alloc    time.Duration // device memory
 	Pin      time.Duration // staging memory, as far as the transfer waited for it
 	PinTotal time.Duration // staging memory in all; the rest overlaps the transfer
@@ -79,7 +83,9 @@ type Model struct {
 	chunks []chunk
 	sums   [][sha256.Size]byte // of the tensors, with Options.Hash
 
-	ready, issued *latch
+	attached *attachment // the memory is another process's; else nil
+
+	ready, issued latch
 	cancel        context.CancelCauseFunc
 	finished      chan struct{} // closed when the load has ended, with success or not
 
@@ -91,43 +97,59 @@ type Model struct {
 	stuck   atomic.Bool // the device may still use memory: nothing may be freed
 }
 
-// prepare chooses the kernels, plans the load, checks that it fits and allocates device memory. The Model's load has not begun.
-func prepare(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, *kernels.Kernels, error) {
+// converters are who may turn the file's types into others: the CPU, and the device where it does.
+type converters struct {
+	cpu *kernels.Kernels
+	gpu *gpu.Set // nil: nothing is converted on the device
+}
+
+// prepare chooses who converts, plans the load, checks that it fits and allocates device memory. The Model's load has not
+// begun. The caller must close conv.gpu.
+func prepare(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (w *Model, conv converters, err error) {
+	defer func() {
+		if err != nil && conv.gpu != nil {
+			err = errors.Join(err, conv.gpu.Close())
+		}
+	}()
 	start := time.Now()
 	if ctx.Err() != nil {
-		return nil, nil, context.Cause(ctx)
+		return nil, conv, context.Cause(ctx)
 	}
-	ker, err := kernels.For(o.ISA)
-	if err != nil {
-		return nil, nil, err
+	if conv.cpu, err = kernels.For(o.ISA); err != nil {
+		return nil, conv, err
 	}
 	plan, err := NewPlan(m, o)
 	if err != nil {
-		return nil, nil, err
+		return nil, conv, err
 	}
 	if err := plan.Check(dev); err != nil {
-		return nil, nil, err
+		return nil, conv, err
 	}
 	planned := time.Now()
-	w := &Model{dev: dev, plan: plan, index: make(map[string]int, len(plan.Tensors)), finished: make(chan struct{}), sums: newSums(plan)}
+	if conv.gpu, err = plan.expandOn(ctx, dev); err != nil {
+		return nil, conv, err
+	}
+	compiled := time.Now()
+	plan.grow(o)
+	w = &Model{dev: dev, plan: plan, index: make(map[string]int, len(plan.Tensors)), finished: make(chan struct{}), sums: newSums(plan)}
 	for i := range plan.Tensors {
 		w.index[plan.Tensors[i].Name] = i
 	}
 	for _, n := range plan.arenas {
-		a, err := newArena(dev, n)
+		a, err := newArena(dev, n, plan.opts.exported)
 		if errors.Is(err, amdhip.ErrOutOfMemory) {
 			err = fmt.Errorf("%w: %w", ErrInsufficientMemory, err)
 		}
 		if err != nil {
-			return nil, nil, errors.Join(err, w.free())
+			return nil, conv, errors.Join(err, w.free())
 		}
 		w.arenas = append(w.arenas, a)
 	}
 	w.report = Report{
 		Tensors: len(plan.Tensors), FileBytes: m.Size(), ReadBytes: plan.ReadBytes, DeviceBytes: plan.DeviceBytes,
-		Threads: plan.opts.Threads, Plan: planned.Sub(start), Alloc: time.Since(planned),
+		Threads: plan.opts.Threads, Plan: planned.Sub(start), Kernels: compiled.Sub(planned), Alloc: time.Since(compiled),
 	}
-	return w, ker, nil
+	return w, conv, nil
 }
 
 // free gives back device memory.
@@ -207,17 +229,24 @@ func (w *Model) Wait(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return w.await(ctx, w.ready, i)
+	return w.await(ctx, &w.ready, i)
 }
 
 // WaitAll blocks until the load has ended, and returns its error.
 func (w *Model) WaitAll(ctx context.Context) error {
 	select {
 	case <-w.finished:
-		return w.err
+		return w.failure()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// failure is why the load failed, or why the memory of an attached model must not be used any more.
+func (w *Model) failure() error {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	return w.err
 }
 
 // await blocks until tensor i has passed l.
@@ -225,17 +254,25 @@ func (w *Model) await(ctx context.Context, l *latch, i int) error {
 	passed := l.done(i)
 	select {
 	case <-passed:
-		return nil
+		return w.lost()
 	default:
 	}
 	select {
 	case <-passed:
-		return nil
+		return w.lost()
 	case <-w.finished:
-		return w.err // nil means that the load has ended well, so tensor i has arrived
+		return w.failure() // nil means that the load has ended well, so tensor i has arrived
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// lost is failure for a model that is attached: a tensor that has arrived may be gone again.
+func (w *Model) lost() error {
+	if w.attached == nil {
+		return nil
+	}
+	return w.failure()
 }
 
 // WaitStream makes the work that is enqueued on s afterwards wait on the device until the tensor of that name has arrived. The
@@ -246,16 +283,16 @@ func (w *Model) WaitStream(ctx context.Context, s *amdhip.Stream, name string) e
 	if err != nil {
 		return err
 	}
-	if err := w.await(ctx, w.issued, i); err != nil {
+	if err := w.await(ctx, &w.issued, i); err != nil {
 		return err
 	}
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	select {
-	case <-w.ready.done(i):
-		return nil
 	case <-w.finished:
 		return w.err
+	case <-w.ready.done(i):
+		return nil
 	default:
 	}
 	for _, from := range w.streams {
@@ -279,17 +316,25 @@ func follow(s, from *amdhip.Stream) error {
 }
 
 // Close ends a load that is still running, waits until the device is done with the model's memory and frees it. Pointers into
-// it die. It is idempotent.
+// it die. Memory of an attached model is unmapped; its Holder keeps it. It is idempotent.
 func (w *Model) Close() error {
 	if w.cancel != nil {
 		w.cancel(ErrClosed)
 	}
+	if w.attached != nil {
+		w.attached.hangUp()
+	}
 	<-w.finished
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	was := w.closed
 	w.closed = true
 	if w.stuck.Load() {
 		return nil
 	}
-	return w.free()
+	err := w.free()
+	if w.attached != nil && !was {
+		err = errors.Join(err, w.attached.close())
+	}
+	return err
 }

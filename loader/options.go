@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/kernels/gpu"
 )
 
 // IO says how bytes come off the disk.
@@ -78,6 +79,12 @@ type Options struct {
 	IO      IO          // how bytes come off the disk
 	ISA     kernels.ISA // dequantization kernels; kernels.Auto: GGUF2GPU_ISA, else the best that the CPU has
 
+	// Dequant says who converts. On the device, blocks travel as they are in the file: fewer bytes than what they become.
+	Dequant Dequant
+	// Compiler makes the device's kernels. Nil: in this process, which package gpu explains the risk of, and with a cache in
+	// the user's directory for such files.
+	Compiler *gpu.Compiler
+
 	// Stall is how long a load may make no progress at all before it is given up with ErrStalled; 0: one minute. A third
 	// of it is when the log says what the load waits for.
 	Stall time.Duration
@@ -95,7 +102,10 @@ type Options struct {
 	Trace    *Trace       // receives the pipeline's timeline; nil: none
 	Logger   *slog.Logger // nil: silent
 
-	readAt func(f *os.File, b []byte, off int64) (int, error) // nil: (*os.File).ReadAt; others are for tests
+	defaultStreams bool                                               // Streams was left open
+	autoAlways     bool                                               // DequantAuto chooses the device whatever it is and saves; for tests
+	exported       bool                                               // device memory is such that other processes can open it
+	readAt         func(f *os.File, b []byte, off int64) (int, error) // nil: (*os.File).ReadAt; others are for tests
 }
 
 // ErrBadOption is matched by the errors that refuse an Options field.
@@ -119,7 +129,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Threads = min(runtime.GOMAXPROCS(0), maxDefaultThreads)
 	}
 	if o.Streams == 0 {
-		o.Streams = defaultStreams
+		o.Streams, o.defaultStreams = defaultStreams, true
 	}
 	switch {
 	case o.Chunk == 0 && o.Staging > 0: // at least two chunks, so that filling and copying overlap
@@ -150,16 +160,16 @@ func defaultStaging(threads, chunk int) int64 {
 	return max(minDefaultStaging, min(maxDefaultStaging, int64(threads+flyingBuffers)*int64(chunk)))
 }
 
-// grow doubles the chunks of a large load that converts most of its bytes, where o, as the caller gave it, leaves them open.
-// Larger copies use the link better by a few per cent. Raw loads are bound by the workers, who copy as much as the link does,
-// and lose more by having fewer buffers than they gain.
+// grow doubles the chunks of a large load in which the CPU converts most bytes, where o, as the caller gave it, leaves them
+// open. Larger copies use the link better by a few per cent. Raw loads are bound by the workers, who copy as much as the link
+// does, and lose more by having fewer buffers than they gain.
 func (p *Plan) grow(o Options) {
 	if o.Chunk != 0 || o.Staging != 0 || p.DeviceBytes < largeLoad {
 		return
 	}
 	var raw uint64
 	for i := range p.Tensors {
-		if t := &p.Tensors[i]; t.Target == t.Type {
+		if t := &p.Tensors[i]; t.Target == t.Type || t.expand {
 			raw += t.Bytes
 		}
 	}

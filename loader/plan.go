@@ -9,6 +9,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/kernels/gpu"
 	"github.com/gguf2gpu/gguf2gpu/pinned"
 )
 
@@ -73,7 +74,11 @@ type PlannedTensor struct {
 
 	arena  int
 	offset uint64 // in the arena
+	expand bool   // it travels as it is in the file, and is converted on the device
 }
+
+// key is the GPU kernel that converts t.
+func (t *PlannedTensor) key() gpu.Key { return gpu.Key{To: t.Target, From: t.Type} }
 
 // NewPlan lays out the tensors of m that asked selects. It reads nothing but the header and allocates nothing on a device.
 func NewPlan(m *gguf.Model, asked Options) (*Plan, error) {
@@ -102,7 +107,6 @@ func NewPlan(m *gguf.Model, asked Options) (*Plan, error) {
 	if !p.layOut() {
 		return nil, errors.New("loader: the tensors' sizes together overflow")
 	}
-	p.grow(asked)
 	return p, nil
 }
 
@@ -141,15 +145,18 @@ func (p *Plan) layOut() bool {
 }
 
 // Check compares the plan with what is free on dev. The error is an *InsufficientMemoryError when it does not fit.
-func (p *Plan) Check(dev *amdhip.Device) error {
+func (p *Plan) Check(dev *amdhip.Device) error { return p.check(dev, 0) }
+
+// check is Check with some bytes more, for the time of the load.
+func (p *Plan) check(dev *amdhip.Device, more uint64) error {
 	free, err := freeMemory(dev)
 	if err != nil {
 		return err
 	}
-	if p.DeviceBytes <= free {
+	if p.DeviceBytes+more <= free {
 		return nil
 	}
-	e := &InsufficientMemoryError{Device: dev.Name(), DType: p.opts.DType, Needed: p.DeviceBytes, Free: free}
+	e := &InsufficientMemoryError{Device: dev.Name(), DType: p.opts.DType, Needed: p.DeviceBytes + more, Free: free}
 	for _, d := range DTypes() {
 		o := p.opts
 		if o.DType = d; d == p.opts.DType {
@@ -173,40 +180,45 @@ type segment struct {
 	dstBytes int
 }
 
-// chunk is a run of device memory that travels in one copy: whole blocks of one tensor, or of several neighbours with the
-// padding between them.
+// chunk is what travels in one copy. Usually that is a run of device memory: whole blocks of one tensor, or of several
+// neighbours with the padding between them. A chunk that is expanded on the device holds blocks as they are in the file, each
+// segment at a multiple of deviceAlign.
 type chunk struct {
-	arena int
-	off   uint64 // in the arena
-	bytes int
-	segs  []segment // in file order, at least one
+	arena  int
+	off    uint64 // in the arena; unused when expanded
+	bytes  int
+	expand bool
+	segs   []segment // in file order, at least one
 }
 
-// tensorOffset is where on its tensor's device bytes the segment of c begins.
-func (p *Plan) tensorOffset(c *chunk, s *segment) uint64 {
-	return c.off + uint64(s.dst) - p.Tensors[s.tensor].offset
+// tensorOffset is where in its tensor's device bytes a segment begins.
+func (p *Plan) tensorOffset(s *segment) uint64 {
+	t := &p.Tensors[s.tensor]
+	n, _ := t.Target.Bytes(uint64(s.src) / uint64(t.Type.BlockBytes()) * uint64(t.Type.BlockElems())) // part of what fits
+	return n
 }
 
 // cut divides the plan into chunks of at most size bytes, on the device as well as in the file. The first ones, up to ramp of
 // them, are smaller, the very first the smallest: so the link gets something to do while as many workers fill their first
-// chunks, and the workers do not come to its end all at once.
-func (p *Plan) cut(size, ramp int) []chunk {
+// chunks, and the workers do not come to its end all at once. With expand, tensors to be expanded are in chunks of that kind;
+// without it, all chunks are runs of device memory.
+func (p *Plan) cut(size, ramp int, expand bool) []chunk {
 	segs := make([]segment, 0, len(p.Tensors)+int(p.DeviceBytes/uint64(size))+1)
 	var chunks []chunk
 	var cur chunk
 	var first, srcBytes, limit int
-	begin := func(arena int, off uint64) {
+	begin := func(next chunk) {
 		if len(segs) > first {
 			cur.segs = segs[first:len(segs):len(segs)]
 			chunks = append(chunks, cur)
 		}
-		cur = chunk{arena: arena, off: off}
+		cur = next
 		first, srcBytes, limit = len(segs), 0, size
 		if len(chunks) < ramp {
 			limit = min(size, max(minChunk, size/ramp*(len(chunks)+1)))
 		}
 	}
-	begin(0, 0)
+	begin(chunk{})
 	for i := range p.Tensors {
 		t := &p.Tensors[i]
 		blocks := int64(t.Elems() / uint64(t.Type.BlockElems()))
@@ -214,26 +226,41 @@ func (p *Plan) cut(size, ramp int) []chunk {
 			continue
 		}
 		src := t.Type.BlockBytes()
-		dst := int(t.Bytes / uint64(blocks)) // per block, whole: all blocks are alike
+		out := int(t.Bytes / uint64(blocks)) // per block, whole: all blocks are alike
+		dst, step := out, int64(1)
+		inFile := expand && t.expand
+		if inFile {
+			dst, step = src, int64(max(1, deviceAlign/t.Type.BlockElems())) // so that what a kernel writes begins aligned
+		}
 		for b := int64(0); b < blocks; {
-			at := t.offset + uint64(b)*uint64(dst)
-			room := int64(0)
-			alone := p.opts.Hash && b == 0 && t.Bytes > uint64(size) // so that several workers can read such tensors, see runs
-			if len(segs) > first && cur.arena == t.arena && !alone {
-				room = min((int64(limit)-int64(at-cur.off))/int64(dst), int64(limit-srcBytes)/int64(src))
+			at := t.offset + uint64(b)*uint64(out)
+			pos, room := 0, int64(0)
+			alone := p.opts.Hash && b == 0 && blocks*int64(dst) > int64(size) // so that several workers can read such tensors, see runs
+			if len(segs) > first && cur.expand == inFile && (inFile || cur.arena == t.arena) && !alone {
+				if pos = int(at - cur.off); inFile {
+					pos = int(alignUp(uint64(cur.bytes), deviceAlign))
+				}
+				room = wholeSteps(min(int64(limit-pos)/int64(dst), int64(limit-srcBytes)/int64(src)), step, blocks-b)
 			}
 			if room <= 0 {
-				begin(t.arena, at)
-				room = int64(limit / max(dst, src))
+				begin(chunk{arena: t.arena, off: at, expand: inFile})
+				pos, room = 0, wholeSteps(int64(limit/max(dst, src)), step, blocks-b)
 			}
-			n := min(room, blocks-b)
-			s := segment{tensor: i, src: b * int64(src), srcBytes: int(n) * src, dst: int(at - cur.off), dstBytes: int(n) * dst}
+			s := segment{tensor: i, src: b * int64(src), srcBytes: int(room) * src, dst: pos, dstBytes: int(room) * dst}
 			segs = append(segs, s)
 			srcBytes += s.srcBytes
 			cur.bytes = s.dst + s.dstBytes
-			b += n
+			b += room
 		}
 	}
-	begin(0, 0)
+	begin(chunk{})
 	return chunks
+}
+
+// wholeSteps is how many of the blocks that are left go where there is room for so many: all of them, or whole steps.
+func wholeSteps(room, step, left int64) int64 {
+	if left <= room {
+		return left
+	}
+	return room - room%step
 }

@@ -84,9 +84,20 @@ func TestLargeLoads(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		p.grow(test.o)
 		if p.opts.Chunk != test.chunk || p.opts.Staging < 2*int64(test.chunk) || p.opts.Staging > maxDefaultStaging {
 			t.Errorf("%+v: chunks of %d bytes, %d staging; want chunks of %d", test.o, p.opts.Chunk, p.opts.Staging, test.chunk)
 		}
+	}
+	p, err := NewPlan(m, Options{DType: BF16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range p.Tensors {
+		p.Tensors[i].expand = true
+	}
+	if p.grow(Options{DType: BF16}); p.opts.Chunk != defaultChunk {
+		t.Errorf("the device converts: chunks of %d bytes, want %d", p.opts.Chunk, defaultChunk)
 	}
 }
 
@@ -171,13 +182,15 @@ func madeUp(rnd *rand.Rand, n int) *Plan {
 		at += t.Size
 		target := DTypes()[rnd.IntN(4)].Target(typ)
 		bytes, _ := target.Bytes(elems)
-		p.Tensors = append(p.Tensors, PlannedTensor{Tensor: t, Target: target, Bytes: bytes})
+		expand := target != typ && rnd.IntN(2) == 0
+		p.Tensors = append(p.Tensors, PlannedTensor{Tensor: t, Target: target, Bytes: bytes, expand: expand})
 	}
 	p.layOut()
 	return p
 }
 
-// TestCut wants every byte of every tensor in exactly one chunk, in order, in whole blocks, within the limit.
+// TestCut wants every byte of every tensor in exactly one chunk, in order, in whole blocks, within the limit; what is to be
+// expanded apart from the rest, and aligned on both sides.
 func TestCut(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
@@ -185,7 +198,8 @@ func TestCut(t *testing.T) {
 		size := 64<<10 + rnd.IntN(1<<20)
 		src, dst := make([]int64, len(p.Tensors)), make([]uint64, len(p.Tensors))
 		at := 0
-		for i, c := range p.cut(size, rnd.IntN(20)) {
+		expand := rnd.IntN(4) > 0
+		for i, c := range p.cut(size, rnd.IntN(20), expand) {
 			read, end := 0, 0
 			for _, s := range c.segs {
 				x := p.Tensors[s.tensor]
@@ -196,16 +210,27 @@ func TestCut(t *testing.T) {
 				blocks := int64(s.srcBytes / x.Type.BlockBytes())
 				elems := uint64(blocks) * uint64(x.Type.BlockElems())
 				want, _ := x.Target.Bytes(elems)
+				if c.expand {
+					want = uint64(s.srcBytes)
+				}
+				place := x.offset + p.tensorOffset(&s)
 				switch {
 				case s.srcBytes%x.Type.BlockBytes() != 0 || uint64(s.dstBytes) != want || blocks == 0:
 					t.Fatalf("chunk %d, %v to %v: %d bytes become %d", i, x.Type, x.Target, s.srcBytes, s.dstBytes)
-				case s.src != src[at] || p.tensorOffset(&c, &s) != dst[at] || c.arena != x.arena:
-					t.Fatalf("chunk %d, tensor %d: bytes %d to %d, want %d to %d", i, at, s.src, p.tensorOffset(&c, &s), src[at], dst[at])
+				case s.src != src[at] || p.tensorOffset(&s) != dst[at] || !c.expand && c.arena != x.arena:
+					t.Fatalf("chunk %d, tensor %d: bytes %d to %d, want %d to %d", i, at, s.src, p.tensorOffset(&s), src[at], dst[at])
+				case c.expand != (expand && x.expand):
+					t.Fatalf("chunk %d, tensor %d: expanded %v", i, at, c.expand)
+				case c.expand && (s.dst%deviceAlign != 0 || place%deviceAlign != 0):
+					t.Fatalf("chunk %d: a kernel reads at %d and writes at %d", i, s.dst, place)
+				case !c.expand && c.off+uint64(s.dst) != place:
+					t.Fatalf("chunk %d, tensor %d: goes to %d, want %d", i, at, c.off+uint64(s.dst), place)
 				case s.dst < end:
 					t.Fatalf("chunk %d: segments overlap", i)
 				}
 				src[at] += int64(s.srcBytes)
-				dst[at] += uint64(s.dstBytes)
+				out, _ := x.Target.Bytes(elems)
+				dst[at] += out
 				read, end = read+s.srcBytes, s.dst+s.dstBytes
 			}
 			if end != c.bytes || c.bytes > size || read > size {
@@ -237,7 +262,7 @@ func TestArenas(t *testing.T) {
 			t.Errorf("arenas %v, want %v", p.arenas, want)
 		}
 	}
-	for _, c := range p.cut(1<<20, 0) {
+	for _, c := range p.cut(1<<20, 0, true) {
 		if c.off+uint64(c.bytes) > p.arenas[c.arena] {
 			t.Fatalf("a chunk of %d bytes at %d leaves arena %d", c.bytes, c.off, c.arena)
 		}

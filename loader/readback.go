@@ -24,8 +24,11 @@ func (w *Model) readBack(ctx context.Context, newVisitor func() visitor) (err er
 	}
 	w.mu.RLock() // Close has to wait
 	defer w.mu.RUnlock()
-	if w.closed {
+	switch {
+	case w.closed:
 		return ErrClosed
+	case w.err != nil:
+		return w.err
 	}
 	threads := w.plan.opts.Threads
 	pool, err := newPool(w, int64(threads)*int64(w.plan.opts.Chunk))
@@ -33,7 +36,7 @@ func (w *Model) readBack(ctx context.Context, newVisitor func() visitor) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, pool.Close()) }()
-	chunks := w.plan.cut(pool.BufferBytes(), 0)
+	chunks := w.plan.cut(pool.BufferBytes(), 0, false)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next atomic.Int64
@@ -98,7 +101,7 @@ func (w *Model) readChunk(c *chunk, stream *amdhip.Stream, buf *pinned.Buffer) e
 	if err != nil {
 		s := &c.segs[0]
 		t := &w.plan.Tensors[s.tensor]
-		return &TensorError{Tensor: t.Name, Op: "read back", Offset: int64(w.plan.tensorOffset(c, s)), Bytes: c.bytes, Err: err}
+		return &TensorError{Tensor: t.Name, Op: "read back", Offset: int64(w.plan.tensorOffset(s)), Bytes: c.bytes, Err: err}
 	}
 	return nil
 }

@@ -38,7 +38,7 @@ func (w *Model) WriteSafetensors(ctx context.Context, out io.WriterAt) error {
 	}
 	return w.readBack(ctx, func() visitor {
 		return func(c *chunk, s *segment, device []byte) error {
-			at := uint64(len(header)) + starts[s.tensor] + w.plan.tensorOffset(c, s)
+			at := uint64(len(header)) + starts[s.tensor] + w.plan.tensorOffset(s)
 			_, err := out.WriteAt(device, int64(at))
 			return err
 		}

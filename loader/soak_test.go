@@ -1,7 +1,6 @@
 package loader
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -215,7 +214,7 @@ func TestFlippedBits(t *testing.T) {
 	buf.Release()
 	const spoiled = 9 // the chunk
 	sw.Inject(amdhip.Fault{Func: "hipMemcpyAsync", N: spoiled + 1, Stall: true})
-	go p.run()
+	go p.run(t.Context())
 	for sw.Calls()["hipEventRecord"] <= spoiled { // the call that follows the copy
 		time.Sleep(100 * time.Microsecond)
 	}
@@ -259,15 +258,14 @@ func TestFlippedBits(t *testing.T) {
 // started is Start up to where the load begins.
 func started(t *testing.T, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, *pipeline) {
 	t.Helper()
-	w, ker, err := prepare(t.Context(), dev, m, o)
+	w, conv, err := prepare(t.Context(), dev, m, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pipeline{model: w, opts: w.plan.opts, ker: ker, began: time.Now(), last: make(chan struct{})}
+	p := &pipeline{model: w, opts: w.plan.opts, conv: conv, began: time.Now()}
 	if err := p.open(); err != nil {
 		t.Fatal(err)
 	}
-	p.ctx, p.cancel = context.WithCancelCause(t.Context())
-	w.cancel = p.cancel
+	w.cancel = func(error) {}
 	return w, p
 }

@@ -12,14 +12,16 @@ import (
 
 // LoadSync puts the tensors of m on dev the plain way: one thread, one buffer, one copy at a time, each waited for. It is the
 // reference that Load is compared with, byte for byte, and the baseline that Load must beat. It shares the plan and the kernels
-// with Load, and nothing of its pipeline: a copy that never ends hangs it. Of the options, those on threads, streams and reading have no effect.
+// with Load, and nothing of its pipeline: a copy that never ends hangs it. Of the options, those on threads, streams and reading
+// have no effect, and it is always the CPU that converts.
 func LoadSync(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
 	began := time.Now()
-	w, ker, err := prepare(ctx, dev, m, o)
+	o.Dequant = DequantCPU
+	w, conv, err := prepare(ctx, dev, m, o)
 	if err != nil {
 		return nil, err
 	}
-	if err := w.loadSync(ctx, ker); err != nil {
+	if err := w.loadSync(ctx, conv.cpu); err != nil {
 		return nil, errors.Join(err, w.free())
 	}
 	w.report.Total = time.Since(began)
@@ -48,10 +50,15 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 
 	inspect := newInspector(w.plan, w.sums)
 	start := time.Now()
-	w.ready, w.issued = newLatch(len(w.plan.Tensors), nil), newLatch(len(w.plan.Tensors), nil)
+	w.ready.set(len(w.plan.Tensors), nil)
+	w.issued.set(len(w.plan.Tensors), nil)
 	r := &w.report
 	r.Pin, r.PinTotal, r.PinnedBytes = start.Sub(pinning), start.Sub(pinning), pool.Stats().PinnedBytes
 	r.Streams, r.Threads, r.ChunkBytes = 1, 1, pool.BufferBytes()
+	total := int64(0)
+	for i := range w.plan.Tensors {
+		total += int64(w.plan.Tensors[i].Bytes)
+	}
 	for i := range w.plan.Tensors {
 		t := &w.plan.Tensors[i]
 		src, dst := t.Type.BlockBytes(), t.Target.BlockBytes()*t.Type.BlockElems()/t.Target.BlockElems()
@@ -92,7 +99,7 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 			data, done = data[n*src:], done+uint64(len(out))
 			r.UploadBytes += uint64(len(out))
 			if w.plan.opts.Progress != nil {
-				w.plan.opts.Progress(int64(r.UploadBytes), int64(w.plan.DeviceBytes))
+				w.plan.opts.Progress(int64(r.UploadBytes), total)
 			}
 		}
 	}

@@ -26,17 +26,20 @@ type MismatchError struct {
 // Error names the tensor, the byte offset and both values.
 func (e *MismatchError) Error() string {
 	return fmt.Sprintf("%v: tensor %q, byte %d: device has %s, the file gives %s (little-endian %v)", ErrMismatch, e.Tensor,
-		e.Offset, hex(e.Got), hex(e.Want), e.Type)
+		e.Offset, inHex(e.Got), inHex(e.Want), e.Type)
 }
 
 // Unwrap makes the error match ErrMismatch.
 func (e *MismatchError) Unwrap() error { return ErrMismatch }
 
-func hex(b []byte) string { return fmt.Sprintf("%#x", b) }
+func inHex(b []byte) string { return fmt.Sprintf("%#x", b) }
 
 // Verify reads every tensor back from the device and compares it with what the generic kernels make of the file's bytes. Any
-// NaN equals any other. The error is a *MismatchError when they differ.
+// NaN equals any other. An attached model needs Use before. The error is a *MismatchError when they differ.
 func (w *Model) Verify(ctx context.Context) error {
+	if w.plan.model == nil {
+		return errors.New("loader: the model is attached: Use tells its file")
+	}
 	ref, err := kernels.For(kernels.Generic)
 	if err != nil {
 		return err
@@ -64,7 +67,7 @@ func (w *Model) Verify(ctx context.Context) error {
 			if i := firstDifference(got, want, t.Target); i >= 0 {
 				n := min(i+t.Target.BlockBytes(), len(got), i+8)
 				return &MismatchError{
-					Tensor: t.Name, Type: t.Target, Offset: int64(w.plan.tensorOffset(c, s)) + int64(i),
+					Tensor: t.Name, Type: t.Target, Offset: int64(w.plan.tensorOffset(s)) + int64(i),
 					Got: bytes.Clone(got[i:n]), Want: bytes.Clone(want[i:n]),
 				}
 			}

@@ -23,6 +23,7 @@ type way interface {
 	uncached() bool // whether what is written there leaves the caches before it is read
 	chunkBytes() int
 	streams() []*amdhip.Stream
+	scratchBytes() uint64         // device memory that is not the model's
 	idle(deadline time.Time) bool // waits until nothing is on its way any more; false: the deadline came first
 	stats() pinned.Stats
 	close() error
@@ -31,19 +32,27 @@ type way interface {
 
 // staged goes through pinned staging buffers and copies on several streams.
 type staged struct {
-	p    *pipeline
-	pool *pinned.Pool
-	on   []*amdhip.Stream
+	p       *pipeline
+	pool    *pinned.Pool
+	on      []*amdhip.Stream
+	scratch *scratch // nil: nothing is expanded on the device
 }
 
-// newStaged makes the pool and the streams.
+// newStaged makes the pool, the streams, and what it takes to expand on the device.
 func newStaged(p *pipeline) (_ *staged, err error) {
 	w := p.model
 	s := &staged{p: p}
 	if s.pool, err = newPool(w, p.opts.Staging); err != nil {
 		return nil, err
 	}
-	for range p.opts.Streams {
+	streams := p.opts.Streams
+	if p.conv.gpu != nil {
+		if s.scratch, err = newScratch(w.dev, w.plan.scratchSlots(), s.pool.BufferBytes()); err != nil {
+			return nil, errors.Join(err, s.close())
+		}
+		streams = len(s.scratch.slots)
+	}
+	for range streams {
 		stream, err := w.dev.NewStream()
 		if err != nil {
 			return nil, errors.Join(err, s.close())
@@ -75,9 +84,23 @@ func (s *staged) untake(wk *worker) { wk.buf.Release() }
 func (s *staged) deliver(wk *worker, i int, c *chunk) error {
 	p, buf := s.p, wk.buf
 	stream := s.on[i%len(s.on)]
-	if err := buf.CopyToDevice(stream, p.model.ptr(c.arena, c.off), c.bytes); err != nil {
+	if s.scratch != nil { // what belongs together follows each other on the stream
+		slot := &s.scratch.slots[i%len(s.on)]
+		slot.mu.Lock()
+		defer slot.mu.Unlock()
+	}
+	to := p.model.ptr(c.arena, c.off)
+	if c.expand {
+		to = s.scratch.slots[i%len(s.on)].ptr
+	}
+	if err := buf.CopyToDevice(stream, to, c.bytes); err != nil {
 		buf.Release()
 		return err
+	}
+	if c.expand {
+		if err := p.expand(stream, c, to); err != nil {
+			return err // as below
+		}
 	}
 	if !buf.Pinned() {
 		p.unpinned.Add(1)
@@ -118,6 +141,13 @@ func (s *staged) chunkBytes() int { return s.pool.BufferBytes() }
 
 func (s *staged) streams() []*amdhip.Stream { return s.on }
 
+func (s *staged) scratchBytes() uint64 {
+	if s.scratch == nil {
+		return 0
+	}
+	return s.scratch.mem.Size()
+}
+
 func (s *staged) idle(deadline time.Time) bool {
 	for _, stream := range s.on {
 		if errors.Is(drain(stream, deadline), ErrStalled) {
@@ -134,6 +164,9 @@ func (s *staged) close() error {
 	errs := []error{s.pool.Close()}
 	for _, stream := range s.on {
 		errs = append(errs, stream.Close())
+	}
+	if s.scratch != nil {
+		errs = append(errs, s.scratch.mem.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -170,6 +203,7 @@ func (s *shared) deliver(_ *worker, _ int, c *chunk) error {
 func (s *shared) uncached() bool            { return true }
 func (s *shared) chunkBytes() int           { return s.p.opts.Chunk }
 func (s *shared) streams() []*amdhip.Stream { return nil }
+func (s *shared) scratchBytes() uint64      { return 0 }
 func (s *shared) idle(time.Time) bool       { return true }
 func (s *shared) stats() pinned.Stats       { return pinned.Stats{} }
 func (s *shared) close() error              { return nil }

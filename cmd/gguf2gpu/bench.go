@@ -28,7 +28,7 @@ type benchReport struct {
 	CPUs      int          `json:"cpus"`
 	Ceilings  ceilings     `json:"ceilings"`
 	Runs      []benchRun   `json:"runs"`
-	Scaling   []benchRun   `json:"scaling,omitempty"` // mode "async" with one setting changed
+	Scaling   []benchRun   `json:"scaling,omitempty"` // mode "async" or "async-gpu" with one setting changed
 	PeakRSS   uint64       `json:"peak_rss_bytes"`
 	OpenRSS   uint64       `json:"open_rss_bytes"` // resident once the device was open, before anything was loaded
 }
@@ -41,17 +41,27 @@ type ceilings struct {
 	ReadCold float64 `json:"read_cold_gbps"` // the file, directly from the disk
 }
 
+// Ways of loading.
+const (
+	modeSync     = "sync"
+	modeAsync    = "async"     // the CPU converts
+	modeAsyncGPU = "async-gpu" // the device converts what it has a kernel for
+	modeCold     = "cold"      // async, with the file not in the page cache
+)
+
 // benchRun is one way of loading, done several times. Times are those of the transfer, from the first read to the end of the
 // last copy.
 type benchRun struct {
-	Mode     string    `json:"mode"` // "sync", "async", or "cold": async with the file not in the page cache
+	Mode     string    `json:"mode"`
 	DType    string    `json:"dtype"`
+	Dequant  string    `json:"dequant"`           // who converted: "gpu" (some at least), "cpu" or "none"
 	Setting  string    `json:"setting,omitempty"` // what is not as usual, "threads=4"
 	Seconds  []float64 `json:"seconds"`
 	Median   float64   `json:"median_seconds"`
 	Total    float64   `json:"median_total_seconds"` // with planning, allocation and pinning
 	GBps     float64   `json:"upload_gbps"`
 	OfLink   float64   `json:"of_link"`           // upload_gbps as a share of h2d_gbps
+	Device   float64   `json:"device_gbps"`       // what became of the uploaded bytes on the device, per second
 	ReadGBps float64   `json:"read_gbps"`         // file bytes per second
 	OfDisk   float64   `json:"of_disk,omitempty"` // read_gbps as a share of read_cold_gbps; cold runs only
 	Pinned   int64     `json:"pinned_bytes"`
@@ -67,7 +77,10 @@ what share of that each reaches. All figures come from this process; runs are re
 The model should be in the page cache: it is read once before. Without MODEL a synthetic one is made in the directory for
 temporary files and removed afterwards.
 
-'bench kernels' measures dequantization alone, on one core and without a device.`,
+On a GPU with hipRTC loads that convert are measured both ways, by the CPU (async) and by the device (async-gpu), of which
+--dequant cpu and --dequant gpu choose one.
+
+'bench kernels' measures dequantization alone, on one core or on a device.`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	cmd.AddCommand(newBenchKernelsCommand())
@@ -80,6 +93,9 @@ temporary files and removed afterwards.
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		if *runs < 1 {
 			return usageErrorf("--runs %d: at least 1", *runs)
+		}
+		if err := f.dequant.check(*f.sync); err != nil {
+			return err
 		}
 		path, remove, err := benchModel(cmd.Context(), args, *preset, cmd.ErrOrStderr())
 		if err != nil {
@@ -203,14 +219,8 @@ func (b *bench) measureLoads(ctx context.Context, dtypes []loader.DType, scaling
 		}
 		*m.to = speed / 1e9
 	}
-	for _, d := range dtypes {
-		for _, mode := range []string{"sync", "async"} {
-			run, err := b.run(ctx, mode, d, "", b.options(d))
-			if err != nil {
-				return err
-			}
-			b.report.Runs = append(b.report.Runs, run)
-		}
+	if err := b.measureModes(ctx, dtypes); err != nil {
+		return err
 	}
 	b.report.PeakRSS = peakRSS() // before the memory ceiling, whose buffers would count
 	speed, err := loader.CopySpeed(ctx, threads)
@@ -246,10 +256,14 @@ func (b *bench) measureScaling(ctx context.Context, d loader.DType) error {
 			o.Chunk = n
 		}})
 	}
+	mode := modeAsync
+	if *b.flags.dequant.by == loader.DequantGPU && b.expands(d) {
+		mode = modeAsyncGPU
+	}
 	for _, v := range variants {
-		o := b.options(d)
+		o := b.options(mode, d)
 		v.set(&o)
-		run, err := b.run(ctx, "async", d, v.name, o)
+		run, err := b.run(ctx, mode, d, v.name, o)
 		if err != nil {
 			return err
 		}
@@ -263,7 +277,7 @@ func (b *bench) measureCold(ctx context.Context) error {
 	if !canEvict {
 		return nil
 	}
-	o := b.options(loader.Raw)
+	o := b.options(modeCold, loader.Raw)
 	threads := o.Threads
 	if threads == 0 {
 		threads = runtime.GOMAXPROCS(0)
@@ -276,7 +290,7 @@ func (b *bench) measureCold(ctx context.Context) error {
 		return err
 	}
 	b.report.Ceilings.ReadCold = speed / 1e9
-	run, err := b.run(ctx, "cold", loader.Raw, "", o)
+	run, err := b.run(ctx, modeCold, loader.Raw, "", o)
 	if err != nil {
 		return err
 	}
@@ -295,23 +309,17 @@ func (b *bench) evict() error {
 	return nil
 }
 
-func (b *bench) options(d loader.DType) loader.Options {
-	o := b.flags.options(nil, b.log)
-	o.DType = d
-	return o
-}
-
 // run loads the model several times and returns the medians.
 func (b *bench) run(ctx context.Context, mode string, d loader.DType, setting string, o loader.Options) (benchRun, error) {
 	run := benchRun{Mode: mode, DType: d.String(), Setting: setting}
 	load := loader.Load
-	if mode == "sync" {
+	if mode == modeSync {
 		load = loader.LoadSync
 	}
 	var totals []float64
 	var last loader.Report
 	for range b.runs {
-		if mode == "cold" {
+		if mode == modeCold {
 			if err := b.evict(); err != nil {
 				return run, err
 			}
@@ -320,7 +328,7 @@ func (b *bench) run(ctx context.Context, mode string, d loader.DType, setting st
 		if err != nil {
 			return run, err
 		}
-		last = w.Report()
+		last, run.Dequant = w.Report(), dequantizedBy(w, b.file)
 		if err := w.Close(); err != nil {
 			return run, err
 		}
@@ -330,6 +338,7 @@ func (b *bench) run(ctx context.Context, mode string, d loader.DType, setting st
 	run.Median, run.Total, run.Pinned = median(run.Seconds), median(totals), last.PinnedBytes
 	if run.Median > 0 {
 		run.GBps = float64(last.UploadBytes) / run.Median / 1e9
+		run.Device = float64(last.DeviceBytes) / run.Median / 1e9
 		run.ReadGBps = float64(last.ReadBytes) / run.Median / 1e9
 	}
 	run.OfLink = run.GBps / b.report.Ceilings.H2D
@@ -353,14 +362,15 @@ func (r *benchReport) print(out io.Writer) error {
 	}
 	fmt.Fprintf(out, "\nhost memory: %s resident at most, %s when the device was open\n\n", humanize.IBytes(r.PeakRSS),
 		humanize.IBytes(r.OpenRSS))
-	fmt.Fprintln(w, "mode\tdtype\tsetting\tseconds\tmin\tmax\tGB/s\tof link\tread GB/s\tof disk\t")
+	fmt.Fprintln(w, "mode\tdtype\tdequant\tsetting\tseconds\tmin\tmax\tGB/s\tof link\tdevice GB/s\tread GB/s\tof disk\t")
 	for _, run := range slices.Concat(r.Runs, r.Scaling) {
 		disk := ""
 		if run.OfDisk > 0 {
 			disk = fmt.Sprintf("%.1f %%", 100*run.OfDisk)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.4f\t%.4f\t%.4f\t%.2f\t%.1f %%\t%.2f\t%s\t\n", run.Mode, run.DType, run.Setting, run.Median,
-			slices.Min(run.Seconds), slices.Max(run.Seconds), run.GBps, 100*run.OfLink, run.ReadGBps, disk)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.4f\t%.4f\t%.4f\t%.2f\t%.1f %%\t%.2f\t%.2f\t%s\t\n", run.Mode, run.DType, run.Dequant,
+			run.Setting, run.Median, slices.Min(run.Seconds), slices.Max(run.Seconds), run.GBps, 100*run.OfLink, run.Device,
+			run.ReadGBps, disk)
 	}
 	return w.Flush()
 }

@@ -37,43 +37,57 @@ const (
 	setMemory = "memory"
 )
 
-// kernelsReport is the JSON of bench kernels. Speeds are in units of 10^9 bytes per second, of one thread.
+// kernelsReport is the JSON of bench kernels. Speeds are in units of 10^9 bytes per second, of one thread or of the device.
 type kernelsReport struct {
+	Device   *deviceReport  `json:"device,omitempty"` // null: one thread of the CPU
 	Ceilings kernelCeilings `json:"ceilings"`
 	Kernels  []kernelRun    `json:"kernels"`
 }
 
-// kernelCeilings is how fast one thread writes, whatever it computes.
+// kernelCeilings is how fast one thread writes, whatever it computes, or how fast the device copies.
 type kernelCeilings struct {
 	L2 struct {
 		Memcpy float64 `json:"memcpy_gbps"` // 128 KiB to 128 KiB, over and over
-	} `json:"l2"`
+	} `json:"l2,omitzero"`
 	Memory struct {
 		Memcpy float64 `json:"memcpy_gbps"`
 		Fill   float64 `json:"fill_gbps"` // with non-temporal stores, if the CPU's best tier has them
-	} `json:"memory"`
+	} `json:"memory,omitzero"`
+	Device struct {
+		Copy float64 `json:"copy_gbps"` // read and written, from device memory to device memory
+	} `json:"device,omitzero"`
 }
 
 // kernelRun is the speed of one conversion.
 type kernelRun struct {
 	Type       string  `json:"type"`
 	DType      string  `json:"dtype"`
-	ISA        string  `json:"isa"`
-	WorkingSet string  `json:"working_set"`
+	ISA        string  `json:"isa"`         // of the device: "gpu"
+	WorkingSet string  `json:"working_set"` // of the device: "device"
 	GBps       float64 `json:"out_gbps"`
+
+	// Of the device only.
+
+	Device bool    `json:"device,omitempty"`
+	Moved  float64 `json:"moved_gbps,omitempty"` // read and written
+	OfCopy float64 `json:"of_copy,omitempty"`    // moved_gbps as a share of copy_gbps
 }
 
 func newBenchKernelsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kernels [flags]",
-		Short: "Measure how fast one core dequantizes each type",
+		Short: "Measure how fast one core, or a device, dequantizes each type",
 		Long: `Measure how fast one thread dequantizes blocks of random weights, for each tensor type, element type and tier of
 instructions, and show the bytes of output per second: medians of several runs, beside what plain copying and filling of
 memory reaches in the same process.
 
 Working set l2: output of 128 KiB that stays in the cache, input of a million elements that differ. Working set memory:
 input and output larger than any cache, written around the caches where the tier can do that. A tier without a kernel
-of its own for a conversion is left out of the table: it uses the next lower one.`,
+of its own for a conversion is left out of the table: it uses the next lower one.
+
+With --device each kernel runs alone on that device, from device memory to device memory, timed by the device. It is
+compiled first where it is not in the cache, and compared with the CPU. Beside the output the table shows the bytes read
+and written, and what share that is of what a copy from device memory to device memory reads and writes.`,
 		Args: cobra.NoArgs,
 	}
 	fs := cmd.Flags()
@@ -81,7 +95,10 @@ of its own for a conversion is left out of the table: it uses the next lower one
 	dtypes := listFlag(fs, "dtype", "element types to write: f32, f16, bf16", []gguf.Type{gguf.F32, gguf.F16, gguf.BF16})
 	isas := listFlag(fs, "isa", "tiers of instructions that this CPU has", kernels.Supported())
 	runs := fs.Int("runs", 10, "runs of each kind; medians are shown")
-	buffer := byteSizeFlag(fs, "buffer", "size of output and input of the working set memory, each (default 512MiB)")
+	buffer := byteSizeFlag(fs, "buffer",
+		"size of output and input of the working set memory, each (default 512MiB); of the output on a device (default 1GiB)")
+	device := parsedFlag(fs, "device", deviceSpec{kind: deviceCPU}, "DEVICE", "cpu, soft, hip, or hip:N", parseKernelDevice)
+	cache := kernelCacheFlag(fs)
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *runs < 1 {
@@ -91,14 +108,23 @@ of its own for a conversion is left out of the table: it uses the next lower one
 		if size < minBuffer || size > maxBuffer {
 			return usageErrorf("--buffer %d: allowed are 16MiB to 4GiB", size)
 		}
-		b := &kernelBench{runs: *runs, memory: walk{dst: make([]byte, size), src: make([]byte, size)}}
-		if err := b.measure(cmd.Context(), *types, *isas, *dtypes); err != nil {
+		var report *kernelsReport
+		var err error
+		if device.kind == deviceCPU {
+			b := &kernelBench{runs: *runs, memory: walk{dst: make([]byte, size), src: make([]byte, size)}}
+			report, err = &b.report, b.measure(cmd.Context(), *types, *isas, *dtypes)
+		} else if fs.Changed("isa") {
+			return usageErrorf("--isa is for the CPU, not for --device %v", *device)
+		} else {
+			report, err = measureGPU(cmd, *device, *cache, gpuKeys(*types, *dtypes), *runs, *buffer)
+		}
+		if err != nil {
 			return err
 		}
 		if *asJSON {
-			return writeJSON(cmd.OutOrStdout(), &b.report)
+			return writeJSON(cmd.OutOrStdout(), report)
 		}
-		return b.report.print(cmd.OutOrStdout())
+		return report.print(cmd.OutOrStdout())
 	}
 	return cmd
 }
@@ -260,6 +286,9 @@ func (b *kernelBench) speed(ctx context.Context, w *walk, write func(dst, src []
 
 // print is the report for people.
 func (r *kernelsReport) print(out io.Writer) error {
+	if r.Device != nil {
+		return r.printGPU(out)
+	}
 	c := r.Ceilings
 	fmt.Fprintln(out, "one thread, GB = 10^9 bytes of output, medians")
 	fmt.Fprintf(out, "ceilings: in the L2 cache memcpy %.1f GB/s; in memory memcpy %.1f, non-temporal fill %.1f\n\n",

@@ -16,6 +16,7 @@ type deviceFlags struct {
 	device     *deviceSpec
 	softMemory *uint64  // bytes; 0: the host's memory
 	softLink   *float64 // bytes per second; 0: unlimited
+	shared     bool     // other processes shall be able to open device memory
 }
 
 func addDeviceFlags(fs *pflag.FlagSet) *deviceFlags {
@@ -41,7 +42,7 @@ func (f *deviceFlags) open(stderr io.Writer, logger *slog.Logger) (*amdhip.Runti
 		fmt.Fprintf(stderr, "gguf2gpu: %s; using the software device ('gguf2gpu devices' tells more)\n", whyNoGPU(err))
 	}
 	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{
-		Memory: *f.softMemory, LinkBytesPerSecond: *f.softLink, Logger: logger,
+		Memory: *f.softMemory, LinkBytesPerSecond: *f.softLink, Shared: f.shared, Logger: logger,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -19,9 +19,10 @@ func newDevicesCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "devices [flags]",
 		Short: "Show the HIP library, the GPUs, and what keeps a GPU from being used",
-		Long: `Show which HIP library was found (or every path that was tried, and why not), which GPUs it sees, and, when there
-is none, what to do about it: device files, groups, environment variables. Warn of what may make loads slow or wrong
-although a GPU is usable: the PCI Express link, limits on memory, kernels and GPUs with faults that others have reported.
+		Long: `Show which HIP library was found (or every path that was tried, and why not), where hipRTC is, which compiles what
+dequantizes on the GPU, which GPUs the library sees, and, when there is none, what to do about it: device files, groups,
+environment variables. Warn of what may make loads slow or wrong although a GPU is usable: the PCI Express link, limits on
+memory, kernels and GPUs with faults that others have reported.
 
 It is a diagnosis: finding nothing is a result, and the exit code is 0.`,
 		Args: cobra.NoArgs,
@@ -30,7 +31,7 @@ It is a diagnosis: finding nothing is a result, and the exit code is 0.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		r := findDevices()
 		r.Host = checkHost(thisHost())
-		r.Advice, r.Warnings = r.advise(), r.Host.warn()
+		r.Advice, r.Warnings = r.advise(), append(r.Host.warn(), r.warn()...)
 		if *asJSON {
 			return writeJSON(cmd.OutOrStdout(), r)
 		}
@@ -51,9 +52,11 @@ type devicesReport struct {
 }
 
 type libraryReport struct {
-	Path    string `json:"path"`
-	Runtime string `json:"runtime_version"` // HIP's version, not ROCm's
-	Driver  string `json:"driver_version"`
+	Path          string `json:"path"`
+	Runtime       string `json:"runtime_version"` // HIP's version, not ROCm's
+	Driver        string `json:"driver_version"`
+	Compiler      string `json:"compiler"`                 // where hipRTC is; "": it was not found
+	CompilerError string `json:"compiler_error,omitempty"` // why not, with every path that was tried
 }
 
 type attemptReport struct {
@@ -91,6 +94,9 @@ func findDevices() *devicesReport {
 	r.Library = &libraryReport{Path: rt.Library()}
 	if version, driver, err := rt.Version(); err == nil {
 		r.Library.Runtime, r.Library.Driver = amdhip.VersionString(version), amdhip.VersionString(driver)
+	}
+	if r.Library.Compiler, err = rt.Compiler(); err != nil {
+		r.Library.CompilerError = err.Error()
 	}
 	if err := r.addGPUs(rt); err != nil {
 		r.Error = err.Error()
@@ -132,11 +138,25 @@ func (r *devicesReport) advise() []string {
 	return advice
 }
 
+// warn says what the libraries lack.
+func (r *devicesReport) warn() []string {
+	if len(r.Devices) == 0 || r.Library.CompilerError == "" {
+		return nil
+	}
+	return []string{"without hipRTC the CPU dequantizes, and more bytes have to cross the link: install ROCm's libhiprtc.so " +
+		"(in the package hip-runtime-amd), or set GGUF2GPU_HIPRTC_LIBRARY to its path"}
+}
+
 // print writes the report for people.
 func (r *devicesReport) print(w io.Writer) error {
 	out := bufio.NewWriter(w)
 	if r.Library != nil {
 		fmt.Fprintf(out, "HIP library  %s, runtime %s, driver %s\n", r.Library.Path, r.Library.Runtime, r.Library.Driver)
+		compiler := r.Library.Compiler
+		if compiler == "" {
+			compiler = "none: " + r.Library.CompilerError
+		}
+		fmt.Fprintf(out, "hipRTC       %s\n", compiler)
 	} else {
 		fmt.Fprintln(out, "HIP library  none; tried:")
 		for _, a := range r.Attempts {

@@ -18,7 +18,7 @@ const (
 	exitFailed      exitCode = 1   // failed while running: a file that cannot be read or written, a HIP call that failed
 	exitUsage       exitCode = 2   // an unknown command or flag, a bad flag value, a wrong number of arguments
 	exitBadModel    exitCode = 3   // the model file was read and is damaged, hostile or of another format
-	exitNoDevice    exitCode = 4   // no HIP library, no GPU, or no GPU of that number
+	exitNoDevice    exitCode = 4   // no HIP library, no GPU, no GPU of that number, or no hipRTC where it is needed
 	exitNoMemory    exitCode = 5   // the model does not fit into the device's free memory
 	exitMismatch    exitCode = 6   // verification found bytes that differ
 	exitInterrupted exitCode = 130 // SIGINT or SIGTERM; 128 + SIGINT, as shells report it
@@ -67,6 +67,9 @@ func codeOf(ctx context.Context, err error) exitCode {
 	}
 	if _, ok := errors.AsType[*gguf.FormatError](err); ok {
 		return exitBadModel
+	}
+	if _, ok := errors.AsType[*amdhip.CompilerError](err); ok {
+		return exitNoDevice
 	}
 	if _, ok := errors.AsType[*loader.ValueError](err); ok {
 		return exitBadModel

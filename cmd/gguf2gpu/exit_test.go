@@ -36,6 +36,8 @@ func TestCodeOf(t *testing.T) {
 		{"bad value", running, &loader.TensorError{Err: &loader.ValueError{}}, exitBadModel},
 		{"no library", running, &amdhip.LibraryError{}, exitNoDevice},
 		{"no device", running, &amdhip.Error{Func: "hipGetDeviceCount", Code: amdhip.ErrNoDevice}, exitNoDevice},
+		{"no hipRTC", running, fmt.Errorf("wrapped: %w", &amdhip.CompilerError{}), exitNoDevice},
+		{"compiler", running, &amdhip.CompileError{Code: amdhip.ErrRTCCompilation}, exitFailed},
 		{"device memory", running, &amdhip.Error{Func: "hipMalloc", Code: amdhip.ErrOutOfMemory}, exitNoMemory},
 		{"does not fit", running, fmt.Errorf("wrapped: %w", &loader.InsufficientMemoryError{}), exitNoMemory},
 		{"mismatch", running, fmt.Errorf("wrapped: %w", &loader.MismatchError{}), exitMismatch},

@@ -11,8 +11,20 @@ import (
 	"testing"
 )
 
-// buildSimulator compiles the simulated libamdhip64.so.
-func buildSimulator(t *testing.T) string {
+// buildSimulator compiles the simulated libamdhip64.so, of more sources than hipsim.c if they are named.
+func buildSimulator(t *testing.T, more ...string) string {
+	t.Helper()
+	lib := filepath.Join(t.TempDir(), "libamdhip64.so")
+	sources := []string{filepath.Join("..", "..", "testdata", "hipsim", "hipsim.c")}
+	for _, source := range more {
+		sources = append(sources, filepath.Join("..", "..", "testdata", "hipsim", source))
+	}
+	buildLibrary(t, lib, sources...)
+	return lib
+}
+
+// buildLibrary compiles C to a shared library.
+func buildLibrary(t *testing.T, lib string, sources ...string) {
 	t.Helper()
 	cc := "cc"
 	if out, err := exec.Command("go", "env", "CC").Output(); err == nil && len(bytes.TrimSpace(out)) > 0 {
@@ -25,12 +37,10 @@ func buildSimulator(t *testing.T) string {
 		}
 		t.Skipf("there is no C compiler to build the simulator with: %v (AMDHIP_REQUIRE=cc makes this a failure)", err)
 	}
-	lib := filepath.Join(t.TempDir(), "libamdhip64.so")
-	source := filepath.Join("..", "..", "testdata", "hipsim", "hipsim.c")
-	if out, err := exec.Command(path, "-O1", "-shared", "-fPIC", "-pthread", "-o", lib, source).CombinedOutput(); err != nil {
-		t.Fatalf("compiling the simulator: %v\n%s", err, out)
+	args := append([]string{"-O1", "-shared", "-fPIC", "-pthread", "-o", lib}, sources...)
+	if out, err := exec.Command(path, args...).CombinedOutput(); err != nil {
+		t.Fatalf("compiling %q: %v\n%s", sources, err, out)
 	}
-	return lib
 }
 
 // TestFaultsOfTheLibrary runs the command against the simulator, which fails one call of each kind: across the C boundary

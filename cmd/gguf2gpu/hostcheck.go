@@ -15,7 +15,7 @@ import (
 var visibleVariables = []string{"ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"}
 
 // locateVariables are the environment variables that say where the HIP library is.
-var locateVariables = []string{"GGUF2GPU_HIP_LIBRARY", "ROCM_PATH", "HIP_PATH", "LD_LIBRARY_PATH"}
+var locateVariables = []string{"GGUF2GPU_HIP_LIBRARY", "GGUF2GPU_HIPRTC_LIBRARY", "ROCM_PATH", "HIP_PATH", "LD_LIBRARY_PATH"}
 
 // deviceGroups are the groups that own GPU device files on the usual distributions.
 var deviceGroups = []string{"render", "video"}

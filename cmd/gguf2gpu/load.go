@@ -31,6 +31,7 @@ type loadFlags struct {
 	chunk    *uint64
 	sync     *bool
 	io       *loader.IO
+	dequant  dequantFlags
 	check    *bool
 	stall    *time.Duration
 	progress *string
@@ -50,6 +51,7 @@ func addLoadFlags(cmd *cobra.Command) *loadFlags {
 		chunk:    byteSizeFlag(fs, "chunk", "bytes of one copy, such as 4MiB (default chosen for the machine)"),
 		sync:     fs.Bool("sync", false, "the synchronous reference loader: one thread, one copy at a time"),
 		io:       parsedFlag(fs, "io", loader.IOAuto, "WAY", "how bytes come off the disk: auto, mmap, direct", loader.ParseIO),
+		dequant:  addDequantFlags(fs),
 		check:    fs.Bool("check", false, "fail if a value is not finite, in the file or as what it is converted to"),
 		stall:    fs.Duration("stall", time.Minute, "give up when nothing at all has happened for so long"),
 		progress: progressFlag(fs),
@@ -74,7 +76,7 @@ func (r ruleFlag) String() string {
 	}
 	texts := make([]string, len(*r.rules))
 	for i, rule := range *r.rules {
-		texts[i] = fmt.Sprintf("%v=%v", rule.Name, rule.DType)
+		texts[i] = rule.String()
 	}
 	return strings.Join(texts, " ")
 }
@@ -92,6 +94,7 @@ func (f *loadFlags) options(progress func(done, total int64), log *slog.Logger) 
 	return loader.Options{
 		DType: *f.dtype, Rules: f.rules, Tensors: *f.tensors,
 		Streams: *f.streams, Threads: *f.threads, Staging: int64(*f.staging), Chunk: int(*f.chunk), IO: *f.io,
+		Dequant: *f.dequant.by, Compiler: kernelCompiler(*f.dequant.cache, log),
 		Check: *f.check, Hash: f.hashes.wanted(),
 		Stall: *f.stall, Progress: progress, Logger: log,
 	}
@@ -119,7 +122,7 @@ func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, tra
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if err := f.hashes.prepare(); err != nil {
+	if err := errors.Join(f.dequant.check(*f.sync), f.hashes.prepare()); err != nil {
 		return nil, err
 	}
 	start := time.Now()
@@ -172,15 +175,19 @@ type loadReport struct {
 	Architecture   string       `json:"architecture"`
 	Device         deviceReport `json:"device"`
 	DType          string       `json:"dtype"`
+	Dequant        string       `json:"dequant"` // who converted: "gpu" (some at least), "cpu" or "none"
 	Tensors        int          `json:"tensors"`
+	Expanded       int          `json:"expanded_tensors"` // of these, converted on the device
 	FileBytes      uint64       `json:"file_bytes"`
 	ReadBytes      uint64       `json:"read_bytes"`
 	MappedBytes    uint64       `json:"mapped_bytes"` // of read_bytes, through the mapping
 	DirectBytes    uint64       `json:"direct_bytes"` // of read_bytes, by direct reads
 	UploadBytes    uint64       `json:"upload_bytes"`
 	DeviceBytes    uint64       `json:"device_bytes"`
+	ScratchBytes   uint64       `json:"scratch_bytes"` // of device memory during the load, beside device_bytes
 	Seconds        loadSeconds  `json:"seconds"`
-	UploadGBps     float64      `json:"upload_gbps"` // 10^9 bytes per second of transfer
+	UploadGBps     float64      `json:"upload_gbps"` // over the link, 10^9 bytes per second of transfer
+	DeviceGBps     float64      `json:"device_gbps"` // device_bytes, likewise: what was delivered
 	Streams        int          `json:"streams"`
 	Threads        int          `json:"threads"`
 	ChunkBytes     int          `json:"chunk_bytes"`
@@ -204,6 +211,7 @@ type deviceReport struct {
 type loadSeconds struct {
 	Open     float64 `json:"open"`
 	Plan     float64 `json:"plan"`
+	Kernels  float64 `json:"kernels"` // making the device's kernels ready: compiling, loading and checking them
 	Alloc    float64 `json:"alloc"`
 	Pin      float64 `json:"pin"`
 	PinTotal float64 `json:"pin_total"` // pinning in all; what is beyond pin overlapped the transfer
@@ -216,12 +224,12 @@ func (s *loaded) report(dtype loader.DType) loadReport {
 	out := loadReport{
 		Model: s.path, Architecture: s.file.Architecture(),
 		Device: deviceReport{Kind: s.rt.Kind(), Index: s.dev.Index(), Name: s.dev.Name()},
-		DType:  dtype.String(), Tensors: r.Tensors,
+		DType:  dtype.String(), Dequant: dequantizedBy(s.weights, s.file), Tensors: r.Tensors, Expanded: r.Expanded,
 		FileBytes: r.FileBytes, ReadBytes: r.ReadBytes, MappedBytes: r.MappedBytes, DirectBytes: r.DirectBytes,
-		UploadBytes: r.UploadBytes, DeviceBytes: r.DeviceBytes,
+		UploadBytes: r.UploadBytes, DeviceBytes: r.DeviceBytes, ScratchBytes: r.ScratchBytes,
 		Seconds: loadSeconds{
-			Open: s.open.Seconds(), Plan: r.Plan.Seconds(), Alloc: r.Alloc.Seconds(), Pin: r.Pin.Seconds(),
-			PinTotal: r.PinTotal.Seconds(), Transfer: r.Transfer.Seconds(), Total: s.total.Seconds(),
+			Open: s.open.Seconds(), Plan: r.Plan.Seconds(), Kernels: r.Kernels.Seconds(), Alloc: r.Alloc.Seconds(),
+			Pin: r.Pin.Seconds(), PinTotal: r.PinTotal.Seconds(), Transfer: r.Transfer.Seconds(), Total: s.total.Seconds(),
 		},
 		Streams: r.Streams, Threads: r.Threads, ChunkBytes: r.ChunkBytes, PinnedBytes: r.PinnedBytes,
 		PeakRSSBytes: peakRSS(), OpenRSSBytes: s.openRSS, UnpinnedCopies: r.UnpinnedCopies,
@@ -229,6 +237,7 @@ func (s *loaded) report(dtype loader.DType) loadReport {
 	}
 	if r.Transfer > 0 {
 		out.UploadGBps = float64(r.UploadBytes) / r.Transfer.Seconds() / 1e9
+		out.DeviceGBps = float64(r.DeviceBytes) / r.Transfer.Seconds() / 1e9
 	}
 	return out
 }
@@ -238,8 +247,11 @@ func (r *loadReport) print(w io.Writer) {
 	fmt.Fprintf(w, "%d tensors of %s as %s on %s\n", r.Tensors, r.Model, r.DType, r.Device.Name)
 	fmt.Fprintf(w, "  %s read, %s uploaded in %.3f s: %.2f GB/s\n", humanize.Bytes(r.ReadBytes), humanize.Bytes(r.UploadBytes),
 		r.Seconds.Transfer, r.UploadGBps)
-	fmt.Fprintf(w, "  %.3f s in all: open %.3f, plan %.3f, alloc %.3f, pin %.3f, transfer %.3f\n", r.Seconds.Total,
-		r.Seconds.Open, r.Seconds.Plan, r.Seconds.Alloc, r.Seconds.Pin, r.Seconds.Transfer)
+	if r.Expanded > 0 {
+		fmt.Fprintf(w, "  %d tensors dequantized on the device: %.2f GB/s delivered\n", r.Expanded, r.DeviceGBps)
+	}
+	fmt.Fprintf(w, "  %.3f s in all: open %.3f, plan %.3f, kernels %.3f, alloc %.3f, pin %.3f, transfer %.3f\n", r.Seconds.Total,
+		r.Seconds.Open, r.Seconds.Plan, r.Seconds.Kernels, r.Seconds.Alloc, r.Seconds.Pin, r.Seconds.Transfer)
 	fmt.Fprintf(w, "  %d threads, %d streams, chunks of %s, %s pinned, %s resident at most\n", r.Threads, r.Streams,
 		humanize.IBytes(uint64(r.ChunkBytes)), humanize.IBytes(uint64(r.PinnedBytes)), humanize.IBytes(r.PeakRSSBytes))
 	if r.Verified {

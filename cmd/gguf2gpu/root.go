@@ -42,6 +42,10 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	if code == exitInterrupted {
 		text = "interrupted"
 	}
+	if cmd.Name() == compileKernel { // it becomes part of another error
+		fmt.Fprintln(stderr, text)
+		return code
+	}
 	fmt.Fprintf(stderr, "gguf2gpu: %s\n", text)
 	if wantsJSON(cmd, args) {
 		// A failure to report the failure has no one left to be told to; the exit code stands.
@@ -80,10 +84,13 @@ Where there is no GPU it uses a software device, so that everything but the spee
 	root.AddCommand(
 		newLoadCommand(),
 		newVerifyCommand(),
+		newHoldCommand(),
+		newAttachCommand(),
 		newBenchCommand(),
 		newInspectCommand(),
 		newDevicesCommand(),
 		newSynthCommand(),
+		newCompileKernelCommand(),
 	)
 	checkUsage(root)
 	return root

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -11,6 +12,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// A test that runs the command in this process makes it start this binary where users have gguf2gpu.
+	if len(os.Args) == 2 && os.Args[1] == compileKernel {
+		main()
+	}
 	testscript.Main(m, map[string]func(){"gguf2gpu": main})
 }
 

@@ -1,6 +1,8 @@
 /* hipsim is a libamdhip64.so without a GPU: the HIP entry points that gguf2gpu uses, checked more strictly than AMD's
  * runtime does it. README.md says how to build and steer it. All state is behind one lock; each stream has a thread. */
 #define _GNU_SOURCE
+#include <dlfcn.h>
+#include <elf.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -13,11 +15,14 @@
 
 enum {
 	SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE_POINTER = 17, INVALID_KIND = 21, NO_DEVICE = 100,
-	INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
+	INVALID_DEVICE = 101, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, INVALID_HANDLE = 400,
+	NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
 	PEER_ALREADY_ENABLED = 704, PEER_NOT_ENABLED = 705, CONTEXT_DESTROYED = 709, ALREADY_REGISTERED = 712,
 	NOT_REGISTERED = 713, NOT_SUPPORTED = 801
 };
 enum { EVENT_BLOCKING = 1, EVENT_NO_TIMING = 2, EVENT_INTERPROCESS = 4, MAX_DEVICES = 16, MAX_FAULTS = 32, PAGE = 4096 };
+
+#define ARCH "gfx90a:sramecc+:xnack-" /* of every device */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER; /* broadcast whenever work ends or the gate moves */
@@ -34,10 +39,10 @@ static struct {
 static struct stat_counter { const char *name; long long v; } stats[] = {
 	{"calls", 0}, {"misuses", 0}, {"faults", 0}, {"device_allocations", 0}, {"device_bytes", 0}, {"peak_device_bytes", 0},
 	{"host_allocations", 0}, {"host_bytes", 0}, {"registrations", 0}, {"ipc_opens", 0}, {"streams", 0}, {"events", 0},
-	{"copies", 0}, {"copied_bytes", 0}, {"unpinned_copies", 0}, {"memsets", 0},
+	{"copies", 0}, {"copied_bytes", 0}, {"unpinned_copies", 0}, {"memsets", 0}, {"modules", 0}, {"launches", 0},
 };
 enum { S_CALLS, S_MISUSES, S_FAULTS, S_DEV, S_DEVBYTES, S_PEAK, S_HOST, S_HOSTBYTES, S_REG, S_IPC, S_STREAMS, S_EVENTS,
-	S_COPIES, S_COPIED, S_UNPINNED, S_MEMSETS, S_COUNT };
+	S_COPIES, S_COPIED, S_UNPINNED, S_MEMSETS, S_MODULES, S_LAUNCHES, S_COUNT };
 
 /* ---- statistics ---- */
 
@@ -178,13 +183,20 @@ static struct range *new_range(struct range init) {
 
 static size_t whole_pages(size_t n) { return (n + PAGE - 1) / PAGE * PAGE; }
 
-/* map_device gives device memory a forbidden page at each end and an address that faults when the host follows it. */
+/* reserve returns the middle of map + 2 pages that nobody may touch, NULL if there is no room. */
+static char *reserve(size_t map) {
+	char *p = mmap(NULL, map + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return p == MAP_FAILED ? NULL : p + PAGE;
+}
+
+/* map_device gives device memory an address that faults when the host follows it, and its bytes, which kernels see, a forbidden
+ * page at each end. */
 static struct range *map_device(int fd, size_t n, int dev, int ipc) {
 	size_t map = whole_pages(n);
-	char *addr = mmap(NULL, map + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	char *data = mmap(NULL, map, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (addr == MAP_FAILED || data == MAP_FAILED) return NULL;
-	return new_range((struct range){ .kind = DEVICE, .dev = dev, .fd = fd, .ipc = ipc, .addr = (uintptr_t)addr + PAGE,
+	char *addr = reserve(map), *data = reserve(map);
+	if (!addr || !data) return NULL;
+	if (mmap(data, map, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) return NULL;
+	return new_range((struct range){ .kind = DEVICE, .dev = dev, .fd = fd, .ipc = ipc, .addr = (uintptr_t)addr,
 		.data = data, .size = n, .map = map });
 }
 
@@ -210,7 +222,7 @@ static void remove_range(struct range **link) {
 	switch (r->kind) {
 	case DEVICE:
 		munmap((void *)(r->addr - PAGE), r->map + 2 * PAGE);
-		munmap(r->data, r->map);
+		munmap(r->data - PAGE, r->map + 2 * PAGE);
 		close(r->fd);
 		if (r->ipc) { add(S_IPC, -1); break; }
 		used[r->dev] -= r->size;
@@ -247,12 +259,16 @@ static int writable(uintptr_t p, size_t n) {
 /* A mark is what one hipEventRecord leaves: events, waits and the queue share it. */
 struct mark { int refs, done, code; struct timespec at; };
 struct event { int dev, live; unsigned flags; struct mark *mark; struct event *next; };
-enum what { COPY, SET, RECORD, WAIT, FREE };
+enum what { COPY, SET, RECORD, WAIT, FREE, LAUNCH };
+enum { MAX_PARAMS = 6 }; /* of a kernel; hiprtc.c sees to it */
 struct op {
 	enum what what;
 	uintptr_t dst, src;
 	size_t n;
 	int value;
+	struct function *function; /* of a launch, with its grid and its arguments */
+	unsigned blocks, threads;
+	unsigned long long args[MAX_PARAMS];
 	struct mark *mark;
 	struct fault fault;
 	struct op *next;
@@ -263,6 +279,15 @@ struct stream {
 	pthread_t thread;
 	struct op *head, **tail;
 	struct stream *next;
+};
+/* A code object is a shared library that hiprtc.c has made: kernels by name, and what runs a grid of one. */
+struct function { struct module *module; int params; void *kernel; struct function *next; };
+struct module {
+	int dev, live, fd; /* fd: of the file; open as long as it is loaded, as dlopen tells libraries apart by their names, too */
+	void *lib;
+	void (*run)(void *kernel, const unsigned long long *args, unsigned blocks, unsigned threads);
+	struct function *functions;
+	struct module *next;
 };
 static struct stream *streams; /* closed ones stay in the lists, so that no address is given out twice */
 static struct event *events;
@@ -305,6 +330,23 @@ static int run_copy(uintptr_t dst, uintptr_t src, size_t n) {
 	return SUCCESS;
 }
 
+/* run_kernel runs a grid. An argument that is an address in device memory becomes that of the bytes behind it. */
+static int run_kernel(struct op *op) {
+	struct module *m = op->function->module;
+	if (!m->live) return ILLEGAL_ADDRESS; /* unloaded meanwhile */
+	unsigned long long args[MAX_PARAMS];
+	for (int i = 0; i < MAX_PARAMS; i++) {
+		struct range *r = i < op->function->params ? overlap(op->args[i], 1) : NULL;
+		if (r && r->kind == DEVICE && r->dev != m->dev && !peers[m->dev][r->dev]) return ILLEGAL_ADDRESS;
+		args[i] = r ? (uintptr_t)r->data + (op->args[i] - r->addr) : op->args[i];
+	}
+	pthread_mutex_unlock(&lock);
+	m->run(op->function->kernel, args, op->blocks, op->threads);
+	pthread_mutex_lock(&lock);
+	add(S_LAUNCHES, 1);
+	return SUCCESS;
+}
+
 /* run does one operation, under the lock, and returns its code. */
 static int run(struct op *op) {
 	char *d;
@@ -324,6 +366,8 @@ static int run(struct op *op) {
 	case FREE:
 		if ((link = find_start(op->dst))) remove_range(link);
 		return SUCCESS;
+	case LAUNCH:
+		return run_kernel(op);
 	case RECORD:
 		return SUCCESS;
 	}
@@ -480,7 +524,7 @@ static int properties(char *p, int dev, size_t size, int memory, int integrated,
 	snprintf(p, 256, "Simulated GPU %d", dev);
 	memcpy(p + memory, &cfg.memory, sizeof cfg.memory);
 	memcpy(p + integrated, &cfg.integrated, sizeof cfg.integrated);
-	snprintf(p + arch, 256, "gfx90a:sramecc+:xnack-");
+	snprintf(p + arch, 256, ARCH);
 	return SUCCESS;
 }
 
@@ -710,6 +754,110 @@ DEVICE_API(hipFreeAsync, (void *p, void *h), (p, h)) {
 	return enqueue(s, (struct op){ .what = FREE, .dst = (uintptr_t)p });
 }
 
+/* ---- modules ---- */
+
+static struct module *modules; /* as streams, closed ones stay, and functions as well */
+
+/* code_size is what the ELF header says: HIP has nothing else to go by. */
+static size_t code_size(const void *image) {
+	const Elf64_Ehdr *e = image;
+	return e->e_shoff + (size_t)e->e_shnum * e->e_shentsize;
+}
+
+/* same_arch compares what the code is for with what every device of this library is, features after a colon included if the
+ * code names any. */
+static int same_arch(const char *arch) {
+	size_t n = strlen(arch);
+	return !strncmp(ARCH, arch, n) && (ARCH[n] == ':' || !ARCH[n]);
+}
+
+DEVICE_API(hipModuleLoadData, (void **out, const void *image), (out, image)) {
+	if (!out || !image) return misuse(INVALID_VALUE, "hipModuleLoadData: null pointer");
+	if (memcmp(image, ELFMAG, SELFMAG)) return INVALID_IMAGE;
+	int fd = memfd_create("code object", MFD_CLOEXEC);
+	size_t n = code_size(image);
+	char path[64];
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	void *lib = fd >= 0 && write(fd, image, n) == (ssize_t)n ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+	if (!lib) { close(fd); return INVALID_IMAGE; }
+	const char *arch = dlsym(lib, "hipsim_arch");
+	if (!arch || !same_arch(arch)) { dlclose(lib); close(fd); return NO_BINARY_FOR_GPU; }
+	struct module *m = calloc(1, sizeof *m);
+	*m = (struct module){ .dev = current, .live = 1, .fd = fd, .lib = lib, .next = modules };
+	*(void **)&m->run = dlsym(lib, "hipsim_run");
+	modules = m;
+	add(S_MODULES, 1);
+	*out = m;
+	return SUCCESS;
+}
+
+static struct module *find_module(void *h) {
+	for (struct module *m = modules; m; m = m->next)
+		if (m == h && m->live) return m;
+	misuse(INVALID_HANDLE, "invalid module");
+	return NULL;
+}
+
+/* Kernels that are running are not waited for, in HIP; here unloading under them is a misuse. */
+DEVICE_API(hipModuleUnload, (void *h), (h)) {
+	struct module *m = find_module(h);
+	if (!m) return INVALID_HANDLE;
+	for (struct stream *s = streams; s; s = s->next)
+		for (struct op *op = s->stop ? NULL : s->head; op; op = op->next)
+			if (op->what == LAUNCH && op->function->module == m && !s->code) {
+				misuse(SUCCESS, "hipModuleUnload: a kernel of the module is still to run");
+				drain(s);
+				break;
+			}
+	m->live = 0;
+	dlclose(m->lib);
+	close(m->fd);
+	add(S_MODULES, -1);
+	return SUCCESS;
+}
+
+DEVICE_API(hipModuleGetFunction, (void **out, void *h, const char *name), (out, h, name)) {
+	struct module *m = find_module(h);
+	if (!m) return INVALID_HANDLE;
+	if (!out || !name) return misuse(INVALID_VALUE, "hipModuleGetFunction: null pointer");
+	if (m->dev != current) return misuse(INVALID_HANDLE, "hipModuleGetFunction: the module's device is not current");
+	const struct { const char *name; int params; void *kernel; } *k = dlsym(m->lib, "hipsim_kernels");
+	while (k->name && strcmp(k->name, name)) k++;
+	if (!k->name) return NOT_FOUND;
+	struct function *f = calloc(1, sizeof *f);
+	*f = (struct function){ .module = m, .params = k->params, .kernel = k->kernel, .next = m->functions };
+	m->functions = f;
+	*out = f;
+	return SUCCESS;
+}
+
+static struct function *find_function(void *h) {
+	for (struct module *m = modules; m; m = m->next)
+		for (struct function *f = m->live ? m->functions : NULL; f; f = f->next)
+			if (f == h) return f;
+	misuse(INVALID_HANDLE, "invalid function");
+	return NULL;
+}
+
+DEVICE_API(hipModuleLaunchKernel, (void *fn, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+	unsigned shared, void *h, void **params, void **extra), (fn, gx, gy, gz, bx, by, bz, shared, h, params, extra)) {
+	struct stream *s = find_stream(h);
+	if (!s) return CONTEXT_DESTROYED;
+	struct function *f = find_function(fn);
+	if (!f) return INVALID_HANDLE;
+	if (f->module->dev != current || s->dev != current)
+		return misuse(INVALID_HANDLE, "hipModuleLaunchKernel: not the device of the module and the stream");
+	if (gy != 1 || gz != 1 || by != 1 || bz != 1 || !gx || !bx || bx > 1024 || (unsigned long long)gx * bx > UINT32_MAX)
+		return misuse(INVALID_VALUE, "hipModuleLaunchKernel: the grid");
+	if (shared || extra || !params) return misuse(INVALID_VALUE, "hipModuleLaunchKernel: parameters");
+	struct op op = { .what = LAUNCH, .function = f, .blocks = gx, .threads = bx };
+	for (int i = 0; i < f->params; i++) {
+		if (!params[i]) return misuse(INVALID_VALUE, "hipModuleLaunchKernel: fewer arguments than the kernel has parameters");
+		memcpy(&op.args[i], params[i], 8);
+	}
+	return enqueue(s, op);
+}
+
 /* ---- other processes ---- */
 
 struct ipc { char tag[8]; int pid, fd; size_t size; char filler[40]; }; /* 64 bytes, passed by value */
@@ -902,10 +1050,11 @@ long long hipsim_stat(const char *name) {
 	return v;
 }
 
-/* hipsim_live returns what is not released: allocations, registrations, opened IPC memory, streams and events. */
+/* hipsim_live returns what is not released: allocations, registrations, opened IPC memory, streams, events and modules. */
 long long hipsim_live(void) {
 	pthread_mutex_lock(&lock);
-	long long v = stats[S_DEV].v + stats[S_HOST].v + stats[S_REG].v + stats[S_IPC].v + stats[S_STREAMS].v + stats[S_EVENTS].v;
+	long long v = stats[S_DEV].v + stats[S_HOST].v + stats[S_REG].v + stats[S_IPC].v + stats[S_STREAMS].v + stats[S_EVENTS].v
+		+ stats[S_MODULES].v;
 	pthread_mutex_unlock(&lock);
 	return v;
 }

@@ -18,17 +18,20 @@ trap 'rm -f "$model"' EXIT
 "$exe" devices
 "$exe" synth -o "$model" --preset llama-7b --type q4_k_m --force --progress none
 "$exe" bench "$model" --device hip --runs "$runs" --progress none ${CHART:+--chart "$CHART"}
+"$exe" bench kernels --device hip --runs "$runs" || true # not where there is no hipRTC
 cat "$model" >/dev/null # the cold runs have thrown it out of the page cache
 echo
 echo 'single loads, each in a process of its own (medians of 5; MiB above what was resident when the device was open):'
-for dtype in raw f16 bf16 f32; do
-	for _ in 1 2 3 4 5; do "$exe" load "$model" --device hip --dtype "$dtype" --json --progress none; done |
-		awk -v dtype="$dtype" '
+for load in 'raw cpu' 'f16 cpu' 'bf16 cpu' 'f32 cpu' 'f16 gpu' 'bf16 gpu' 'f32 gpu'; do
+	dtype=${load% *} by=${load#* }
+	for _ in 1 2 3 4 5; do "$exe" load "$model" --device hip --dtype "$dtype" --dequant "$by" --json --progress none; done |
+		awk -v dtype="$load" '
 			function value() { gsub(/[",]/, "", $2); return $2 }
 			$1 == "\"transfer\":" { t[++n] = value() }
 			$1 == "\"pin\":" { p[n + 1] = value() }
 			$1 == "\"alloc\":" { a[n + 1] = value() }
 			$1 == "\"upload_gbps\":" { g[n] = value() }
+			$1 == "\"device_bytes\":" { d = value() }
 			$1 == "\"peak_rss_bytes\":" { r[n] = value() }
 			$1 == "\"open_rss_bytes\":" { o[n] = value() }
 			$1 == "\"pinned_bytes\":" { m = value() }
@@ -38,7 +41,7 @@ for dtype in raw f16 bf16 f32; do
 				}
 				for (i = 1; i <= n; i++) { if (r[i] - o[i] > rss) rss = r[i] - o[i]; if (p[i] + a[i] > hidden) hidden = p[i] + a[i] }
 				k = int((n + 1) / 2)
-				printf "  %-5s transfer %.4f s, %.2f GB/s; pinning and allocation at most %.1f ms, pinned %d MiB, resident at most +%d MiB\n",
-					dtype, t[k], g[k], hidden * 1e3, m / 1048576, rss / 1048576
+				printf "  %-8s transfer %.4f s, %.2f GB/s on the link, %.1f GB/s of results; pinning and allocation at most %.1f ms, pinned %d MiB, resident at most +%d MiB\n",
+					dtype, t[k], g[k], d / t[k] / 1e9, hidden * 1e3, m / 1048576, rss / 1048576
 			}'
 done

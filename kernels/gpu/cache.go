@@ -1,0 +1,128 @@
+package gpu
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+const (
+	// cacheMagic begins every entry of the cache. Its number changes with the format.
+	cacheMagic = "gguf2gpu code object 1\n"
+	// maxCode bounds the size of an entry, in bytes: far more than a kernel has.
+	maxCode = 64 << 20
+)
+
+// openCache finds the cache's directory, or does without.
+func (b *build) openCache() {
+	if b.Dir != "" {
+		return
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		b.Dir = NoCache
+		b.Logger.Debug("compiled kernels are not kept", "error", err)
+		return
+	}
+	b.Dir = filepath.Join(dir, "gguf2gpu", "kernels")
+}
+
+// entry is the name of what r asks for: all that decides what a compiler makes of it.
+func (b *build) entry(r Request) string {
+	identity, err := json.Marshal(struct {
+		Request
+		Kind, HipRTC, Arch string
+		Version, Driver    int
+	}{r, b.dev.Runtime().Kind(), b.hiprtc, b.dev.Arch(), b.version, b.driver})
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	sum := sha256.Sum256(identity)
+	return hex.EncodeToString(sum[:])
+}
+
+func (b *build) path(name string) string { return filepath.Join(b.Dir, name+".co") }
+
+// read returns the code object of that name, nil if there is none, or none to be trusted.
+func (b *build) read(name string) []byte {
+	if b.Dir == NoCache {
+		return nil
+	}
+	object, err := readEntry(b.path(name), name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		b.Logger.Debug("a kernel in the cache is of no use", "file", b.path(name), "error", err)
+	}
+	return object
+}
+
+// readEntry reads the file of an entry: entryHead and the code.
+func readEntry(path, name string) ([]byte, error) {
+	f, err := openEntry(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := trusted(info); err != nil {
+		return nil, err
+	}
+	if info.Size() > maxCode {
+		return nil, fmt.Errorf("it has %d bytes, at most %d are expected", info.Size(), maxCode)
+	}
+	all, err := io.ReadAll(io.LimitReader(f, maxCode))
+	if err != nil {
+		return nil, err
+	}
+	head := len(entryHead(name, nil))
+	if len(all) <= head || !bytes.Equal(all[:head], entryHead(name, all[head:])) {
+		return nil, errors.New("it is damaged, or not an entry of this name")
+	}
+	return all[head:], nil
+}
+
+// entryHead is what stands before the code in an entry: the magic, the entry's own name, and the SHA-256 of the code, each on
+// a line.
+func entryHead(name string, object []byte) []byte {
+	return fmt.Appendf(nil, "%s%s\n%x\n", cacheMagic, name, sha256.Sum256(object))
+}
+
+// write keeps a code object. Where that is not possible, loading works all the same.
+func (b *build) write(name string, object []byte) {
+	if b.Dir == NoCache {
+		return
+	}
+	if err := writeEntry(b.path(name), name, object); err != nil && !b.warned.Swap(true) {
+		b.Logger.Warn("compiled kernels cannot be kept, so the next run compiles again", "directory", b.Dir, "error", err)
+	}
+}
+
+// writeEntry makes the file appear at once and whole: other processes may be reading it, or writing it, too. What a crash of the
+// system leaves of it is noticed by readEntry.
+func writeEntry(path, name string, object []byte) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, name+".*.tmp") // with permissions for this user only
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(entryHead(name, object), object...))
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}

@@ -1,0 +1,37 @@
+package gpu
+
+import (
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
+)
+
+// offer gives the software device Go functions that stand in for kernels.
+func offer(sw *amdhip.Software, keys []Key) {
+	for _, k := range keys {
+		sw.Offer(k.Name(), 3, k.standIn)
+	}
+}
+
+// standIn does on the CPU what the kernel would do, and refuses what the kernel may not be given.
+func (k Key) standIn(l *amdhip.SoftLaunch) amdhip.Status {
+	out, in, blocks := amdhip.DevicePtr(l.Args[0]), amdhip.DevicePtr(l.Args[1]), l.Args[2]
+	if l.Threads != Threads || out%Align != 0 || in%Align != 0 || blocks > maxWork {
+		return amdhip.ErrInvalidValue
+	}
+	src, st := l.Memory(in-Padding, blocks*k.inBytes()+2*Padding) // it may be read, so it must be there
+	if st != amdhip.Success {
+		return st
+	}
+	dst, st := l.Memory(out, blocks*k.outBytes())
+	if st != amdhip.Success {
+		return st
+	}
+	cpu, err := kernels.For(kernels.Auto)
+	if err == nil {
+		err = cpu.Dequantize(dst, k.To, src[Padding:len(src)-Padding], k.From)
+	}
+	if err != nil {
+		return amdhip.ErrInvalidValue // they overlap
+	}
+	return amdhip.Success
+}

@@ -1,0 +1,329 @@
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+)
+
+// Errors of a Holder, also on the side of who talks to it.
+var (
+	ErrUnknownModel = errors.New("no such model is held")
+	ErrModelExists  = errors.New("a model of that name is held already")
+	ErrAttached     = errors.New("the model is in use by attached processes")
+)
+
+// HolderOptions describes a Holder. The zero value serves processes of the same user.
+type HolderOptions struct {
+	Load       Options      // how models are loaded, unless a request says otherwise
+	AllowGroup bool         // processes of the same group may talk to it, too
+	Logger     *slog.Logger // nil: silent
+	// LinkBytesPerSecond is the speed of the host-device link, for the metrics; 0: unknown. See LinkSpeed.
+	LinkBytesPerSecond float64
+}
+
+// Holder keeps models in the memory of a device and lets other processes of the host use them, without copying. Its methods are
+// safe for concurrent use. The caller must Close it.
+type Holder struct {
+	dev *amdhip.Device
+	o   HolderOptions
+	log *slog.Logger
+
+	mu       sync.Mutex
+	models   map[string]*held
+	closed   bool
+	attached int64 // attachments so far
+	refused  int64 // connections that were turned away
+	clients  sync.WaitGroup
+}
+
+// held is a model that a Holder keeps.
+type held struct {
+	name     string
+	path     string
+	weights  *Model
+	manifest *manifest
+	since    time.Time
+	attached int
+	dropping bool
+	ended    chan struct{} // the load has, and its file is closed
+}
+
+// HeldModel is what a Holder tells about a model.
+type HeldModel struct {
+	Name     string  `json:"name"`
+	Path     string  `json:"path"`
+	DType    string  `json:"dtype"`
+	Tensors  int     `json:"tensors"`
+	Bytes    uint64  `json:"device_bytes"`
+	State    string  `json:"state"` // "loading", "loaded" or "failed"
+	Error    string  `json:"error,omitempty"`
+	Attached int     `json:"attached"` // processes now
+	Seconds  float64 `json:"load_seconds"`
+	Transfer float64 `json:"transfer_seconds"` // of these
+	Uploaded uint64  `json:"upload_bytes"`
+	Since    int64   `json:"since"` // seconds since 1970
+}
+
+// States of a held model.
+const (
+	stateLoading = "loading"
+	stateLoaded  = "loaded"
+	stateFailed  = "failed"
+)
+
+// NewHolder returns a Holder for models on dev. On the software device that needs SoftwareOptions.Shared.
+func NewHolder(dev *amdhip.Device, o HolderOptions) *Holder {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Holder{dev: dev, o: o, log: o.Logger, models: make(map[string]*held)}
+}
+
+// Add begins to load the model at path with the Holder's own options, and returns once its memory is allocated. name is what
+// others ask for it by, "" for the file's name without its ending; Add returns it. What can go wrong before is an error here;
+// Wait tells how the load ends. A load that fails later leaves nothing on the device.
+func (h *Holder) Add(ctx context.Context, name, path string) (string, error) {
+	m, err := h.add(ctx, name, path, h.o.Load)
+	if err != nil {
+		return "", err
+	}
+	return m.name, nil
+}
+
+func (h *Holder) add(ctx context.Context, name, path string, o Options) (_ *held, err error) {
+	if name == "" {
+		name = strings.TrimSuffix(filepath.Base(path), ".gguf")
+	}
+	m := &held{name: name, path: path, since: time.Now(), ended: make(chan struct{})}
+	if err := h.reserve(m); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			h.forget(m)
+		}
+	}()
+	file, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, file.Close())
+		}
+	}()
+	files, err := identify(file)
+	if err != nil {
+		return nil, err
+	}
+	o.exported = true
+	weights, err := Start(context.WithoutCancel(ctx), h.dev, file, o) // the model outlives whoever asked for it
+	if err != nil {
+		return nil, err
+	}
+	man, err := weights.manifest(name, files)
+	if err != nil {
+		return nil, errors.Join(err, weights.Close())
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed { // meanwhile, so nobody would close it
+		return nil, errors.Join(ErrClosed, weights.Close())
+	}
+	m.weights, m.manifest = weights, man
+	go h.finish(m, file)
+	return m, nil
+}
+
+// reserve enters m, so that its name is taken.
+func (h *Holder) reserve(m *held) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return ErrClosed
+	}
+	if h.models[m.name] != nil {
+		return fmt.Errorf("loader: %q: %w", m.name, ErrModelExists)
+	}
+	h.models[m.name] = m
+	return nil
+}
+
+func (h *Holder) forget(m *held) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.models, m.name)
+}
+
+// finish waits for the end of m's load and lets go of the file.
+func (h *Holder) finish(m *held, file *gguf.Model) {
+	err := m.weights.WaitAll(context.Background())
+	if err := file.Close(); err != nil {
+		h.log.Warn("closing the model's file failed", "model", m.name, "error", err)
+	}
+	if err != nil {
+		h.log.Error("the load failed", "model", m.name, "error", err)
+	} else {
+		r := m.weights.Report()
+		h.log.Info("loaded", "model", m.name, "bytes", r.DeviceBytes, "seconds", r.Total.Seconds())
+	}
+	close(m.ended)
+}
+
+// Wait blocks until the load of the model has ended, and returns its error, or the cause of ctx's end.
+func (h *Holder) Wait(ctx context.Context, name string) error {
+	m, err := h.find(name)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-m.ended:
+		return m.weights.WaitAll(ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// find returns the model of that name; "" means the only one.
+func (h *Holder) find(name string) (*held, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, ErrClosed
+	}
+	m := h.models[name]
+	if name == "" && len(h.models) == 1 {
+		for _, m = range h.models { // there is one
+		}
+	}
+	switch {
+	case m != nil && m.weights != nil && !m.dropping:
+		return m, nil
+	case name == "" && len(h.models) > 1:
+		return nil, fmt.Errorf("loader: several models are held: name one of %s: %w", h.names(), ErrUnknownModel)
+	case len(h.models) == 0:
+		return nil, fmt.Errorf("loader: %q: %w: none is", name, ErrUnknownModel)
+	}
+	return nil, fmt.Errorf("loader: %q: %w; held are %s", name, ErrUnknownModel, h.names())
+}
+
+// names lists the models. h.mu is held.
+func (h *Holder) names() string {
+	var names []string
+	for name := range h.models {
+		names = append(names, fmt.Sprintf("%q", name))
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// Drop frees a model's memory. While processes are attached to it the error matches ErrAttached: the device may be using it.
+func (h *Holder) Drop(name string) error {
+	m, err := h.find(name)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	switch {
+	case m.dropping:
+		h.mu.Unlock()
+		return fmt.Errorf("loader: %q: %w", name, ErrUnknownModel)
+	case m.attached > 0:
+		defer h.mu.Unlock()
+		return fmt.Errorf("loader: %q: %w: %d are", m.name, ErrAttached, m.attached)
+	}
+	m.dropping = true
+	h.mu.Unlock()
+	err = m.weights.Close()
+	<-m.ended
+	h.forget(m)
+	h.log.Info("dropped", "model", m.name)
+	return err
+}
+
+// Models tells about all models, by name.
+func (h *Holder) Models() []HeldModel {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]HeldModel, 0, len(h.models))
+	for _, m := range h.models {
+		if m.weights != nil && !m.dropping {
+			all = append(all, m.describe())
+		}
+	}
+	slices.SortFunc(all, func(a, b HeldModel) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// describe tells about m. The Holder's lock is held.
+func (m *held) describe() HeldModel {
+	r := m.weights.Report()
+	d := HeldModel{
+		Name: m.name, Path: m.path, DType: m.manifest.DType, Tensors: r.Tensors, Bytes: r.DeviceBytes, State: stateLoading,
+		Attached: m.attached, Seconds: r.Total.Seconds(), Transfer: r.Transfer.Seconds(), Uploaded: r.UploadBytes, Since: m.since.Unix(),
+	}
+	select {
+	case <-m.weights.finished:
+		d.State = stateLoaded
+		if err := m.weights.failure(); err != nil {
+			d.State, d.Error = stateFailed, err.Error()
+		}
+	default:
+	}
+	return d
+}
+
+// Close ends all loads, and frees all models. Processes that are attached lose their memory, so end Serve first, which lets
+// them go. It is idempotent.
+func (h *Holder) Close() error {
+	h.mu.Lock()
+	h.closed = true
+	models := h.models
+	h.models = make(map[string]*held)
+	h.mu.Unlock()
+	var errs []error
+	for _, m := range models {
+		if m.weights != nil {
+			errs = append(errs, m.weights.Close())
+			<-m.ended
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// options are those of an add request: the Holder's own with the request's exceptions.
+func (h *Holder) options(r *request) (o Options, err error) {
+	o = h.o.Load
+	if r.DType != "" {
+		if o.DType, err = ParseDType(r.DType); err != nil {
+			return o, err
+		}
+	}
+	if len(r.Rules) > 0 {
+		o.Rules = nil
+	}
+	for _, s := range r.Rules {
+		rule, err := ParseRule(s)
+		if err != nil {
+			return o, err
+		}
+		o.Rules = append(o.Rules, rule)
+	}
+	if r.Tensors != "" {
+		if o.Tensors, err = regexp.Compile(r.Tensors); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
+}

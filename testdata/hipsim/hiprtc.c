@@ -1,0 +1,265 @@
+/* A hipRTC without a GPU: it compiles HIP C++ for the host with the machine's C++ compiler. The code object is a shared
+ * library that hipsim.c loads and runs, thread by thread. Alone this is a libhiprtc.so; together with hipsim.c it is a
+ * libamdhip64.so as HIP 5 and 6 have it. README.md says what it refuses. */
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+extern char **environ;
+
+enum { SUCCESS, OUT_OF_MEMORY, PROGRAM_CREATION_FAILURE, INVALID_INPUT, INVALID_PROGRAM, INVALID_OPTION, COMPILATION,
+	INTERNAL_ERROR = 11, MAX_PARAMS = 6 };
+
+struct text { char *bytes; size_t size; };
+struct program { struct text source, name, log, code; struct program *next; };
+static struct program *programs; /* alive; under the lock */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* fault counts a call and returns the code that HIPSIM_FAIL has for it, see hipsim.c: "FUNCTION:N:CODE", separated by commas. */
+static int fault(const char *function, long *calls) {
+	const char *spec = getenv("HIPSIM_FAIL");
+	pthread_mutex_lock(&lock);
+	long n = ++*calls;
+	pthread_mutex_unlock(&lock);
+	while (spec && *spec) {
+		char name[48];
+		long nth;
+		int code;
+		if (sscanf(spec, "%47[^:,]:%ld:%d", name, &nth, &code) == 3 && !strcmp(name, function) && (nth == 0 || nth == n)) return code;
+		if ((spec = strchr(spec, ','))) spec++;
+	}
+	return SUCCESS;
+}
+
+#define FAULT(function) do { static long calls; int code = fault(function, &calls); if (code) return code; } while (0)
+
+static struct program *find(void *handle) {
+	pthread_mutex_lock(&lock);
+	struct program *p = programs;
+	while (p && p != handle) p = p->next;
+	pthread_mutex_unlock(&lock);
+	return p;
+}
+
+static void append(struct text *t, const char *bytes, size_t n) {
+	t->bytes = realloc(t->bytes, t->size + n + 1);
+	if (!t->bytes) abort();
+	memcpy(t->bytes + t->size, bytes, n);
+	t->bytes[t->size += n] = 0;
+}
+
+static void say(struct text *t, const char *line) { append(t, line, strlen(line)); }
+
+int hiprtcVersion(int *major, int *minor) { *major = 9; *minor = 0; return SUCCESS; }
+
+int hiprtcCreateProgram(void **out, const char *source, const char *name, int n, const char *const *headers,
+	const char *const *names) {
+	FAULT("hiprtcCreateProgram");
+	if (!out || !source || !*source) return INVALID_INPUT;
+	if (n || headers || names) return INVALID_INPUT; /* gguf2gpu has no headers */
+	struct program *p = calloc(1, sizeof *p);
+	if (!p) return OUT_OF_MEMORY;
+	say(&p->source, source);
+	say(&p->name, name && *name ? name : "CompileSourceXXXX");
+	pthread_mutex_lock(&lock);
+	p->next = programs;
+	programs = p;
+	pthread_mutex_unlock(&lock);
+	*out = p;
+	return SUCCESS;
+}
+
+int hiprtcDestroyProgram(void **handle) {
+	FAULT("hiprtcDestroyProgram");
+	if (!handle || !find(*handle)) return INVALID_PROGRAM;
+	struct program *p = *handle, **link = &programs;
+	pthread_mutex_lock(&lock);
+	while (*link != p) link = &(*link)->next;
+	*link = p->next;
+	pthread_mutex_unlock(&lock);
+	free(p->source.bytes), free(p->name.bytes), free(p->log.bytes), free(p->code.bytes), free(p);
+	*handle = NULL;
+	return SUCCESS;
+}
+
+/* What stands before the source: the device's language in terms of the host's. A thread of the device is a call. */
+static const char prelude[] =
+	"#define __global__\n#define __device__\n#define __launch_bounds__(n)\n"
+	"struct hipsim_index { unsigned x, y, z; };\n"
+	"static thread_local hipsim_index threadIdx, blockIdx, blockDim, gridDim;\n";
+
+/* What stands after it and the table of kernels: how hipsim.c runs a grid. */
+static const char coda[] =
+	"extern \"C\" void hipsim_run(void *kernel, const unsigned long long *a, unsigned blocks, unsigned threads) {\n"
+	"	typedef unsigned long long u;\n"
+	"	gridDim = {blocks, 1, 1}, blockDim = {threads, 1, 1}, threadIdx = blockIdx = {0, 0, 0};\n"
+	"	for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)\n"
+	"		for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)\n"
+	"			((void (*)(u, u, u, u, u, u))kernel)(a[0], a[1], a[2], a[3], a[4], a[5]);\n"
+	"}\n";
+
+static const char *skip_space(const char *s) { while (isspace((unsigned char)*s)) s++; return s; }
+
+/* tabulate writes the table of the source's kernels: for each "__global__ ... void NAME(PARAMETERS)", its name and the number of
+ * its parameters. It is false for one with too many. */
+static int tabulate(struct text *out, const char *source) {
+	char line[256];
+	say(out, "extern \"C\" const struct { const char *name; int params; void *kernel; } hipsim_kernels[] = {\n");
+	for (const char *s = source; (s = strstr(s, "__global__")); ) {
+		const char *name = strstr(s, "void ");
+		if (!name) break;
+		name = skip_space(name + 5);
+		size_t n = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_");
+		const char *open = skip_space(name + n), *end = strchr(open, ')');
+		if (*open != '(' || !end || n == 0 || n > 100) { s += 10; continue; }
+		int params = *skip_space(open + 1) != ')';
+		for (const char *c = open; c < end; c++) params += *c == ',';
+		if (params > MAX_PARAMS) return 0;
+		snprintf(line, sizeof line, "{\"%.*s\", %d, (void *)%.*s},\n", (int)n, name, params, (int)n, name);
+		say(out, line);
+		s = end;
+	}
+	say(out, "{0, 0, 0}};\n");
+	return 1;
+}
+
+static int write_file(const char *path, const struct text *t) {
+	FILE *f = fopen(path, "w");
+	if (!f) return -1;
+	size_t n = fwrite(t->bytes, 1, t->size, f);
+	return fclose(f) || n != t->size ? -1 : 0;
+}
+
+static int read_file(const char *path, struct text *t) {
+	FILE *f = fopen(path, "r");
+	if (!f) return -1;
+	char buf[1 << 16];
+	for (size_t n; (n = fread(buf, 1, sizeof buf, f)); ) append(t, buf, n);
+	return fclose(f);
+}
+
+/* run starts a program and waits for it; what it prints goes to the file log. */
+static int run(char *const *argv, const char *log) {
+	posix_spawn_file_actions_t actions;
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+	posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	posix_spawn_file_actions_adddup2(&actions, 1, 2);
+	pid_t pid;
+	int status = -1, rc = posix_spawnp(&pid, argv[0], &actions, NULL, argv, environ);
+	posix_spawn_file_actions_destroy(&actions);
+	if (rc) return -1;
+	while (waitpid(pid, &status, 0) < 0) {}
+	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* build compiles the text with the machine's compiler, CXX or c++, in the directory dir. */
+static int build(struct program *p, const struct text *text, const char *dir) {
+	char source[64], object[64], log[64];
+	snprintf(source, sizeof source, "%s/kernel.cc", dir);
+	snprintf(object, sizeof object, "%s/kernel.so", dir);
+	snprintf(log, sizeof log, "%s/log", dir);
+	char *cxx = getenv("CXX") && *getenv("CXX") ? getenv("CXX") : "c++";
+	char *argv[] = { cxx, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", object, source, NULL };
+	int rc = write_file(source, text) ? INTERNAL_ERROR : SUCCESS;
+	if (!rc && run(argv, log)) rc = COMPILATION;
+	if (read_file(log, &p->log) && rc) say(&p->log, "the machine's C++ compiler could not be started");
+	if (!rc && read_file(object, &p->code)) rc = INTERNAL_ERROR;
+	unlink(source), unlink(object), unlink(log);
+	return rc;
+}
+
+int hiprtcCompileProgram(void *handle, int n, const char *const *options) {
+	static const char target[] = "--gpu-architecture=";
+	struct program *p = find(handle);
+	if (!p) return INVALID_PROGRAM;
+	if (n < 0 || (n && !options)) return INVALID_INPUT;
+	const char *arch = NULL;
+	free(p->log.bytes), free(p->code.bytes);
+	p->log = p->code = (struct text){0};
+	for (int i = 0; i < n; i++) {
+		if (!strncmp(options[i], target, sizeof target - 1)) arch = options[i] + sizeof target - 1;
+		else if (strncmp(options[i], "-std=", 5) && strncmp(options[i], "-O", 2)) {
+			say(&p->log, "error: unknown argument: '");
+			say(&p->log, options[i]);
+			say(&p->log, "'\n");
+			return COMPILATION;
+		}
+	}
+	FAULT("hiprtcCompileProgram");
+	if (!arch || strncmp(arch, "gfx", 3) || strpbrk(arch, "\"\\\n")) {
+		say(&p->log, "error: no architecture, or an unknown one\n");
+		return COMPILATION;
+	}
+	struct text text = {0};
+	say(&text, prelude);
+	say(&text, "extern \"C\" const char hipsim_arch[] = \"");
+	say(&text, arch);
+	say(&text, "\";\n#line 1 \"");
+	say(&text, p->name.bytes);
+	say(&text, "\"\n");
+	append(&text, p->source.bytes, p->source.size);
+	say(&text, "\n#line 1 \"hipsim\"\n");
+	char dir[] = "/tmp/hiprtc-XXXXXX";
+	int rc = INTERNAL_ERROR;
+	if (!tabulate(&text, p->source.bytes)) say(&p->log, "error: a kernel has more than 6 parameters\n");
+	else if (mkdtemp(dir)) {
+		say(&text, coda);
+		rc = build(p, &text, dir);
+		rmdir(dir);
+	}
+	free(text.bytes);
+	return rc;
+}
+
+/* The size of a log counts the zero byte at its end, as AMD's does. */
+int hiprtcGetProgramLogSize(void *handle, size_t *n) {
+	FAULT("hiprtcGetProgramLogSize");
+	struct program *p = find(handle);
+	if (!p) return INVALID_PROGRAM;
+	if (!n) return INVALID_INPUT;
+	*n = p->log.size + 1;
+	return SUCCESS;
+}
+
+int hiprtcGetProgramLog(void *handle, char *log) {
+	FAULT("hiprtcGetProgramLog");
+	struct program *p = find(handle);
+	if (!p) return INVALID_PROGRAM;
+	if (!log) return INVALID_INPUT;
+	memcpy(log, p->log.bytes ? p->log.bytes : "", p->log.size + 1);
+	return SUCCESS;
+}
+
+int hiprtcGetCodeSize(void *handle, size_t *n) {
+	FAULT("hiprtcGetCodeSize");
+	struct program *p = find(handle);
+	if (!p || !p->code.bytes) return INVALID_PROGRAM;
+	if (!n) return INVALID_INPUT;
+	*n = p->code.size;
+	return SUCCESS;
+}
+
+int hiprtcGetCode(void *handle, char *code) {
+	FAULT("hiprtcGetCode");
+	struct program *p = find(handle);
+	if (!p || !p->code.bytes) return INVALID_PROGRAM;
+	if (!code) return INVALID_INPUT;
+	memcpy(code, p->code.bytes, p->code.size);
+	return SUCCESS;
+}
+
+const char *hiprtcGetErrorString(int code) {
+	static const char *const names[] = { "HIPRTC_SUCCESS", "HIPRTC_ERROR_OUT_OF_MEMORY", "HIPRTC_ERROR_PROGRAM_CREATION_FAILURE",
+		"HIPRTC_ERROR_INVALID_INPUT", "HIPRTC_ERROR_INVALID_PROGRAM", "HIPRTC_ERROR_INVALID_OPTION", "HIPRTC_ERROR_COMPILATION" };
+	if (code == INTERNAL_ERROR) return "HIPRTC_ERROR_INTERNAL_ERROR";
+	return code >= 0 && code <= COMPILATION ? names[code] : NULL;
+}
