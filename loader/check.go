@@ -177,7 +177,7 @@ func checkValues(t *PlannedTensor, off int64, src []byte) error {
 	for at := suspect(src, 0, t.Type, t.Target); at >= 0; at = suspect(src, at+block, t.Type, t.Target) {
 		i, value, err := badElement(src[at:at+block], t.Type, t.Target)
 		if err == nil && i >= 0 {
-			start := off + int64(at)
+			start := t.inWhole(off + int64(at))
 			err = &ValueError{
 				Tensor: t.Name, Type: t.Type, Target: t.Target, Offset: start, Value: value,
 				Element: uint64(start/int64(block))*uint64(t.Type.BlockElems()) + uint64(i),

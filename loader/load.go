@@ -150,6 +150,7 @@ func (p *pipeline) run(ctx context.Context) {
 	}
 	if p.src != nil {
 		r.MappedBytes, r.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.direct.Load())
+		r.FetchedBytes = uint64(p.src.fetched.Load())
 	}
 	if stuck {
 		p.way.abandon()

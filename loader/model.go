@@ -26,7 +26,7 @@ var ErrClosed = errors.New("loader: model is closed")
 type TensorError struct {
 	Tensor string
 	Op     string // "read", "check", "dequantize", "copy", "expand" (copy blocks, and dequantize on the device) or "read back"
-	Offset int64  // first byte: in the tensor's bytes in the file for "read", "check" and "dequantize", on the device for the others
+	Offset int64  // first byte: in the tensor's (of a slice, in its) bytes in the file for "read", "check" and "dequantize", on the device for the others
 	Bytes  int
 	Err    error
 }
@@ -44,8 +44,9 @@ type Tensor struct {
 	Name  string
 	Ptr   amdhip.DevicePtr // of the first element, aligned to 256 bytes
 	DType gguf.Type        // element type on the device
-	Shape []uint64         // in ggml's order: Shape[0] varies fastest
+	Shape []uint64         // in ggml's order: Shape[0] varies fastest; that of the slice where it is one
 	Bytes uint64
+	Slice *Slice // the part of the file's tensor that this is, with Options.Shard; nil: all of it
 }
 
 // Report says what a load did, and how long it took. It is complete once the load has ended.
@@ -55,6 +56,7 @@ type Report struct {
 	ReadBytes      uint64 // tensor bytes taken from the file
 	MappedBytes    uint64 // of these, through the mapping
 	DirectBytes    uint64 // of these, by direct reads
+	FetchedBytes   uint64 // by direct reads in all: with what lies between the pieces of a slice, or of an unaligned beginning
 	UploadBytes    uint64 // copied to the device, padding included
 	DeviceBytes    uint64 // allocated on the device
 	Streams        int
@@ -215,7 +217,7 @@ func (w *Model) lookup(name string) (int, error) {
 // tensor describes tensor i; w.arenas must be there.
 func (w *Model) tensor(i int) Tensor {
 	t := &w.plan.Tensors[i]
-	return Tensor{Name: t.Name, Ptr: w.ptr(t.arena, t.offset), DType: t.Target, Shape: t.Shape, Bytes: t.Bytes}
+	return Tensor{Name: t.Name, Ptr: w.ptr(t.arena, t.offset), DType: t.Target, Shape: t.Shape, Bytes: t.Bytes, Slice: t.Slice}
 }
 
 func (w *Model) ptr(arena int, off uint64) amdhip.DevicePtr {

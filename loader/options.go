@@ -71,6 +71,7 @@ type Options struct {
 	DType   DType          // what tensors are converted to
 	Rules   []Rule         // exceptions by tensor name; the first that matches wins
 	Tensors *regexp.Regexp // only the tensors whose names match; nil: all
+	Shard   Shard          // of these, the part that one of several ranks loads
 
 	Streams int         // streams that copies are spread over; 0: chosen
 	Threads int         // workers that read and dequantize; 0: chosen from the number of cores
@@ -124,6 +125,10 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("%w: giving up after %v: use a positive time, or 0 for the default", ErrBadOption, o.Stall)
 	case o.Staging < 0 || o.Staging > 0 && o.Staging < minChunk:
 		return o, fmt.Errorf("%w: %d bytes of staging memory: use at least 64 KiB, or 0 for the default", ErrBadOption, o.Staging)
+	}
+	var err error
+	if o.Shard, err = o.Shard.withDefaults(); err != nil {
+		return o, err
 	}
 	if o.Threads == 0 {
 		o.Threads = min(runtime.GOMAXPROCS(0), maxDefaultThreads)

@@ -64,14 +64,18 @@ type Plan struct {
 	model  *gguf.Model
 	opts   Options
 	arenas []uint64 // bytes of each device allocation
+	combed bool     // there are slices that are not in one piece in the file
 }
 
 // PlannedTensor is one tensor's place on the device.
 type PlannedTensor struct {
-	*gguf.Tensor           // as it is in the file
+	*gguf.Tensor           // as it is in the file; of a slice, Shape and Size are the slice's, and Offset is that of its first byte
 	Target       gguf.Type // element type on the device
 	Bytes        uint64    // size on the device
+	Slice        *Slice    // the part of the tensor that the rank has; nil: all of it
 
+	whole  *gguf.Tensor // that it is a slice of; nil: none
+	comb   *comb        // how a slice lies in the file; nil: in one piece
 	arena  int
 	offset uint64 // in the arena
 	expand bool   // it travels as it is in the file, and is converted on the device
@@ -99,10 +103,16 @@ func NewPlan(m *gguf.Model, asked Options) (*Plan, error) {
 			return nil, fmt.Errorf("loader: tensor %q: %d elements as %v overflow", t.Name, t.Elems(), target)
 		}
 		p.Tensors = append(p.Tensors, PlannedTensor{Tensor: t, Target: target, Bytes: n})
-		p.ReadBytes += uint64(t.Size)
 	}
 	if len(p.Tensors) == 0 && len(all) > 0 {
 		return nil, fmt.Errorf("loader: no tensor's name matches %q; the model has %d", o.Tensors, len(all))
+	}
+	if p.Tensors, err = o.Shard.share(m, p.Tensors); err != nil {
+		return nil, err
+	}
+	for i := range p.Tensors {
+		p.ReadBytes += uint64(p.Tensors[i].Size)
+		p.combed = p.combed || p.Tensors[i].comb != nil
 	}
 	if !p.layOut() {
 		return nil, errors.New("loader: the tensors' sizes together overflow")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
@@ -28,6 +29,10 @@ type safetensorsEntry struct {
 // WriteSafetensors reads every tensor back from the device and writes a safetensors file to out, several parts of it at a
 // time and in any order. Tensors keep their GGUF names; shapes are row-major, so the reverse of ggml's; raw quantized blocks become
 // U8 with one dimension, their byte count. After an error, out holds no usable file.
+//
+// With Options.Shard, the file's metadata has shard ("layer" or "tensor"), rank and world, and slices: a JSON object with an entry
+// for every tensor that is a slice, {"dim", "ranges", "shape", "type"}. Dim counts row-major, shape is that of the whole tensor,
+// ranges are those of [Slice], and type is ggml's name of the elements' type.
 func (w *Model) WriteSafetensors(ctx context.Context, out io.WriterAt) error {
 	header, starts, err := w.safetensorsHeader()
 	if err != nil {
@@ -49,7 +54,12 @@ func (w *Model) WriteSafetensors(ctx context.Context, out io.WriterAt) error {
 func (w *Model) safetensorsHeader() (header []byte, starts []uint64, err error) {
 	var b bytes.Buffer
 	b.Write(make([]byte, 8))
-	b.WriteString(`{"__metadata__":{"format":"gguf2gpu"}`)
+	metadata, err := w.plan.safetensorsMetadata()
+	if err != nil {
+		return nil, nil, err
+	}
+	b.WriteString(`{"__metadata__":`)
+	b.Write(metadata)
 	var at uint64
 	for i := range w.plan.Tensors {
 		t := &w.plan.Tensors[i]
@@ -83,4 +93,34 @@ func (w *Model) safetensorsHeader() (header []byte, starts []uint64, err error) 
 	header = b.Bytes()
 	binary.LittleEndian.PutUint64(header, uint64(len(header)-8))
 	return header, starts, nil
+}
+
+// safetensorsSlice says in the metadata which part of a tensor a slice is.
+type safetensorsSlice struct {
+	Dim    int         `json:"dim"` // row-major
+	Ranges [][2]uint64 `json:"ranges"`
+	Shape  []uint64    `json:"shape"` // of the whole, row-major
+	Type   string      `json:"type"`
+}
+
+// safetensorsMetadata is the JSON of the header's metadata, whose values must all be texts.
+func (p *Plan) safetensorsMetadata() ([]byte, error) {
+	all := map[string]string{"format": "gguf2gpu"}
+	if sh := p.opts.Shard; sh.By != ShardNone {
+		parts := make(map[string]safetensorsSlice)
+		for i := range p.Tensors {
+			if t := &p.Tensors[i]; t.Slice != nil {
+				shape := slices.Clone(t.Slice.Shape)
+				slices.Reverse(shape)
+				parts[t.Name] = safetensorsSlice{len(shape) - 1 - t.Slice.Dim, t.Slice.Ranges, shape, t.Target.String()}
+			}
+		}
+		text, err := json.Marshal(parts)
+		if err != nil {
+			return nil, err
+		}
+		all["shard"], all["rank"], all["world"] = sh.By.String(), strconv.Itoa(sh.Rank), strconv.Itoa(sh.World)
+		all["slices"] = string(text)
+	}
+	return json.Marshal(all)
 }

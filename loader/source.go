@@ -30,6 +30,7 @@ type source struct {
 	parts []partSource
 
 	mapped, direct atomic.Int64 // bytes that came each way
+	fetched        atomic.Int64 // by direct reads, with what nobody wants and lies between
 }
 
 // partSource is one part of the model.
@@ -88,11 +89,11 @@ func (s *source) close() {
 	}
 }
 
-// extent is the part and the byte range in it that a segment covers.
+// extent is the part and the byte range in it that a segment covers. A segment of a slice may have only some of these bytes.
 func (s *source) extent(seg *segment) (ps *partSource, lo, hi int64) {
-	t := s.plan.Tensors[seg.tensor]
-	lo = t.Offset + seg.src
-	return &s.parts[t.Part], lo, lo + int64(seg.srcBytes)
+	t := &s.plan.Tensors[seg.tensor]
+	lo, hi = t.span(seg.src, int64(seg.srcBytes))
+	return &s.parts[t.Part], lo, hi
 }
 
 // how says in which way the extent beginning at lo is to be read. It decides once for every window, when the first worker
@@ -141,6 +142,7 @@ type reader struct {
 	track   string // in the trace
 	scratch []byte // aligned, for direct reads; made when first needed
 	segs    []segment
+	runs    []segment // scratch of read
 	mapped  func() error
 }
 
@@ -151,8 +153,12 @@ func newReader(src *source, fill *filler, track string) *reader {
 	return r
 }
 
-// read fills segs, which are in file order, one by one.
-func (r *reader) read(segs []segment) error {
+// read fills all, which are in file order, one by one.
+func (r *reader) read(all []segment) error {
+	segs := r.src.plan.spread(r.runs[:0], all)
+	if r.src.plan.combed {
+		r.runs = segs
+	}
 	for len(segs) > 0 {
 		ps, lo, _ := r.src.extent(&segs[0])
 		var err error
@@ -167,10 +173,10 @@ func (r *reader) read(segs []segment) error {
 		if err != nil {
 			return r.failed(err)
 		}
-		for i := range r.segs {
-			r.src.consumed(&r.segs[i])
-		}
 		segs = segs[len(r.segs):]
+	}
+	for i := range all {
+		r.src.consumed(&all[i])
 	}
 	return nil
 }
@@ -189,13 +195,15 @@ func (r *reader) failed(err error) error {
 
 // readMapped fills r.segs from the mapping, under the model's Guard.
 func (r *reader) readMapped() error {
+	var n int64
 	for i := range r.segs {
 		ps, lo, hi := r.src.extent(&r.segs[i])
 		if err := r.fill.from(&r.segs[i], ps.bytes[lo:hi]); err != nil {
 			return err
 		}
-		r.src.mapped.Add(hi - lo)
+		n += hi - lo
 	}
+	r.src.mapped.Add(n)
 	return nil
 }
 
@@ -230,13 +238,16 @@ func (r *reader) readDirect(ps *partSource, lo int64) error {
 	if t := r.src.plan.opts.Trace; t != nil {
 		t.add(r.track, "read", began, time.Now(), r.src.plan.Tensors[r.segs[0].tensor].Name, need)
 	}
+	var n int64
 	for i := range r.segs {
 		_, l, h := r.src.extent(&r.segs[i])
 		if err := r.fill.from(&r.segs[i], buf[l-start:h-start]); err != nil {
 			return err
 		}
-		r.src.direct.Add(h - l)
+		n += h - l
 	}
+	r.src.direct.Add(n)
+	r.src.fetched.Add(int64(need))
 	return nil
 }
 

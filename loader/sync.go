@@ -49,6 +49,7 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 	defer buf.Release()
 
 	inspect := newInspector(w.plan, w.sums)
+	var gathered []byte
 	start := time.Now()
 	w.ready.set(len(w.plan.Tensors), nil)
 	w.issued.set(len(w.plan.Tensors), nil)
@@ -62,28 +63,29 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 	for i := range w.plan.Tensors {
 		t := &w.plan.Tensors[i]
 		src, dst := t.Type.BlockBytes(), t.Target.BlockBytes()*t.Type.BlockElems()/t.Target.BlockElems()
-		data := w.plan.model.Data(t.Tensor)
-		for done := uint64(0); len(data) > 0; {
+		for off, done := int64(0), uint64(0); off < t.Size; {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			n := min(len(data)/src, pool.BufferBytes()/max(src, dst)) // blocks
+			n := min(int(t.Size-off)/src, pool.BufferBytes()/max(src, dst)) // blocks
 			out := buf.Bytes()[:n*dst]
+			var data []byte
 			err := w.plan.model.Guard(func() error {
-				if err := inspect.see(i, t.Size-int64(len(data)), data[:n*src]); err != nil {
+				data = w.plan.data(&gathered, t, off, n*src)
+				if err := inspect.see(i, off, data); err != nil {
 					return err
 				}
 				if t.Target == t.Type {
 					copy(out, data)
 					return nil
 				}
-				return ker.Dequantize(out, t.Target, data[:n*src], t.Type)
+				return ker.Dequantize(out, t.Target, data, t.Type)
 			})
 			if _, named := errors.AsType[*TensorError](err); named {
 				return err
 			}
 			if err != nil {
-				return &TensorError{Tensor: t.Name, Op: "read", Offset: t.Size - int64(len(data)), Bytes: n * src, Err: err}
+				return &TensorError{Tensor: t.Name, Op: "read", Offset: off, Bytes: n * src, Err: err}
 			}
 			err = buf.CopyToDevice(stream, w.ptr(t.arena, t.offset+done), len(out))
 			if err == nil {
@@ -95,8 +97,8 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 			if !buf.Pinned() {
 				r.UnpinnedCopies++
 			}
-			letGo(data[:n*src])
-			data, done = data[n*src:], done+uint64(len(out))
+			w.plan.letGo(t, off, n*src)
+			off, done = off+int64(n*src), done+uint64(len(out))
 			r.UploadBytes += uint64(len(out))
 			if w.plan.opts.Progress != nil {
 				w.plan.opts.Progress(int64(r.UploadBytes), total)

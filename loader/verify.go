@@ -45,15 +45,16 @@ func (w *Model) Verify(ctx context.Context) error {
 		return err
 	}
 	return w.readBack(ctx, func() visitor {
-		var want []byte
+		var want, gathered []byte
 		return func(c *chunk, s *segment, got []byte) error {
 			t := &w.plan.Tensors[s.tensor]
 			if cap(want) < len(got) {
 				want = make([]byte, len(got))
 			}
 			want = want[:len(got)]
-			src := w.plan.model.Data(t.Tensor)[s.src : s.src+int64(s.srcBytes)]
+			var src []byte
 			err := w.plan.model.Guard(func() error {
+				src = w.plan.data(&gathered, t, s.src, s.srcBytes)
 				if t.Target == t.Type {
 					copy(want, src)
 					return nil
@@ -63,7 +64,7 @@ func (w *Model) Verify(ctx context.Context) error {
 			if err != nil {
 				return &TensorError{Tensor: t.Name, Op: "read", Offset: s.src, Bytes: s.srcBytes, Err: err}
 			}
-			letGo(src)
+			w.plan.letGo(t, s.src, s.srcBytes)
 			if i := firstDifference(got, want, t.Target); i >= 0 {
 				n := min(i+t.Target.BlockBytes(), len(got), i+8)
 				return &MismatchError{

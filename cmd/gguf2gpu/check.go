@@ -19,6 +19,7 @@ type hashFlags struct {
 	cmd      *cobra.Command
 	to, from *string
 	json     *bool
+	shard    *shardFlags
 	expected manifest // after prepare, with --expect
 }
 
@@ -48,7 +49,7 @@ func (h *hashFlags) prepare() error {
 	if *h.from == "" {
 		return nil
 	}
-	f, err := os.Open(*h.from)
+	f, err := os.Open(h.shard.expand(*h.from))
 	if err != nil {
 		return err
 	}
@@ -71,7 +72,7 @@ func (h *hashFlags) finish(s *loaded) error {
 	case "-":
 		err = writeManifest(h.cmd.OutOrStdout(), hashes)
 	default:
-		err = writeFile(*h.to, func(o *outputFile) error { return writeManifest(o, hashes) })
+		err = writeFile(h.shard.expand(*h.to), func(o *outputFile) error { return writeManifest(o, hashes) })
 	}
 	if err != nil || h.expected == nil {
 		return err

@@ -12,7 +12,6 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -36,7 +35,8 @@ type loadFlags struct {
 	stall    *time.Duration
 	progress *string
 	json     *bool
-	hashes   *hashFlags // of load and verify
+	hashes   *hashFlags  // of load and verify
+	shard    *shardFlags // likewise
 }
 
 func addLoadFlags(cmd *cobra.Command) *loadFlags {
@@ -57,47 +57,53 @@ func addLoadFlags(cmd *cobra.Command) *loadFlags {
 		progress: progressFlag(fs),
 		json:     jsonFlag(cmd),
 	}
-	fs.Var(ruleFlag{&f.rules}, "dtype-for", "exception by tensor name, as in 'norm=f32'; repeatable, the first match wins")
+	fs.Var(rulesFlag[loader.Rule]{&f.rules, "REGEXP=DTYPE", loader.ParseRule}, "dtype-for", "exception by tensor name, as in 'norm=f32'; repeatable, the first match wins")
 	return f
 }
 
 func parseNames(s string) (*regexp.Regexp, error) { return regexp.Compile(s) }
 
-// ruleFlag collects the values of --dtype-for.
-type ruleFlag struct{ rules *[]loader.Rule }
+// rulesFlag collects the values of a flag that may be given several times.
+type rulesFlag[T fmt.Stringer] struct {
+	rules *[]T
+	kind  string // what the help calls a value
+	parse func(string) (T, error)
+}
 
-var _ pflag.Value = ruleFlag{}
+func (f rulesFlag[T]) Type() string { return f.kind }
 
-func (ruleFlag) Type() string { return "REGEXP=DTYPE" }
-
-func (r ruleFlag) String() string {
-	if r.rules == nil || len(*r.rules) == 0 {
+func (f rulesFlag[T]) String() string {
+	if f.rules == nil || len(*f.rules) == 0 {
 		return ""
 	}
-	texts := make([]string, len(*r.rules))
-	for i, rule := range *r.rules {
+	texts := make([]string, len(*f.rules))
+	for i, rule := range *f.rules {
 		texts[i] = rule.String()
 	}
 	return strings.Join(texts, " ")
 }
 
-func (r ruleFlag) Set(s string) error {
-	rule, err := loader.ParseRule(s)
+func (f rulesFlag[T]) Set(s string) error {
+	rule, err := f.parse(s)
 	if err == nil {
-		*r.rules = append(*r.rules, rule)
+		*f.rules = append(*f.rules, rule)
 	}
 	return err
 }
 
 // options are the loader's, as the flags say.
 func (f *loadFlags) options(progress func(done, total int64), log *slog.Logger) loader.Options {
-	return loader.Options{
+	o := loader.Options{
 		DType: *f.dtype, Rules: f.rules, Tensors: *f.tensors,
 		Streams: *f.streams, Threads: *f.threads, Staging: int64(*f.staging), Chunk: int(*f.chunk), IO: *f.io,
 		Dequant: *f.dequant.by, Compiler: kernelCompiler(*f.dequant.cache, log),
 		Check: *f.check, Hash: f.hashes.wanted(),
 		Stall: *f.stall, Progress: progress, Logger: log,
 	}
+	if f.shard != nil {
+		o.Shard = f.shard.shard
+	}
+	return o
 }
 
 // loaded is a model that a command has loaded.
@@ -111,18 +117,20 @@ type loaded struct {
 	openRSS uint64        // resident bytes then
 	total   time.Duration // from the start to the end of the load
 
+	shard *shardFlags
+
 	checked, asExpected bool // by --check and --expect
 }
 
 // load opens the model and the device and loads one into the other. The caller must close it.
 func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, trace *loader.Trace) (_ *loaded, err error) {
-	s := &loaded{path: path, checked: *f.check}
+	s := &loaded{path: path, checked: *f.check, shard: f.shard}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if err := errors.Join(f.dequant.check(*f.sync), f.hashes.prepare()); err != nil {
+	if err := errors.Join(f.dequant.check(*f.sync), f.shard.resolve(), f.hashes.prepare()); err != nil {
 		return nil, err
 	}
 	start := time.Now()
@@ -198,6 +206,7 @@ type loadReport struct {
 	Verified       bool         `json:"verified"`
 	Checked        bool         `json:"checked"`     // every value is finite
 	AsExpected     bool         `json:"as_expected"` // every tensor has the hash that was expected
+	Shard          *shardReport `json:"shard,omitempty"`
 }
 
 // deviceReport says which device a command used.
@@ -233,7 +242,7 @@ func (s *loaded) report(dtype loader.DType) loadReport {
 		},
 		Streams: r.Streams, Threads: r.Threads, ChunkBytes: r.ChunkBytes, PinnedBytes: r.PinnedBytes,
 		PeakRSSBytes: peakRSS(), OpenRSSBytes: s.openRSS, UnpinnedCopies: r.UnpinnedCopies,
-		Checked: s.checked, AsExpected: s.asExpected,
+		Checked: s.checked, AsExpected: s.asExpected, Shard: s.shard.report(s.weights.Tensors()),
 	}
 	if r.Transfer > 0 {
 		out.UploadGBps = float64(r.UploadBytes) / r.Transfer.Seconds() / 1e9
@@ -275,7 +284,8 @@ MODEL is a GGUF file, or any part of a split model.`,
 		Args: cobra.ExactArgs(1),
 	}
 	f := addLoadFlags(cmd)
-	f.hashes = addHashFlags(cmd, f.json)
+	f.hashes, f.shard = addHashFlags(cmd, f.json), addShardFlags(cmd.Flags())
+	f.hashes.shard = f.shard
 	verify := cmd.Flags().Bool("verify", false, "read device memory back afterwards and compare it with the file")
 	readback := cmd.Flags().String("readback", "", "write what is in device memory to this safetensors file")
 	traceTo := cmd.Flags().String("trace", "", "write the pipeline's timeline to this file (Chrome trace events; opens in Perfetto)")
@@ -297,13 +307,13 @@ MODEL is a GGUF file, or any part of a split model.`,
 			r.Verified = true
 		}
 		if *readback != "" {
-			err := writeFile(*readback, func(o *outputFile) error { return s.weights.WriteSafetensors(cmd.Context(), o) })
+			err := writeFile(f.shard.expand(*readback), func(o *outputFile) error { return s.weights.WriteSafetensors(cmd.Context(), o) })
 			if err != nil {
 				return err
 			}
 		}
 		if trace != nil {
-			err := writeFile(*traceTo, func(o *outputFile) error { _, err := trace.WriteTo(o); return err })
+			err := writeFile(f.shard.expand(*traceTo), func(o *outputFile) error { _, err := trace.WriteTo(o); return err })
 			if err != nil {
 				return err
 			}

@@ -20,7 +20,7 @@ func newSynthCommand() *cobra.Command {
 		Long: `Write a model with the tensors, metadata and vocabulary size of a real one, and random weights of a sensible size.
 The same preset, type and seed give the same file on every machine.
 
-Presets: tiny (1.4 million weights, for tests), llama-1b (TinyLlama 1.1B), llama-7b and llama-70b (Llama 2). --type is
+Presets: tiny and small (1.4 and 25 million weights, for tests), llama-1b (TinyLlama 1.1B), llama-7b and llama-70b (Llama 2). --type is
 the type of the matrices: any type of ggml that holds weights, or q4_k_m, the mix of Q4_K and Q6_K that most models are
 published in. Normalization weights are F32, as in real models. Every row of every preset is a multiple of 256 elements,
 so each type fits each matrix.`,

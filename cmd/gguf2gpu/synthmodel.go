@@ -26,6 +26,8 @@ var presets = []shape{
 	{name: "llama-1b", context: 2048, width: 2048, layers: 22, ffn: 5632, heads: 32, kvHeads: 4, vocab: 32000},
 	{name: "llama-7b", context: 4096, width: 4096, layers: 32, ffn: 11008, heads: 32, kvHeads: 32, vocab: 32000},
 	{name: "llama-70b", context: 4096, width: 8192, layers: 80, ffn: 28672, heads: 64, kvHeads: 8, vocab: 32000},
+	// For tests of shards: four ranks have each a layer, a block of every row, a head of k and v; the vocabulary is not so even.
+	{name: "small", context: 512, width: 1024, layers: 4, ffn: 1024, heads: 16, kvHeads: 4, vocab: 1003},
 }
 
 func (s shape) String() string { return s.name }

@@ -15,7 +15,8 @@ make of the file. Any NaN equals any other.`,
 		Args: cobra.ExactArgs(1),
 	}
 	f := addLoadFlags(cmd)
-	f.hashes = addHashFlags(cmd, f.json)
+	f.hashes, f.shard = addHashFlags(cmd, f.json), addShardFlags(cmd.Flags())
+	f.hashes.shard = f.shard
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		s, err := f.load(cmd.Context(), args[0], cmd.ErrOrStderr(), nil)
 		if err != nil {

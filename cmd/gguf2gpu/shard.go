@@ -1,0 +1,96 @@
+package main
+
+import (
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/gguf2gpu/gguf2gpu/loader"
+)
+
+// shardFlags are the flags that say which part of a model this process loads. A nil *shardFlags is that of a command that has none.
+type shardFlags struct {
+	by          *loader.ShardBy
+	rules       []loader.ShardRule
+	rank, world *int
+	local       int // the number among the ranks of this host, -1 if unknown; after resolve
+	shard       loader.Shard
+}
+
+func addShardFlags(fs *pflag.FlagSet) *shardFlags {
+	f := &shardFlags{
+		by: parsedFlag(fs, "shard", loader.ShardNone, "HOW",
+			"load one rank's part only: layer (a run of whole layers), tensor (a slice of each matrix)", loader.ParseShardBy),
+		rank:  fs.Int("rank", -1, "with --shard, which of the ranks this is, from 0 on"),
+		world: fs.Int("world", -1, "with --shard, how many ranks there are"),
+		local: -1,
+	}
+	fs.Lookup("rank").DefValue, fs.Lookup("world").DefValue = "", ""
+	fs.Var(rulesFlag[loader.ShardRule]{&f.rules, "REGEXP=HOW", loader.ParseShardRule}, "shard-rule",
+		"how tensors are divided by name: rows, columns, experts or replicate, as in 'attn_[kv]\\.=replicate'; repeatable, the first match wins")
+	return f
+}
+
+// resolve finds out which part it is.
+func (f *shardFlags) resolve() error {
+	if f == nil {
+		return nil
+	}
+	if *f.by == loader.ShardNone {
+		if *f.rank >= 0 || *f.world >= 0 || len(f.rules) > 0 {
+			return usageErrorf("--rank, --world and --shard-rule say which part to load: --shard layer or --shard tensor must say how to divide")
+		}
+		return nil
+	}
+	rank, world, local, err := rankFromEnvironment(*f.rank, *f.world, os.Getenv)
+	if err != nil {
+		return err
+	}
+	f.shard, f.local = loader.Shard{Rank: rank, World: world, By: *f.by, Rules: f.rules}, local
+	return nil
+}
+
+// rankFromEnvironment returns which of how many ranks this process is, and which of those on this host (-1 if nothing tells). rank and
+// world are the flags' values, negative where they were not given.
+func rankFromEnvironment(rank, world int, _ func(string) string) (r, w, local int, err error) {
+	switch {
+	case rank < 0 || world < 0:
+		return 0, 0, -1, usageErrorf("--shard needs --rank and --world: which of how many ranks this is")
+	case rank >= world:
+		return 0, 0, -1, usageErrorf("--rank %d --world %d: ranks are numbered from 0 to one less than the world", rank, world)
+	}
+	return rank, world, -1, nil
+}
+
+// expand puts the rank and the world in place of {rank} and {world} in a path, so that the ranks of one command line write files of
+// their own.
+func (f *shardFlags) expand(path string) string {
+	if f == nil || f.shard.World == 0 {
+		return path
+	}
+	return strings.NewReplacer("{rank}", strconv.Itoa(f.shard.Rank), "{world}", strconv.Itoa(f.shard.World)).Replace(path)
+}
+
+// shardReport is what --json says about the part that was loaded.
+type shardReport struct {
+	By     string `json:"by"`
+	Rank   int    `json:"rank"`
+	World  int    `json:"world"`
+	Slices int    `json:"slices"` // tensors that are not whole
+}
+
+// report is nil when everything was loaded.
+func (f *shardFlags) report(tensors []loader.Tensor) *shardReport {
+	if f == nil || f.shard.By == loader.ShardNone {
+		return nil
+	}
+	r := &shardReport{By: f.shard.By.String(), Rank: f.shard.Rank, World: f.shard.World}
+	for _, t := range tensors {
+		if t.Slice != nil {
+			r.Slices++
+		}
+	}
+	return r
+}

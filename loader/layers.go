@@ -1,0 +1,169 @@
+package loader
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+)
+
+var (
+	// layerName finds the number of a layer, and what distinguishes the layers of an encoder from those of a decoder.
+	layerName = regexp.MustCompile(`^(?:(.+)\.)?blk\.(\d+)\.`)
+	// endName is of tensors that are used behind the last layer. What is not of a layer and not of these is used before the first.
+	endName = regexp.MustCompile(`^(?:.+\.)?(?:output|output_norm|cls|dense_\d+|altup_unembd_proj)(?:\.|$)`)
+)
+
+// stack is the order in which a model's tensors are used, as far as names tell: what precedes the layers, the layers, what
+// follows them.
+type stack struct {
+	layer []int // of each tensor; headLayer or tailLayer
+	bytes []uint64
+	head  uint64 // bytes before the layers
+	tail  uint64 // and behind
+}
+
+const headLayer, tailLayer = -1, -2
+
+// newStack finds the layers of tensors, with their bytes on the device.
+func newStack(tensors []PlannedTensor) *stack {
+	type key struct{ group, number int }
+	s := &stack{layer: make([]int, len(tensors))}
+	groups := make(map[string]int) // in order of appearance
+	keys := make([]key, len(tensors))
+	index := make(map[key]int)
+	var order []key
+	for i := range tensors {
+		name := tensors[i].Name
+		m := layerName.FindStringSubmatch(name)
+		if m != nil {
+			if n, err := strconv.Atoi(m[2]); err == nil {
+				g, ok := groups[m[1]]
+				if !ok {
+					g = len(groups)
+					groups[m[1]] = g
+				}
+				keys[i] = key{g, n}
+				if _, ok := index[keys[i]]; !ok {
+					index[keys[i]] = 0
+					order = append(order, keys[i])
+				}
+				continue
+			}
+		}
+		if s.layer[i] = headLayer; endName.MatchString(name) {
+			s.layer[i] = tailLayer
+		}
+	}
+	slices.SortFunc(order, func(a, b key) int { return cmp.Or(cmp.Compare(a.group, b.group), cmp.Compare(a.number, b.number)) })
+	for n, k := range order {
+		index[k] = n
+	}
+	s.bytes = make([]uint64, len(order))
+	for i := range tensors {
+		switch b := tensors[i].Bytes; s.layer[i] {
+		case headLayer:
+			s.head += b
+		case tailLayer:
+			s.tail += b
+		default:
+			s.layer[i] = index[keys[i]]
+			s.bytes[s.layer[i]] += b
+		}
+	}
+	return s
+}
+
+// assignLayers gives every part a run of whole layers, at least one, and returns which part each tensor belongs to. What precedes
+// the layers goes to the first part, what follows to the last. weights has an entry for every part: the parts' bytes divided by
+// their weights, which are above 0, come out as equal as can be.
+func assignLayers(tensors []PlannedTensor, weights []float64) ([]int, error) {
+	s := newStack(tensors)
+	if len(s.bytes) < len(weights) {
+		return nil, fmt.Errorf("%d layers cannot be divided among %d: use at most as many as there are layers", len(s.bytes), len(weights))
+	}
+	ends := s.divide(weights)
+	owners := make([]int, len(tensors))
+	for i, l := range s.layer {
+		switch l {
+		case headLayer:
+		case tailLayer:
+			owners[i] = len(weights) - 1
+		default:
+			owners[i], _ = slices.BinarySearch(ends, l+1) // the first part that ends behind l
+		}
+	}
+	return owners, nil
+}
+
+// divide returns behind which layer each part ends. It finds the least load, in bytes by weight, with which the parts can take all
+// layers, and then places the ends as near to even shares as that load allows.
+func (s *stack) divide(weights []float64) []int {
+	n, parts := len(s.bytes), len(weights)
+	sums := make([]float64, n+1) // bytes up to a layer
+	sums[0] = float64(s.head)
+	for i, b := range s.bytes {
+		sums[i+1] = sums[i] + float64(b)
+	}
+	sums[n] += float64(s.tail)
+	start := func(layer int) float64 { // bytes before a part that begins there
+		if layer == 0 {
+			return 0
+		}
+		return sums[layer]
+	}
+	// last is the furthest end of a part that begins at layer first: it leaves a layer for each part after it.
+	last := func(part, first int, load float64) int {
+		end := first + 1 // a part has a layer, be it too large
+		for end < n-(parts-1-part) && sums[end+1]-start(first) <= load*weights[part] {
+			end++
+		}
+		return end
+	}
+	fits := func(load float64) bool {
+		at := 0
+		for part := range parts {
+			end := last(part, at, load)
+			if sums[end]-start(at) > load*weights[part] {
+				return false
+			}
+			at = end
+		}
+		return at == n
+	}
+	low, high := 0.0, sums[n]/slices.Min(weights)
+	for range 100 { // halvings: more than a float64 has digits
+		if mid := (low + high) / 2; fits(mid) {
+			high = mid
+		} else {
+			low = mid
+		}
+	}
+	// least is where each part may end at the earliest, so that the parts behind it can take the rest.
+	least := make([]int, parts)
+	least[parts-1] = n
+	for part := parts - 1; part > 0; part-- {
+		first := least[part] - 1
+		for first > part && sums[least[part]]-start(first-1) <= high*weights[part] {
+			first--
+		}
+		least[part-1] = first
+	}
+	ends := make([]int, parts)
+	var share, all float64
+	for _, w := range weights {
+		all += w
+	}
+	at := 0
+	for part := range parts {
+		share += weights[part]
+		even := sums[n] * share / all
+		end := max(least[part], at+1)
+		for most := last(part, at, high); end < most && sums[end+1]-even < even-sums[end]; {
+			end++
+		}
+		ends[part], at = end, end
+	}
+	return ends
+}
