@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 
 	"github.com/spf13/pflag"
 
@@ -17,6 +18,7 @@ type deviceFlags struct {
 	softMemory *uint64  // bytes; 0: the host's memory
 	softLink   *float64 // bytes per second; 0: unlimited
 	shared     bool     // other processes shall be able to open device memory
+	local      int      // which of this host's ranks the process is; 0 or less where that does not matter
 }
 
 func addDeviceFlags(fs *pflag.FlagSet) *deviceFlags {
@@ -35,7 +37,7 @@ func (f *deviceFlags) open(stderr io.Writer, logger *slog.Logger) (*amdhip.Runti
 		return nil, nil, usageErrorf("--soft-memory and --soft-link are for the software device, not for --device %v", *f.device)
 	}
 	if f.device.kind != "soft" {
-		rt, dev, err := openGPU(f.device.index, logger)
+		rt, dev, err := f.openGPU(stderr, logger)
 		if err == nil || f.device.kind == "hip" {
 			return rt, dev, err
 		}
@@ -54,17 +56,33 @@ func (f *deviceFlags) open(stderr io.Writer, logger *slog.Logger) (*amdhip.Runti
 	return rt, dev, nil
 }
 
-// openGPU opens GPU number index. Whatever stands in the way makes the exit code 4.
-func openGPU(index int, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device, error) {
+// openGPU opens the GPU that --device names. Whatever stands in the way makes the exit code 4.
+func (f *deviceFlags) openGPU(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device, error) {
 	rt, err := amdhip.Open(amdhip.Options{Logger: logger})
 	if err != nil {
 		return nil, nil, withCode(exitNoDevice, err)
 	}
-	dev, err := pickGPU(rt, index)
+	dev, err := f.pickGPU(rt, stderr)
 	if err != nil {
 		return nil, nil, withCode(exitNoDevice, errors.Join(err, rt.Close()))
 	}
 	return rt, dev, nil
+}
+
+// pickGPU picks by number or, where --device names none, lets the ranks of a host take one each.
+func (f *deviceFlags) pickGPU(rt *amdhip.Runtime, stderr io.Writer) (*amdhip.Device, error) {
+	if f.device.numbered || f.local <= 0 {
+		return pickGPU(rt, f.device.index)
+	}
+	n, err := rt.DeviceCount()
+	if err != nil || n == 0 {
+		return pickGPU(rt, f.local) // its error says so
+	}
+	index, notice := deviceOfRank(f.local, n, os.Getenv)
+	if notice != "" {
+		fmt.Fprintf(stderr, "gguf2gpu: %s\n", notice)
+	}
+	return pickGPU(rt, index)
 }
 
 func pickGPU(rt *amdhip.Runtime, index int) (*amdhip.Device, error) {

@@ -120,12 +120,13 @@ func parseRate(s string) (float64, error) {
 
 // deviceSpec is the value of --device.
 type deviceSpec struct {
-	kind  string // "auto", "soft" or "hip"
-	index int    // of the GPU; 0 unless the value was hip:N
+	kind     string // "auto", "soft" or "hip"
+	index    int    // of the GPU; 0 unless the value was hip:N
+	numbered bool   // it was
 }
 
 func (d deviceSpec) String() string {
-	if d.index != 0 {
+	if d.numbered {
 		return d.kind + ":" + strconv.Itoa(d.index)
 	}
 	return d.kind
@@ -138,7 +139,7 @@ func parseDevice(s string) (deviceSpec, error) {
 	}
 	if number, ok := strings.CutPrefix(s, "hip:"); ok {
 		if n, err := strconv.ParseUint(number, 10, 16); err == nil {
-			return deviceSpec{kind: "hip", index: int(n)}, nil
+			return deviceSpec{kind: "hip", index: int(n), numbered: true}, nil
 		}
 	}
 	return deviceSpec{}, errors.New("allowed are auto, soft, hip, and hip:N for GPU number N")

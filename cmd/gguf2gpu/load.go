@@ -133,6 +133,9 @@ func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, tra
 	if err := errors.Join(f.dequant.check(*f.sync), f.shard.resolve(), f.hashes.prepare()); err != nil {
 		return nil, err
 	}
+	if f.shard != nil {
+		f.device.local = f.shard.local
+	}
 	start := time.Now()
 	if s.file, err = gguf.Open(path); err != nil {
 		return nil, err

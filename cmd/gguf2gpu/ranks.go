@@ -219,25 +219,20 @@ func noPlace(found []said, getenv func(string) string) error {
 	return usageErrorf("--shard needs to know which rank of how many this is: %s", or)
 }
 
-// device is which of count devices the rank takes: one for each of the host's ranks, in turn. The notice is for stderr, unless it
-// is empty.
-func (p place) device(count int, getenv func(string) string) (index int, notice string) {
-	if p.local < count || count == 0 {
-		return max(p.local, 0), ""
+// deviceOfRank is which of count devices, at least one, the rank with that local number takes: one each, in turn. The notice is for
+// stderr, unless it is empty.
+func deviceOfRank(local, count int, getenv func(string) string) (index int, notice string) {
+	if local < count {
+		return local, ""
 	}
-	index = p.local % count
 	if count == 1 {
 		for _, v := range []string{"ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"} {
 			if getenv(v) != "" {
-				return index, "" // each rank was given a device of its own
+				return 0, "" // each rank sees a device of its own
 			}
 		}
 	}
-	return index, fmt.Sprintf("local rank %d shares device %d: this machine has %d", p.local, index, count)
-}
-
-// expand puts the rank and the world where a path says {rank} and {world}, so that the ranks of one command line write files of
-// their own.
-func (p place) expand(path string) string {
-	return strings.NewReplacer("{rank}", strconv.Itoa(p.rank), "{world}", strconv.Itoa(p.world)).Replace(path)
+	index = local % count
+	return index, fmt.Sprintf("local rank %d takes GPU %d, which another rank has, too: there are more ranks on this machine than GPUs, %d",
+		local, index, count)
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
 )
 
 // environment makes a getenv of words such as "RANK=1 WORLD_SIZE=2".
@@ -143,14 +146,13 @@ func TestFindNoPlace(t *testing.T) {
 	}
 }
 
-func TestDeviceOfPlace(t *testing.T) {
+func TestDeviceOfRank(t *testing.T) {
 	for _, tt := range []struct {
 		local, count int
 		env          string
 		want         int
 		notice       bool
 	}{
-		{local: -1, count: 4, want: 0},
 		{local: 0, count: 4, want: 0},
 		{local: 3, count: 4, want: 3},
 		{local: 4, count: 4, want: 0, notice: true},
@@ -159,9 +161,8 @@ func TestDeviceOfPlace(t *testing.T) {
 		{local: 3, count: 1, env: "HIP_VISIBLE_DEVICES=3", want: 0},
 		{local: 3, count: 1, env: "ROCR_VISIBLE_DEVICES=GPU-123", want: 0},
 		{local: 2, count: 2, env: "ROCR_VISIBLE_DEVICES=0,1", want: 0, notice: true},
-		{local: 2, count: 0, want: 2}, // the error about a missing device is another's
 	} {
-		index, notice := place{local: tt.local}.device(tt.count, environment(tt.env))
+		index, notice := deviceOfRank(tt.local, tt.count, environment(tt.env))
 		if index != tt.want || (notice != "") != tt.notice {
 			t.Errorf("local rank %d, %d devices, %s: device %d, notice %q; want device %d, a notice %v", tt.local, tt.count, tt.env, index,
 				notice, tt.want, tt.notice)
@@ -169,17 +170,46 @@ func TestDeviceOfPlace(t *testing.T) {
 	}
 }
 
-func TestExpandPath(t *testing.T) {
-	p := place{rank: 3, world: 16}
-	for path, want := range map[string]string{
-		"":                              "",
-		"out.safetensors":               "out.safetensors",
-		"out-{rank}-of-{world}/{rank}":  "out-3-of-16/3",
-		"{ rank}{RANK}{local}%r{}{rank": "{ rank}{RANK}{local}%r{}{rank",
-		"{{rank}}":                      "{3}",
+// TestPickGPUOfRank lets the local rank decide only where --device has no number.
+func TestPickGPUOfRank(t *testing.T) {
+	for _, v := range []string{"ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"} {
+		t.Setenv(v, "")
+	}
+	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{Devices: 2, Memory: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rt.Close()
+	for _, tt := range []struct {
+		device string
+		local  int
+		want   int
+		notice string
+	}{
+		{"auto", -1, 0, ""},
+		{"auto", 1, 1, ""},
+		{"hip", 1, 1, ""},
+		{"hip", 3, 1, "gguf2gpu: local rank 3 takes GPU 1, which another rank has, too"},
+		{"hip:0", 1, 0, ""},
+		{"hip:1", 2, 1, ""},
 	} {
-		if got := p.expand(path); got != want {
-			t.Errorf("%q becomes %q, want %q", path, got, want)
+		spec, err := parseDevice(tt.device)
+		if err != nil {
+			t.Fatal(err)
 		}
+		var stderr strings.Builder
+		dev, err := (&deviceFlags{device: &spec, local: tt.local}).pickGPU(rt, &stderr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := stderr.String(); dev.Index() != tt.want || !strings.HasPrefix(got, tt.notice) || (got == "") != (tt.notice == "") {
+			t.Errorf("--device %s, local rank %d: device %d, stderr %q; want device %d and %q", tt.device, tt.local, dev.Index(), got, tt.want,
+				tt.notice)
+		}
+	}
+	rt.Software().Inject(amdhip.Fault{Func: "hipGetDeviceCount", Code: amdhip.ErrNoDevice})
+	spec := deviceSpec{kind: "hip"}
+	if _, err := (&deviceFlags{device: &spec, local: 1}).pickGPU(rt, nil); !errors.Is(err, amdhip.ErrNoDevice) {
+		t.Errorf("without a GPU: %v, want %v", err, amdhip.ErrNoDevice)
 	}
 }

@@ -23,8 +23,8 @@ func addShardFlags(fs *pflag.FlagSet) *shardFlags {
 	f := &shardFlags{
 		by: parsedFlag(fs, "shard", loader.ShardNone, "HOW",
 			"load one rank's part only: layer (a run of whole layers), tensor (a slice of each matrix)", loader.ParseShardBy),
-		rank:  fs.Int("rank", -1, "with --shard, which of the ranks this is, from 0 on"),
-		world: fs.Int("world", -1, "with --shard, how many ranks there are"),
+		rank:  fs.Int("rank", -1, "with --shard, which of the ranks this is, from 0 on (default from the environment of torchrun, mpirun, srun, ...)"),
+		world: fs.Int("world", -1, "with --shard, how many ranks there are (default likewise)"),
 		local: -1,
 	}
 	fs.Lookup("rank").DefValue, fs.Lookup("world").DefValue = "", ""
@@ -44,24 +44,12 @@ func (f *shardFlags) resolve() error {
 		}
 		return nil
 	}
-	rank, world, local, err := rankFromEnvironment(*f.rank, *f.world, os.Getenv)
+	p, err := findPlace(*f.rank, *f.world, os.Getenv)
 	if err != nil {
 		return err
 	}
-	f.shard, f.local = loader.Shard{Rank: rank, World: world, By: *f.by, Rules: f.rules}, local
+	f.shard, f.local = loader.Shard{Rank: p.rank, World: p.world, By: *f.by, Rules: f.rules}, p.local
 	return nil
-}
-
-// rankFromEnvironment returns which of how many ranks this process is, and which of those on this host (-1 if nothing tells). rank and
-// world are the flags' values, negative where they were not given.
-func rankFromEnvironment(rank, world int, _ func(string) string) (r, w, local int, err error) {
-	switch {
-	case rank < 0 || world < 0:
-		return 0, 0, -1, usageErrorf("--shard needs --rank and --world: which of how many ranks this is")
-	case rank >= world:
-		return 0, 0, -1, usageErrorf("--rank %d --world %d: ranks are numbered from 0 to one less than the world", rank, world)
-	}
-	return rank, world, -1, nil
 }
 
 // expand puts the rank and the world in place of {rank} and {world} in a path, so that the ranks of one command line write files of
