@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -15,37 +16,43 @@ import (
 
 const ranksOfTest = 4
 
-// TestRanksUnderEngines starts the command as four ranks, as users do: by Open MPI's mpirun, by a Slurm of this host, and by
-// mpirun in a Slurm batch script, where both engines have set their variables. What the ranks have on their devices is the whole model
-// bit for bit, and each read no more than its share and the header.
+// TestRanksUnderEngines starts the command as four ranks, as users do: by Open MPI's mpirun, by MPICH's mpiexec, by a Slurm of this
+// host, with and without its PMI, and by mpirun in a Slurm batch script, where both engines have set their variables. What the ranks
+// have on their devices is the whole model bit for bit, and each read no more than its share and the header.
 func TestRanksUnderEngines(t *testing.T) {
-	tiny, err := filepath.Abs(filepath.Join("..", "..", "testdata", "tiny-llama.gguf"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Columns are divided between blocks, and a row of the sample has only one.
-	narrow := filepath.Join(t.TempDir(), "narrow.gguf")
-	command(t, cleanEnv(), "gguf2gpu", "synth", "-o", narrow, "--preset", "small", "--progress", "none")
+	model := filepath.Join(t.TempDir(), "model.gguf")
+	command(t, cleanEnv(), "gguf2gpu", "synth", "-o", model, "--preset", "small", "--progress", "none")
 	shards := func(t *testing.T, start func(t *testing.T, script string)) {
-		t.Run("layer", func(t *testing.T) { loadShards(t, start, tiny, "layer") })
-		t.Run("tensor", func(t *testing.T) { loadShards(t, start, narrow, "tensor") })
+		t.Run("layer", func(t *testing.T) { loadShards(t, start, model, "layer") })
+		t.Run("tensor", func(t *testing.T) { loadShards(t, start, model, "tensor") })
 	}
 	t.Run("mpi", func(t *testing.T) {
-		shards(t, func(t *testing.T, script string) { mpirun(t, "sh", "-c", script) })
+		args := mpirunCommand(t)
+		shards(t, func(t *testing.T, script string) { launch(t, append(args, "sh", "-c", script)) })
+	})
+	t.Run("pmi", func(t *testing.T) {
+		needEngine(t, "pmi", "mpiexec.hydra")
+		args := []string{"mpiexec.hydra", "-n", strconv.Itoa(ranksOfTest)}
+		shards(t, func(t *testing.T, script string) { launch(t, append(args, "sh", "-c", script)) })
 	})
 	t.Run("slurm", func(t *testing.T) {
 		s := startSlurm(t)
-		shards(t, func(t *testing.T, script string) { s.srun(t, "sh", "-c", script) })
+		for _, mpi := range []string{"none", "pmi2"} {
+			t.Run(mpi, func(t *testing.T) {
+				shards(t, func(t *testing.T, script string) { s.srun(t, "--mpi="+mpi, "sh", "-c", script) })
+			})
+		}
 		t.Run("mpi in a batch script", func(t *testing.T) {
+			args := mpirunCommand(t)
 			loadShards(t, func(t *testing.T, script string) {
-				if code, out := s.sbatch(t, mpirunCommand(t, "sh", "-c", script)...); code != exitOK {
+				if code, out := s.sbatch(t, append(args, "sh", "-c", script)...); code != exitOK {
 					t.Fatalf("exit code %d:\n%s", code, out)
 				}
-			}, tiny, "layer")
+			}, model, "layer")
 		})
 		t.Run("nothing in a batch script", func(t *testing.T) {
 			// Slurm says there that this is task 0 of all.
-			code, out := s.sbatch(t, "gguf2gpu", "load", tiny, "--shard", "layer", "--device", "soft")
+			code, out := s.sbatch(t, "gguf2gpu", "load", model, "--shard", "layer", "--device", "soft")
 			if code != exitUsage || !strings.Contains(out, "start it with srun") {
 				t.Errorf("exit code %d, want %d and how to start it:\n%s", code, exitUsage, out)
 			}
@@ -56,8 +63,12 @@ func TestRanksUnderEngines(t *testing.T) {
 // loadShards lets start run a shell script once per rank, which loads the rank's shard of model, and looks at what came of it.
 func loadShards(t *testing.T, start func(t *testing.T, script string), model, by string) {
 	dir := t.TempDir()
-	start(t, fmt.Sprintf(`exec gguf2gpu load '%s' --shard %s --device soft --dtype raw --readback '%s/{rank}-of-{world}' `+
-		`--progress none --json >'%[3]s/'$$.json`, model, by, dir))
+	reading := "auto"
+	if by == "layer" {
+		reading = "direct" // the kernel counts what is read so, but not what is mapped
+	}
+	start(t, fmt.Sprintf(`gguf2gpu load '%s' --shard %s --io %s --device soft --dtype raw --readback '%s/{rank}-of-{world}' `+
+		`--progress none --json >'%[4]s/'$$.json && cat /proc/$$/io >'%[4]s/'$$.json.io`, model, by, reading, dir))
 	reports, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil || len(reports) != ranksOfTest {
 		t.Fatalf("reports %q, %v; want one of each of %d ranks", reports, err, ranksOfTest)
@@ -165,8 +176,26 @@ func checkReads(t *testing.T, reports []string, have [ranksOfTest]uint64, header
 		if share == 0 || r.ReadBytes < share || r.ReadBytes > share+header {
 			t.Errorf("rank %d read %d bytes; its share is %d, and the header %d", r.Shard.Rank, r.ReadBytes, share, header)
 		}
-		t.Logf("rank %d: %d bytes read, share %d", r.Shard.Rank, r.ReadBytes, share)
+		counted := countedReads(t, path+".io")
+		// More than the model's bytes is what any start of a program reads, and the rest of the pages at both ends.
+		if counted > share+header+256<<10 {
+			t.Errorf("the kernel has counted reads of %d bytes of rank %d, whose share is %d", counted, r.Shard.Rank, share)
+		}
+		t.Logf("rank %d: share %d bytes, read %d, counted by the kernel %d", r.Shard.Rank, share, r.ReadBytes, counted)
 	}
+}
+
+// countedReads is how many bytes a process and its children have read, by a copy of its file io in /proc.
+func countedReads(t *testing.T, path string) (n uint64) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(string(text), "rchar: %d", &n); err != nil {
+		t.Fatalf("%v in %q", err, text)
+	}
+	return n
 }
 
 // readShard returns the tensors of a safetensors file.
@@ -193,27 +222,27 @@ func readShard(t *testing.T, path string) map[string][]byte {
 	return tensors
 }
 
-// mpirunCommand is a command line that runs args as ranks on this host, by Open MPI or, if that is what is installed, by its
-// successors, which take the same words.
-func mpirunCommand(t *testing.T, args ...string) []string {
+// mpirunCommand is the beginning of a command line that runs what follows as ranks on this host, by Open MPI.
+func mpirunCommand(t *testing.T) []string {
 	t.Helper()
 	needEngine(t, "mpi", "mpirun")
-	return append([]string{
-		"mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", fmt.Sprint(ranksOfTest),
-	}, args...)
+	if out, err := commandOutput(t, cleanEnv(), "mpirun", "--version"); err != nil || !bytes.Contains(out, []byte("Open MPI")) {
+		lackEngine(t, "mpi", fmt.Sprintf("mpirun is not that of Open MPI: %q", out))
+	}
+	return []string{"mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", strconv.Itoa(ranksOfTest)}
 }
 
-func mpirun(t *testing.T, args ...string) {
+// launch runs a launcher of ranks.
+func launch(t *testing.T, args []string) {
 	t.Helper()
 	dir := t.TempDir()
 	t.Cleanup(func() { killAllOf(t, dir) })
-	args = mpirunCommand(t, args...)
-	command(t, append(cleanEnv(), mpirunEnv(dir)...), args[0], args[1:]...)
+	command(t, append(cleanEnv(), launcherEnv(dir)...), args[0], args[1:]...)
 }
 
-// mpirunEnv keeps mpirun's files in dir and its traffic on the loopback interface.
-func mpirunEnv(dir string) []string {
+// launcherEnv keeps a launcher's files in dir and its traffic on the loopback interface.
+func launcherEnv(dir string) []string {
 	return []string{
-		"TMPDIR=" + dir, "OMPI_MCA_plm=isolated", "OMPI_MCA_oob_tcp_if_include=lo", "PRTE_MCA_prte_if_include=lo",
+		"TMPDIR=" + dir, "OMPI_MCA_plm=isolated", "OMPI_MCA_oob_tcp_if_include=lo", "PRTE_MCA_prte_if_include=lo", "HYDRA_IFACE=lo",
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,12 +22,17 @@ func needEngine(t *testing.T, engine string, programs ...string) {
 	t.Helper()
 	for _, program := range programs {
 		if _, err := exec.LookPath(program); err != nil {
-			if slices.Contains(strings.Split(os.Getenv("GGUF2GPU_REQUIRE"), ","), engine) {
-				t.Fatalf("GGUF2GPU_REQUIRE names %q, but: %v", engine, err)
-			}
-			t.Skipf("%v (GGUF2GPU_REQUIRE=%s makes this a failure)", err, engine)
+			lackEngine(t, engine, err.Error())
 		}
 	}
+}
+
+func lackEngine(t *testing.T, engine, reason string) {
+	t.Helper()
+	if slices.Contains(strings.Split(os.Getenv("GGUF2GPU_REQUIRE"), ","), engine) {
+		t.Fatalf("GGUF2GPU_REQUIRE names %q, but: %s", engine, reason)
+	}
+	t.Skipf("%s (GGUF2GPU_REQUIRE=%s makes this a failure)", reason, engine)
 }
 
 // cleanEnv is the environment without what an engine that runs the tests themselves has set.
@@ -142,29 +148,39 @@ func waitUntil(t *testing.T, what string, check func() error) {
 // last of them may need a moment.
 func killAllOf(t *testing.T, dir string) {
 	t.Helper()
-	for range 100 {
-		if len(processesOf(dir)) == 0 {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	for _, pid := range processesOf(dir) {
-		name, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "comm"))
-		t.Errorf("process %d, %s, was left; killing it", pid, bytes.TrimSpace(name))
+	for pid, name := range waitForEnd(dir) {
+		t.Errorf("process %d, %s, was left; killing it", pid, name)
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 }
 
-func processesOf(dir string) (pids []int) {
+// waitForEnd gives the processes that have dir in their environment some time to end, but for those of the given names, and
+// returns the names of those that are left.
+func waitForEnd(dir string, except ...string) (left map[int]string) {
+	for range 100 {
+		left = processesOf(dir)
+		maps.DeleteFunc(left, func(_ int, name string) bool { return slices.Contains(except, name) })
+		if len(left) == 0 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return left
+}
+
+func processesOf(dir string) map[int]string {
+	found := make(map[int]string)
 	paths, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, path := range paths {
 		env, err := os.ReadFile(path)
 		if err != nil || !bytes.Contains(env, []byte(dir)) {
 			continue // ended, or not ours
 		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
-			pids = append(pids, pid)
+		process := filepath.Dir(path)
+		name, _ := os.ReadFile(filepath.Join(process, "comm"))
+		if pid, err := strconv.Atoi(filepath.Base(process)); err == nil {
+			found[pid] = string(bytes.TrimSpace(name))
 		}
 	}
-	return pids
+	return found
 }

@@ -72,6 +72,9 @@ func startSlurm(t *testing.T) *slurmCluster {
 	if err := os.WriteFile(s.conf, fmt.Appendf(nil, slurmConf, host, me.Username, dir, ctldPort, slurmdPort), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.conf"), []byte("CgroupPlugin="+noCgroups(t)+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { killAllOf(t, dir) }) // the last to run, before dir is removed
 	t.Cleanup(func() {
 		if !t.Failed() {
@@ -90,10 +93,27 @@ func startSlurm(t *testing.T) *slurmCluster {
 		"--seed-file="+filepath.Join(dir, "munge.seed"))
 	startDaemon(t, s.env(), log("slurmctld"), func() error { return dial(ctldPort) }, "slurmctld", "-D", "-i")
 	startDaemon(t, s.env(), log("slurmd"), func() error { return dial(slurmdPort) }, "slurmd", "-D")
+	// A step tells slurmctld that it has ended, and tries for long if that has ended first.
+	t.Cleanup(func() { waitForEnd(dir, "munged", "slurmctld", "slurmscriptd", "slurmd") })
 	return s
 }
 
 func (s *slurmCluster) env() []string { return append(cleanEnv(), "SLURM_CONF="+s.conf) }
+
+// noCgroups is the plugin for cgroups that leaves them alone. Slurm loads one even where nothing needs it, and what it finds by itself
+// may want systemd.
+func noCgroups(t *testing.T) string {
+	t.Helper()
+	out, err := commandOutput(t, cleanEnv(), "slurmd", "-V")
+	if err != nil {
+		t.Fatalf("slurmd -V: %v\n%s", err, out)
+	}
+	_, version, _ := strings.Cut(string(out), " ")
+	if version >= "23.11" { // year and month, such as 22.05.8
+		return "disabled"
+	}
+	return "cgroup/v1" // does nothing until it is asked to
+}
 
 func freePort(t *testing.T) int {
 	t.Helper()
@@ -113,10 +133,10 @@ func dial(port int) error {
 	return err
 }
 
-// srun runs args as ranks.
+// srun runs args as ranks; they may begin with more options of srun.
 func (s *slurmCluster) srun(t *testing.T, args ...string) {
 	t.Helper()
-	command(t, s.env(), "srun", append([]string{"-n", strconv.Itoa(ranksOfTest), "--mpi=none", "--input=none"}, args...)...)
+	command(t, s.env(), "srun", append([]string{"-n", strconv.Itoa(ranksOfTest), "--input=none"}, args...)...)
 }
 
 // sbatch runs args in a batch script of as many tasks as there are ranks. It returns the exit code and what the script has written.
@@ -132,7 +152,7 @@ func (s *slurmCluster) sbatch(t *testing.T, args ...string) (exitCode, string) {
 	if err := os.WriteFile(filepath.Join(dir, "job.sh"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	command(t, append(s.env(), mpirunEnv(dir)...), "sbatch", "-n", strconv.Itoa(ranksOfTest), "--chdir="+dir, "--output=log", dir+"/job.sh")
+	command(t, append(s.env(), launcherEnv(dir)...), "sbatch", "-n", strconv.Itoa(ranksOfTest), "--chdir="+dir, "--output=log", dir+"/job.sh")
 	var text []byte
 	waitUntil(t, "the batch script", func() (err error) {
 		text, err = os.ReadFile(filepath.Join(dir, "exit"))
