@@ -3,6 +3,7 @@ package loader
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -101,69 +102,63 @@ func assignLayers(tensors []PlannedTensor, weights []float64) ([]int, error) {
 // layers, and then places the ends as near to even shares as that load allows.
 func (s *stack) divide(weights []float64) []int {
 	n, parts := len(s.bytes), len(weights)
-	sums := make([]float64, n+1) // bytes up to a layer
+	sums := make([]float64, n+1) // bytes before a layer, and at last of all
 	sums[0] = float64(s.head)
 	for i, b := range s.bytes {
 		sums[i+1] = sums[i] + float64(b)
 	}
 	sums[n] += float64(s.tail)
-	start := func(layer int) float64 { // bytes before a part that begins there
-		if layer == 0 {
-			return 0
-		}
-		return sums[layer]
+	even, all := make([]float64, parts), 0.0 // bytes up to a part's end, if layers could be cut
+	for i, w := range weights {
+		all += w
+		even[i] = all
 	}
-	// last is the furthest end of a part that begins at layer first: it leaves a layer for each part after it.
-	last := func(part, first int, load float64) int {
-		end := first + 1 // a part has a layer, be it too large
-		for end < n-(parts-1-part) && sums[end+1]-start(first) <= load*weights[part] {
-			end++
-		}
-		return end
+	for i := range even {
+		even[i] *= sums[n] / all
 	}
-	fits := func(load float64) bool {
-		at := 0
-		for part := range parts {
-			end := last(part, at, load)
-			if sums[end]-start(at) > load*weights[part] {
-				return false
+	sums[0] = 0 // the first part has what precedes the layers
+
+	// fill says for every part, last to first, which layers it can begin with, so that it and those behind it take the rest.
+	can := make([][]bool, parts+1)
+	for i := range can {
+		can[i] = make([]bool, n+1)
+	}
+	can[parts][n] = true
+	fill := func(load float64) bool {
+		for part := parts - 1; part >= 0; part-- {
+			end, ends := 0, 0 // how far it gets from first, and how many good ends are on the way
+			for first := range n {
+				if first > 0 && end >= first && can[part+1][first] {
+					ends-- // it is not on the way any more: a part has a layer
+				}
+				for end = max(end, first); end < n && sums[end+1]-sums[first] <= load*weights[part]; end++ {
+					if can[part+1][end+1] {
+						ends++
+					}
+				}
+				can[part][first] = ends > 0
 			}
-			at = end
 		}
-		return at == n
+		return can[0][0]
 	}
 	low, high := 0.0, sums[n]/slices.Min(weights)
-	for range 100 { // halvings: more than a float64 has digits
-		if mid := (low + high) / 2; fits(mid) {
+	for range 64 {
+		if mid := (low + high) / 2; fill(mid) {
 			high = mid
 		} else {
 			low = mid
 		}
 	}
-	// least is where each part may end at the earliest, so that the parts behind it can take the rest.
-	least := make([]int, parts)
-	least[parts-1] = n
-	for part := parts - 1; part > 0; part-- {
-		first := least[part] - 1
-		for first > part && sums[least[part]]-start(first-1) <= high*weights[part] {
-			first--
-		}
-		least[part-1] = first
-	}
+	fill(high)
 	ends := make([]int, parts)
-	var share, all float64
-	for _, w := range weights {
-		all += w
-	}
-	at := 0
+	first := 0
 	for part := range parts {
-		share += weights[part]
-		even := sums[n] * share / all
-		end := max(least[part], at+1)
-		for most := last(part, at, high); end < most && sums[end+1]-even < even-sums[end]; {
-			end++
+		for end := first + 1; end <= n && sums[end]-sums[first] <= high*weights[part]; end++ {
+			if can[part+1][end] && (ends[part] == 0 || math.Abs(sums[end]-even[part]) < math.Abs(sums[ends[part]]-even[part])) {
+				ends[part] = end
+			}
 		}
-		ends[part], at = end, end
+		first = ends[part]
 	}
 	return ends
 }
