@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,10 +49,12 @@ var ErrClosed = errors.New("pinned: pool is closed")
 
 // Options describes a pool. The zero value is useful.
 type Options struct {
-	Budget      int64        // bytes of all buffers together; 0: DefaultBudget. At least one buffer is made.
-	BufferBytes int          // bytes of a buffer; 0: DefaultBufferBytes; at least MinBufferBytes
-	Timing      bool         // measure how long copies take on the device; see Completion
-	Logger      *slog.Logger // receives the warning when memory cannot be pinned; nil: silent
+	Budget      int64 // bytes of all buffers together; 0: DefaultBudget. At least one buffer is made.
+	BufferBytes int   // bytes of a buffer; 0: DefaultBufferBytes; at least MinBufferBytes
+	Timing      bool  // measure how long copies take on the device; see Completion
+	// More are other devices of the same runtime that buffers are copied to, each buffer to one or to several at once.
+	More   []*amdhip.Device
+	Logger *slog.Logger // receives the warning when memory cannot be pinned; nil: silent
 }
 
 // Stats says what a pool holds.
@@ -65,14 +68,15 @@ type Stats struct {
 
 // Completion is told that the copy of a buffer has ended. Done is called by the pool's own goroutine, in the order in which
 // copies end; it must not block. The tag is the one given to ReleaseAfter. took is the time that the device worked on the
-// buffer's copies, if Options.Timing is set, else 0. A non-nil error means that the copy failed.
+// buffer's copies, the longest of several devices', if Options.Timing is set, else 0. A non-nil error means that a copy failed.
 type Completion interface {
 	Done(tag int, took time.Duration, err error)
 }
 
 // Pool is a fixed budget of staging buffers. Its methods are safe for concurrent use.
 type Pool struct {
-	dev      *amdhip.Device
+	dev      *amdhip.Device   // that memory is made by
+	devs     []*amdhip.Device // that it is copied to
 	log      *slog.Logger
 	timing   bool
 	size     int           // of a buffer; fixed when New returns
@@ -94,15 +98,22 @@ type Pool struct {
 
 // Buffer is one staging buffer. Between Acquire and Release it belongs to the caller.
 type Buffer struct {
-	pool   *Pool
-	mem    *amdhip.HostMemory // of the slab
-	off    int                // in mem
-	bytes  []byte
+	pool  *Pool
+	mem   *amdhip.HostMemory // of the slab
+	off   int                // in mem
+	bytes []byte
+	sides []side // one for each of the pool's devices
+	to    Completion
+	tag   int
+	took  time.Duration // of the copies that have ended
+	err   error
+}
+
+// side is what a buffer needs for copies to one device.
+type side struct {
 	begin  *amdhip.Event  // before the copy; nil without timing
 	event  *amdhip.Event  // behind the copy
-	stream *amdhip.Stream // of the copy in flight
-	to     Completion
-	tag    int
+	stream *amdhip.Stream // of the copy in flight; nil: none
 }
 
 // New returns a pool with all or the first of its buffers ready; the others are pinned in the background. The caller must Close it. It
@@ -121,7 +132,7 @@ func New(dev *amdhip.Device, o Options) (*Pool, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	p := &Pool{
-		dev: dev, log: o.Logger, timing: o.Timing, size: o.BufferBytes,
+		dev: dev, devs: append([]*amdhip.Device{dev}, o.More...), log: o.Logger, timing: o.Timing, size: o.BufferBytes,
 		want:    int(max(1, o.Budget/int64(o.BufferBytes))),
 		closing: make(chan struct{}), grown: make(chan struct{}), reaped: make(chan struct{}),
 	}
@@ -207,7 +218,9 @@ func (p *Pool) add(n int, alloc func(dev *amdhip.Device, n int) (*slab, error)) 
 	buffers := make([]*Buffer, n)
 	for i := range buffers {
 		off := i * p.size
-		buffers[i] = &Buffer{pool: p, mem: s.mem, off: off, bytes: bytes[off : off+p.size : off+p.size]}
+		buffers[i] = &Buffer{
+			pool: p, mem: s.mem, off: off, bytes: bytes[off : off+p.size : off+p.size], sides: make([]side, len(p.devs)),
+		}
 		if err := buffers[i].makeEvents(); err != nil {
 			errs := []error{err}
 			for _, b := range buffers[:i+1] {
@@ -230,21 +243,28 @@ func (p *Pool) add(n int, alloc func(dev *amdhip.Device, n int) (*slab, error)) 
 // makeEvents makes the buffer's events.
 func (b *Buffer) makeEvents() (err error) {
 	o := amdhip.EventOptions{Timing: b.pool.timing}
-	if b.pool.timing {
-		if b.begin, err = b.pool.dev.NewEvent(o); err != nil {
+	for i, dev := range b.pool.devs {
+		s := &b.sides[i]
+		if b.pool.timing {
+			if s.begin, err = dev.NewEvent(o); err != nil {
+				return err
+			}
+		}
+		if s.event, err = dev.NewEvent(o); err != nil {
 			return err
 		}
 	}
-	b.event, err = b.pool.dev.NewEvent(o)
-	return err
+	return nil
 }
 
 // closeEvents frees the events that were made.
 func (b *Buffer) closeEvents() error {
 	var errs []error
-	for _, ev := range []*amdhip.Event{b.begin, b.event} {
-		if ev != nil {
-			errs = append(errs, ev.Close())
+	for _, s := range b.sides {
+		for _, ev := range []*amdhip.Event{s.begin, s.event} {
+			if ev != nil {
+				errs = append(errs, ev.Close())
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -291,32 +311,55 @@ func (p *Pool) reap() {
 	}
 }
 
-// look frees those buffers whose copies have ended and returns the others, in order. Copies on one stream end in order, so
-// behind one that is not ready the stream is not asked again.
+// look frees those buffers whose copies have ended and returns the others, in order.
 func (p *Pool) look(flying []*Buffer) []*Buffer {
 	left := flying[:0]
-next:
 	for _, b := range flying {
-		for _, l := range left {
-			if l.stream == b.stream {
-				left = append(left, b)
-				continue next
-			}
-		}
-		done, err := b.event.Query()
-		if !done && err == nil {
+		if !b.ended(left) {
 			left = append(left, b)
 			continue
 		}
-		var took time.Duration
-		if err == nil && b.begin != nil {
-			took, err = b.event.Elapsed(b.begin)
-		}
-		to, tag := b.to, b.tag
+		to, tag, took, err := b.to, b.tag, b.took, b.err
 		b.Release()
 		to.Done(tag, took, err)
 	}
 	return left
+}
+
+// ended reports whether all copies of b have ended, one way or the other. Copies on one stream end in order, so a stream is not asked
+// when one of the buffers that were before b, and are not free, waits for it.
+func (b *Buffer) ended(before []*Buffer) bool {
+	all := true
+	for i := range b.sides {
+		s := &b.sides[i]
+		if s.stream == nil {
+			continue
+		}
+		waits := slices.ContainsFunc(before, func(l *Buffer) bool { return l.sides[i].stream == s.stream })
+		if waits || !b.look(s) {
+			all = false
+		}
+	}
+	return all
+}
+
+// look asks whether the copy of side s has ended, and remembers how.
+func (b *Buffer) look(s *side) bool {
+	done, err := s.event.Query()
+	if !done && err == nil {
+		return false
+	}
+	if err == nil && s.begin != nil {
+		var took time.Duration
+		took, err = s.event.Elapsed(s.begin)
+		b.took = max(b.took, took)
+	}
+	if err != nil && len(b.sides) > 1 {
+		err = fmt.Errorf("device %d: %w", s.event.Device().Index(), err)
+	}
+	b.err = errors.Join(b.err, err)
+	s.stream = nil
+	return true
 }
 
 // Acquire returns a free buffer, waiting for one while all are in use. It returns the cause of ctx's end, or ErrClosed.
@@ -398,12 +441,22 @@ func (b *Buffer) Pinned() bool { return b.mem.Pinned() }
 
 // CopyToDevice starts a copy of the buffer's first n bytes to dst.
 func (b *Buffer) CopyToDevice(s *amdhip.Stream, dst amdhip.DevicePtr, n int) error {
-	if b.begin != nil {
-		if err := s.Record(b.begin); err != nil {
+	if begin := b.side(s).begin; begin != nil {
+		if err := s.Record(begin); err != nil {
 			return err
 		}
 	}
 	return s.CopyToDevice(dst, b.mem, b.off, n)
+}
+
+// side is that of s's device, which must be one of the pool's.
+func (b *Buffer) side(s *amdhip.Stream) *side {
+	for i := range b.sides[1:] {
+		if b.pool.devs[1+i].Index() == s.Device().Index() {
+			return &b.sides[1+i]
+		}
+	}
+	return &b.sides[0]
 }
 
 // CopyToHost starts a copy of n bytes from src to the beginning of the buffer.
@@ -413,7 +466,7 @@ func (b *Buffer) CopyToHost(s *amdhip.Stream, src amdhip.DevicePtr, n int) error
 
 // Release gives back a buffer that no copy uses.
 func (b *Buffer) Release() {
-	b.stream, b.to = nil, nil
+	b.to, b.took, b.err = nil, 0, nil
 	p := b.pool
 	p.mu.Lock()
 	p.free = append(p.free, b)
@@ -425,10 +478,21 @@ func (b *Buffer) Release() {
 // returns an error, the end of the copy cannot be observed: the buffer stays out of circulation until the pool is closed, and the
 // caller must make sure that s is idle before that.
 func (b *Buffer) ReleaseAfter(s *amdhip.Stream, to Completion, tag int) error {
-	if err := s.Record(b.event); err != nil {
-		return err
+	return b.ReleaseAfterAll([]*amdhip.Stream{s}, to, tag)
+}
+
+// ReleaseAfterAll is ReleaseAfter for copies on several streams, each of another one of the pool's devices. The buffer is given back
+// when all have ended; one that has failed does not spare the others.
+func (b *Buffer) ReleaseAfterAll(on []*amdhip.Stream, to Completion, tag int) error {
+	for _, s := range on {
+		if err := s.Record(b.side(s).event); err != nil {
+			return err
+		}
 	}
-	b.stream, b.to, b.tag = s, to, tag
+	for _, s := range on {
+		b.side(s).stream = s
+	}
+	b.to, b.tag = to, tag
 	b.pool.inflight <- b
 	return nil
 }
