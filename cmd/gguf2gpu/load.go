@@ -257,6 +257,7 @@ func (s *loaded) report(dtype loader.DType) loadReport {
 // print is the report for people.
 func (r *loadReport) print(w io.Writer) {
 	fmt.Fprintf(w, "%d tensors of %s as %s on %s\n", r.Tensors, r.Model, r.DType, r.Device.Name)
+	r.Shard.print(w)
 	fmt.Fprintf(w, "  %s read, %s uploaded in %.3f s: %.2f GB/s\n", humanize.Bytes(r.ReadBytes), humanize.Bytes(r.UploadBytes),
 		r.Seconds.Transfer, r.UploadGBps)
 	if r.Expanded > 0 {

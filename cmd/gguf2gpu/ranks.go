@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -17,17 +18,25 @@ type place struct {
 type engine struct {
 	name              string
 	rank, size, local string // local is "" where there is none
-	// launcher: it starts the very processes that are ranks. The others are schedulers: what they set is inherited by everything in
-	// a job or pod, and a launcher in there (mpirun in a batch script, torchrun once per node) counts its ranks anew.
-	launcher bool
+	kind              engineKind
 }
 
+// engineKind orders engines by how far their word goes.
+type engineKind int
+
+const (
+	launcher  engineKind = iota // starts the very processes that are ranks
+	plain                       // names that anybody may set, by hand or in a wrapper
+	scheduler                   // what it sets is inherited by everything in a job or pod; a launcher in there counts its ranks anew
+)
+
 var (
-	torchrun = engine{"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", true}
-	openMPI  = engine{"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", true}
-	pmi      = engine{"PMI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", true}
-	slurm    = engine{"Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", false}
-	lws      = engine{"LeaderWorkerSet", "LWS_WORKER_INDEX", "LWS_GROUP_SIZE", "", false}
+	torchrun  = engine{"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", launcher}
+	torchLike = engine{"torchrun's names", "RANK", "WORLD_SIZE", "LOCAL_RANK", plain}
+	openMPI   = engine{"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", launcher}
+	pmi       = engine{"PMI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", launcher}
+	slurm     = engine{"Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", scheduler}
+	lws       = engine{"LeaderWorkerSet", "LWS_WORKER_INDEX", "LWS_GROUP_SIZE", "", scheduler}
 )
 
 // said is what the variables of an engine say; -1 for what is not set.
@@ -37,10 +46,14 @@ type said struct {
 }
 
 // findPlace finds this process's place: rank and world are the values of --rank and --world, negative if they were not given, and win
-// over what getenv knows of torchrun, Open MPI, PMI, Slurm and LeaderWorkerSet. Engines that contradict each other, or that say half,
-// are usage errors that name the variables.
+// over what getenv knows of torchrun, Open MPI, PMI, Slurm and LeaderWorkerSet. A launcher wins over a scheduler; all else that differs,
+// or that says half, is a usage error that names the variables.
 func findPlace(rank, world int, getenv func(string) string) (place, error) {
-	engines := []engine{torchrun, openMPI, pmi, slurm, lws} // the first word counts: launchers before schedulers
+	torch := torchLike
+	if getenv("TORCHELASTIC_RUN_ID") != "" {
+		torch = torchrun // nobody else sets that
+	}
+	engines := []engine{torch, openMPI, pmi, slurm, lws}
 	if rank >= 0 || world >= 0 {
 		return placeOfFlags(rank, world, engines, getenv)
 	}
@@ -55,6 +68,7 @@ func findPlace(rank, world int, getenv func(string) string) (place, error) {
 		}
 	}
 	found = withoutSlurmPMI(found, getenv)
+	slices.SortStableFunc(found, func(a, b said) int { return cmp.Compare(a.kind, b.kind) })
 	for _, s := range found {
 		if s.complete() {
 			return s.among(found, getenv)
@@ -149,10 +163,11 @@ func (s said) among(found []said, getenv func(string) string) (place, error) {
 	p := place{s.index, s.world, s.nth}
 	for _, o := range found {
 		same := o.index == s.index && o.world == s.world
-		if s.launcher && !o.launcher && !same {
-			continue
+		inside := s.kind == launcher && o.kind == scheduler
+		if o.engine == slurm && (!o.complete() || o.isTask(getenv) != nil) {
+			inside = true // of a job, whatever its tasks are
 		}
-		if o.differs(s) {
+		if !inside && o.differs(s) {
 			return place{}, usageErrorf("%v contradicts %v: unset those of one, or give --rank and --world", s, o)
 		}
 		if same && p.local < 0 {

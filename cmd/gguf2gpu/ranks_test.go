@@ -22,6 +22,7 @@ const (
 	batchScript     = "SLURM_JOB_ID=7 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=4 "
 	interactiveStep = batchScript + "SLURM_STEP_ID=4294967290 SLURM_STEP_NUM_TASKS=1 "
 	slurmTask       = "SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4 SLURM_PROCID=3 SLURM_LOCALID=1 SLURM_NTASKS=4 "
+	torchrunRank    = "TORCHELASTIC_RUN_ID=none RANK=29 WORLD_SIZE=32 LOCAL_RANK=5 LOCAL_WORLD_SIZE=8 GROUP_RANK=3 "
 	mpirunRank      = "OMPI_COMM_WORLD_RANK=5 OMPI_COMM_WORLD_SIZE=8 OMPI_COMM_WORLD_LOCAL_RANK=1 PMIX_RANK=5 "
 )
 
@@ -34,7 +35,7 @@ func TestFindPlace(t *testing.T) {
 	}{
 		{"flags", "", 2, 4, place{2, 4, none}},
 		{"one rank of one", "", 0, 1, place{0, 1, none}},
-		{"torchrun", "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 GROUP_RANK=1", none, none, place{5, 8, 1}},
+		{"torchrun", torchrunRank, none, none, place{29, 32, 5}},
 		{"a training operator, which has no local rank", "RANK=5 WORLD_SIZE=8", none, none, place{5, 8, none}},
 		{"mpirun", mpirunRank, none, none, place{5, 8, 1}},
 		{"mpiexec of MPICH", "PMI_RANK=5 PMI_SIZE=8 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=4", none, none, place{5, 8, 1}},
@@ -54,14 +55,19 @@ func TestFindPlace(t *testing.T) {
 		{"mpiexec of MPICH in a batch script of as many tasks", batchScript + "PMI_RANK=0 PMI_SIZE=4 MPI_LOCALRANKID=0", none, none, place{0, 4, 0}},
 		{"mpiexec of MPICH in an interactive step", interactiveStep + "PMI_RANK=0 PMI_SIZE=4 MPI_LOCALRANKID=0", none, none, place{0, 4, 0}},
 		{"PMI in a batch script", batchScript + "PMI_RANK=0 PMI_SIZE=4", none, none, place{0, 4, 0}},
-		{"torchrun in salloc", "SLURM_JOB_ID=7 SLURM_NTASKS=2 RANK=0 WORLD_SIZE=8 LOCAL_RANK=0", none, none, place{0, 8, 0}},
-		{"torchrun once per node", slurmTask + "RANK=29 WORLD_SIZE=32 LOCAL_RANK=5", none, none, place{29, 32, 5}},
-		{"torchrun once per node, with PMI and PMIx", slurmTask + "PMI_RANK=3 PMI_SIZE=4 PMIX_RANK=3 RANK=29 WORLD_SIZE=32 LOCAL_RANK=5",
+		{"torchrun in salloc", "SLURM_JOB_ID=7 SLURM_NTASKS=2 " + torchrunRank, none, none, place{29, 32, 5}},
+		{"torchrun once per node", slurmTask + torchrunRank, none, none, place{29, 32, 5}},
+		{"torchrun once per node, with PMI and PMIx", slurmTask + "PMI_RANK=3 PMI_SIZE=4 PMIX_RANK=3 " + torchrunRank,
 			none, none, place{29, 32, 5}},
-		{"torchrun in a pod", "LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2 RANK=9 WORLD_SIZE=16 LOCAL_RANK=1", none, none, place{9, 16, 1}},
+		{"torchrun in a pod", "LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2 " + torchrunRank, none, none, place{29, 32, 5}},
+		{"a loop in a batch script", batchScript + "RANK=1 WORLD_SIZE=2", none, none, place{1, 2, none}},
+		{"a loop in salloc", "SLURM_JOB_ID=7 SLURM_NTASKS=4 RANK=1 WORLD_SIZE=2", none, none, place{1, 2, none}},
+		{"a launcher's local rank counts, not the scheduler's", slurmTask + "OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 " +
+			"OMPI_COMM_WORLD_LOCAL_RANK=3", none, none, place{3, 4, 3}},
 
 		// Several that agree.
 		{"torchrun's names set by mpirun's", mpirunRank + "RANK=5 WORLD_SIZE=8", none, none, place{5, 8, 1}},
+		{"torchrun's names set by mpirun's in a batch script", batchScript + mpirunRank + "RANK=5 WORLD_SIZE=8", none, none, place{5, 8, 1}},
 		{"torchrun's names set by Slurm's", slurmTask + "RANK=3 WORLD_SIZE=4", none, none, place{3, 4, 1}},
 		{"only the size for a program that knows Slurm", slurmTask + "WORLD_SIZE=4", none, none, place{3, 4, 1}},
 		{"only the local rank", slurmTask + "LOCAL_RANK=1", none, none, place{3, 4, 1}},
@@ -125,6 +131,11 @@ func TestFindNoPlace(t *testing.T) {
 		{"half a launcher against a whole one", mpirunRank + "WORLD_SIZE=4", none, none, "WORLD_SIZE=4 OMPI_COMM_WORLD_SIZE=8"},
 		{"half a launcher against Slurm", slurmTask + "WORLD_SIZE=8", none, none, "WORLD_SIZE=8 SLURM_NTASKS=4"},
 		{"half a launcher in a batch script", batchScript + "RANK=2", none, none, "SLURM_NTASKS srun"},
+		{"torchrun's names without torchrun against Slurm", slurmTask + "RANK=0 WORLD_SIZE=1", none, none,
+			"RANK=0 WORLD_SIZE=1 SLURM_PROCID=3 SLURM_NTASKS=4 --rank"},
+		{"torchrun's names without torchrun against a pod's", "LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2 RANK=0 WORLD_SIZE=2", none, none,
+			"RANK=0 WORLD_SIZE=2 LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2"},
+		{"torchrun against mpirun", torchrunRank + mpirunRank, none, none, "RANK=29 OMPI_COMM_WORLD_RANK=5"},
 		{"two schedulers", slurmTask + "LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2", none, none,
 			"SLURM_PROCID=3 SLURM_NTASKS=4 LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2"},
 	} {

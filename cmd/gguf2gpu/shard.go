@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -81,4 +83,11 @@ func (f *shardFlags) report(tensors []loader.Tensor) *shardReport {
 		}
 	}
 	return r
+}
+
+// print tells people which part it was, so that the ranks' reports can be told apart.
+func (r *shardReport) print(w io.Writer) {
+	if r != nil {
+		fmt.Fprintf(w, "  rank %d of %d, by %s: %d of the tensors are slices\n", r.Rank, r.World, r.By, r.Slices)
+	}
 }
