@@ -17,8 +17,8 @@ import (
 const ranksOfTest = 4
 
 // TestRanksUnderEngines starts the command as four ranks, as users do: by Open MPI's mpirun, by MPICH's mpiexec, by a Slurm of this
-// host, with and without its PMI, and by mpirun in a Slurm batch script, where both engines have set their variables. What the ranks
-// have on their devices is the whole model bit for bit, and each read no more than its share and the header.
+// host, with and without its PMI, and by mpirun in a Slurm batch script, where both engines have set their variables. What the
+// ranks have on their devices is the whole model bit for bit, and each read no more than its share and the header.
 func TestRanksUnderEngines(t *testing.T) {
 	model := filepath.Join(t.TempDir(), "model.gguf")
 	command(t, cleanEnv(), "gguf2gpu", "synth", "-o", model, "--preset", "small", "--progress", "none")

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// needEngine skips the test if one of the programs is missing, or fails it if GGUF2GPU_REQUIRE, a list such as "mpi,slurm", names the
-// engine.
+// needEngine skips the test if one of the programs is missing, or fails it if GGUF2GPU_REQUIRE, a list such as "mpi,slurm", names
+// the engine.
 func needEngine(t *testing.T, engine string, programs ...string) {
 	t.Helper()
 	for _, program := range programs {
@@ -38,7 +38,9 @@ func lackEngine(t *testing.T, engine, reason string) {
 // cleanEnv is the environment without what an engine that runs the tests themselves has set.
 func cleanEnv() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
-		for _, prefix := range []string{"RANK=", "LOCAL_RANK=", "WORLD_SIZE=", "OMPI_", "PRTE_", "PMI_", "PMIX_", "MPI_", "SLURM", "LWS_"} {
+		for _, prefix := range []string{
+			"RANK=", "LOCAL_RANK=", "WORLD_SIZE=", "TORCHELASTIC_", "OMPI_", "PRTE_", "PMI_", "PMIX_", "MPI_", "SLURM", "LWS_",
+		} {
 			if strings.HasPrefix(v, prefix) {
 				return true
 			}

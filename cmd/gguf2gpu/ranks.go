@@ -45,9 +45,9 @@ type said struct {
 	index, world, nth int // the values of rank, size and local
 }
 
-// findPlace finds this process's place: rank and world are the values of --rank and --world, negative if they were not given, and win
-// over what getenv knows of torchrun, Open MPI, PMI, Slurm and LeaderWorkerSet. A launcher wins over a scheduler; all else that differs,
-// or that says half, is a usage error that names the variables.
+// findPlace finds this process's place: rank and world are the values of --rank and --world, negative if they were not given, and
+// win over what getenv knows of torchrun, Open MPI, PMI, Slurm and LeaderWorkerSet. A launcher wins over a scheduler; all else that
+// differs, or that says half, is a usage error that names the variables.
 func findPlace(rank, world int, getenv func(string) string) (place, error) {
 	torch := torchLike
 	if getenv("TORCHELASTIC_RUN_ID") != "" {
@@ -177,8 +177,8 @@ func (s said) among(found []said, getenv func(string) string) (place, error) {
 	return p, nil
 }
 
-// isTask is an error where Slurm's variables are those of a job, in its batch script or in salloc's shell. They say that this is task 0
-// of many there, and it would load the first share without a word.
+// isTask is an error where Slurm's variables are those of a job, in its batch script or in salloc's shell. They say that this is
+// task 0 of many there, and it would load the first share without a word.
 func (s said) isTask(getenv func(string) string) error {
 	const how = "start it with srun, or give --rank and --world"
 	if getenv("SLURM_STEP_ID") == "" {
@@ -229,7 +229,8 @@ func noPlace(found []said, getenv func(string) string) error {
 		}
 	}
 	if r := getenv("PMIX_RANK"); r != "" {
-		return usageErrorf("PMIX_RANK is set to %s, but PMIx does not say in the environment how many ranks there are: give --rank and --world", r)
+		return usageErrorf("PMIX_RANK is set to %s, but PMIx does not say in the environment how many ranks there are: "+
+			"give --rank and --world", r)
 	}
 	return usageErrorf("--shard needs to know which rank of how many this is: %s", or)
 }
@@ -248,6 +249,5 @@ func deviceOfRank(local, count int, getenv func(string) string) (index int, noti
 		}
 	}
 	index = local % count
-	return index, fmt.Sprintf("local rank %d takes GPU %d, which another rank has, too: there are more ranks on this machine than GPUs, %d",
-		local, index, count)
+	return index, fmt.Sprintf("local rank %d takes GPU %d, which another rank has, too: the number of GPUs here is %d", local, index, count)
 }

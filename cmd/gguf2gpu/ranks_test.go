@@ -49,11 +49,14 @@ func TestFindPlace(t *testing.T) {
 
 		// An engine inside of another.
 		{"mpirun in a batch script", batchScript + mpirunRank, none, none, place{5, 8, 1}},
-		{"mpirun in a batch script of as many tasks", batchScript + "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4", none, none, place{0, 4, 0}},
+		{"mpirun in a batch script of as many tasks", batchScript + "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4", none, none,
+			place{0, 4, 0}},
 		{"mpirun's daemon on the second node", "SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=1 SLURM_LOCALID=0 SLURM_NTASKS=2 " +
 			mpirunRank, none, none, place{5, 8, 1}},
-		{"mpiexec of MPICH in a batch script of as many tasks", batchScript + "PMI_RANK=0 PMI_SIZE=4 MPI_LOCALRANKID=0", none, none, place{0, 4, 0}},
-		{"mpiexec of MPICH in an interactive step", interactiveStep + "PMI_RANK=0 PMI_SIZE=4 MPI_LOCALRANKID=0", none, none, place{0, 4, 0}},
+		{"mpiexec of MPICH in a batch script of as many tasks", batchScript + "PMI_RANK=0 PMI_SIZE=4 MPI_LOCALRANKID=0", none, none,
+			place{0, 4, 0}},
+		{"mpiexec of MPICH in an interactive step", interactiveStep + "PMI_RANK=0 PMI_SIZE=4 MPI_LOCALRANKID=0", none, none,
+			place{0, 4, 0}},
 		{"PMI in a batch script", batchScript + "PMI_RANK=0 PMI_SIZE=4", none, none, place{0, 4, 0}},
 		{"torchrun in salloc", "SLURM_JOB_ID=7 SLURM_NTASKS=2 " + torchrunRank, none, none, place{29, 32, 5}},
 		{"torchrun once per node", slurmTask + torchrunRank, none, none, place{29, 32, 5}},
@@ -67,7 +70,8 @@ func TestFindPlace(t *testing.T) {
 
 		// Several that agree.
 		{"torchrun's names set by mpirun's", mpirunRank + "RANK=5 WORLD_SIZE=8", none, none, place{5, 8, 1}},
-		{"torchrun's names set by mpirun's in a batch script", batchScript + mpirunRank + "RANK=5 WORLD_SIZE=8", none, none, place{5, 8, 1}},
+		{"torchrun's names set by mpirun's in a batch script", batchScript + mpirunRank + "RANK=5 WORLD_SIZE=8", none, none,
+			place{5, 8, 1}},
 		{"torchrun's names set by Slurm's", slurmTask + "RANK=3 WORLD_SIZE=4", none, none, place{3, 4, 1}},
 		{"only the size for a program that knows Slurm", slurmTask + "WORLD_SIZE=4", none, none, place{3, 4, 1}},
 		{"only the local rank", slurmTask + "LOCAL_RANK=1", none, none, place{3, 4, 1}},
@@ -214,8 +218,8 @@ func TestPickGPUOfRank(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := stderr.String(); dev.Index() != tt.want || !strings.HasPrefix(got, tt.notice) || (got == "") != (tt.notice == "") {
-			t.Errorf("--device %s, local rank %d: device %d, stderr %q; want device %d and %q", tt.device, tt.local, dev.Index(), got, tt.want,
-				tt.notice)
+			t.Errorf("--device %s, local rank %d: device %d, stderr %q; want device %d and %q", tt.device, tt.local, dev.Index(), got,
+				tt.want, tt.notice)
 		}
 	}
 	rt.Software().Inject(amdhip.Fault{Func: "hipGetDeviceCount", Code: amdhip.ErrNoDevice})

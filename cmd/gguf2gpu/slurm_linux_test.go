@@ -100,8 +100,8 @@ func startSlurm(t *testing.T) *slurmCluster {
 
 func (s *slurmCluster) env() []string { return append(cleanEnv(), "SLURM_CONF="+s.conf) }
 
-// noCgroups is the plugin for cgroups that leaves them alone. Slurm loads one even where nothing needs it, and what it finds by itself
-// may want systemd.
+// noCgroups is the plugin for cgroups that leaves them alone. Slurm loads one even where nothing needs it, and what it finds by
+// itself may want systemd.
 func noCgroups(t *testing.T) string {
 	t.Helper()
 	out, err := commandOutput(t, cleanEnv(), "slurmd", "-V")
@@ -152,7 +152,8 @@ func (s *slurmCluster) sbatch(t *testing.T, args ...string) (exitCode, string) {
 	if err := os.WriteFile(filepath.Join(dir, "job.sh"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	command(t, append(s.env(), launcherEnv(dir)...), "sbatch", "-n", strconv.Itoa(ranksOfTest), "--chdir="+dir, "--output=log", dir+"/job.sh")
+	command(t, append(s.env(), launcherEnv(dir)...), "sbatch", "-n", strconv.Itoa(ranksOfTest), "--chdir="+dir, "--output=log",
+		filepath.Join(dir, "job.sh"))
 	var text []byte
 	waitUntil(t, "the batch script", func() (err error) {
 		text, err = os.ReadFile(filepath.Join(dir, "exit"))
