@@ -165,14 +165,14 @@ func newScratch(dev *amdhip.Device, n, chunk int) (*scratch, error) {
 }
 
 // expand enqueues the kernels that turn c, whose bytes are at from when they run, into tensors.
-func (p *pipeline) expand(stream *amdhip.Stream, c *chunk, from amdhip.DevicePtr) error {
-	plan := p.model.plan
+func (t *target) expand(stream *amdhip.Stream, c *chunk, from amdhip.DevicePtr) error {
+	plan := t.model.plan
 	for i := range c.segs {
 		s := &c.segs[i]
-		t := &plan.Tensors[s.tensor]
-		out := p.model.ptr(t.arena, t.offset+plan.tensorOffset(s))
-		blocks := uint64(s.srcBytes / t.Type.BlockBytes())
-		if err := p.conv.gpu.Launch(stream, t.key(), out, from+amdhip.DevicePtr(s.dst), blocks); err != nil {
+		x := &plan.Tensors[s.tensor]
+		out := t.model.ptr(x.arena, x.offset+plan.tensorOffset(s))
+		blocks := uint64(s.srcBytes / x.Type.BlockBytes())
+		if err := t.set.Launch(stream, x.key(), out, from+amdhip.DevicePtr(s.dst), blocks); err != nil {
 			return err
 		}
 	}

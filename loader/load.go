@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/kernels/gpu"
 	"github.com/gguf2gpu/gguf2gpu/pinned"
 )
 
@@ -38,7 +38,7 @@ func Start(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*
 	if err != nil {
 		return nil, err
 	}
-	p := &pipeline{model: w, opts: w.plan.opts, conv: conv, began: began}
+	p := newPipeline(w, conv, began)
 	if err := p.open(); err != nil {
 		return nil, errors.Join(err, p.close(), w.free())
 	}
@@ -54,13 +54,18 @@ func Start(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*
 // that shares the host's memory there are no buffers and no copies: see way.
 type pipeline struct {
 	model   *Model
+	copies  []*Model // of the same plan, on other devices, which get the same bytes
 	opts    Options
-	conv    converters
+	ker     *kernels.Kernels
+	sets    []*gpu.Set // what the device of the model, and those of copies, convert with; nil: they do not
 	began   time.Time
+	label   string // what its tracks in a trace begin with
+	team    *team  // nil: it is alone
 	way     way
 	src     *source
 	workers []*worker
 	runs    []int // with Options.Hash: the chunks at which runs begin
+	gate    gate  // for workers
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc // the first call's error is the load's
@@ -76,10 +81,21 @@ type pipeline struct {
 	last     chan struct{} // closed when the last chunk has arrived
 }
 
+func newPipeline(w *Model, conv converters, began time.Time) *pipeline {
+	p := &pipeline{model: w, opts: w.plan.opts, ker: conv.cpu, began: began}
+	if conv.gpu != nil {
+		p.sets = []*gpu.Set{conv.gpu}
+	}
+	return p
+}
+
+// models are the model and its copies.
+func (p *pipeline) models() []*Model { return append([]*Model{p.model}, p.copies...) }
+
 // open makes what the pipeline works with.
 func (p *pipeline) open() error {
 	w := p.model
-	if w.dev.Integrated() && p.conv.gpu == nil && !p.opts.exported {
+	if w.dev.Integrated() && p.sets == nil && p.copies == nil && !p.opts.exported {
 		p.way = &shared{p: p}
 	} else {
 		s, err := newStaged(p)
@@ -89,8 +105,10 @@ func (p *pipeline) open() error {
 		p.way = s
 	}
 	w.chunks = w.plan.cut(p.way.chunkBytes(), p.opts.Threads, true)
-	w.ready.set(len(w.plan.Tensors), w.chunks)
-	w.issued.set(len(w.plan.Tensors), w.chunks)
+	for _, w := range p.models() {
+		w.ready.set(len(w.plan.Tensors), p.model.chunks)
+		w.issued.set(len(w.plan.Tensors), p.model.chunks)
+	}
 	p.last, p.total = make(chan struct{}), 0
 	for i := range w.chunks {
 		p.total += int64(w.chunks[i].bytes)
@@ -106,12 +124,14 @@ func (p *pipeline) open() error {
 	if p.opts.Hash {
 		p.runs = runs(w.chunks)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.streams = p.way.streams()
-	r := &w.report
-	r.Streams, r.ChunkBytes, r.Threads = len(w.streams), p.way.chunkBytes(), len(p.workers)
-	r.Expanded, r.ScratchBytes = w.plan.expanded(), p.way.scratchBytes()
+	for i, w := range p.models() {
+		w.mu.Lock()
+		w.streams = p.way.streams(i)
+		r := &w.report
+		r.Streams, r.ChunkBytes, r.Threads = len(w.streams), p.way.chunkBytes(), len(p.workers)
+		r.Expanded, r.ScratchBytes = w.plan.expanded(), p.way.scratchBytes()
+		w.mu.Unlock()
+	}
 	return nil
 }
 
@@ -124,10 +144,10 @@ func (p *pipeline) close() error {
 	if p.way != nil {
 		errs = append(errs, p.way.close())
 	}
-	if p.conv.gpu != nil {
-		errs = append(errs, p.conv.gpu.Close())
+	for _, set := range p.sets {
+		errs = append(errs, set.Close())
 	}
-	p.src, p.way, p.workers, p.runs, p.conv.gpu = nil, nil, nil, nil, nil
+	p.src, p.way, p.workers, p.runs, p.sets = nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -140,28 +160,47 @@ func (p *pipeline) run(ctx context.Context) {
 			transfer, stuck, err = p.transfer(ctx)
 		}
 	}
-	w := p.model
-	w.mu.Lock()
-	r := &w.report
-	r.UploadBytes, r.UnpinnedCopies = uint64(p.bytes.Load()), p.unpinned.Load()
+	var sum Report
+	sum.UploadBytes, sum.UnpinnedCopies, sum.Transfer = uint64(p.bytes.Load()), p.unpinned.Load(), transfer
 	if p.way != nil {
 		stats := p.way.stats()
-		r.PinnedBytes, r.Pin, r.PinTotal = stats.PinnedBytes, stats.FirstPin, stats.TotalPin
+		sum.PinnedBytes, sum.Pin, sum.PinTotal = stats.PinnedBytes, stats.FirstPin, stats.TotalPin
 	}
 	if p.src != nil {
-		r.MappedBytes, r.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.direct.Load())
-		r.FetchedBytes = uint64(p.src.fetched.Load())
+		sum.MappedBytes, sum.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.direct.Load())
+		sum.FetchedBytes = uint64(p.src.fetched.Load())
+	}
+	for _, w := range p.models() { // nobody may be using the streams when they are closed
+		w.mu.Lock()
 	}
 	if stuck {
 		p.way.abandon()
-		w.stuck.Store(true)
 	} else {
 		err = errors.Join(err, p.close())
 	}
-	r.Transfer, r.Total = transfer, time.Since(p.began)
-	w.streams = nil
+	for _, w := range p.models() {
+		w.stuck.Store(stuck)
+		w.streams, w.err = nil, err
+		w.mu.Unlock()
+	}
+	if p.team != nil {
+		err = p.team.outcome(p, err)
+	}
+	for _, w := range p.models() {
+		w.end(&sum, err, p.began)
+	}
+}
+
+// end marks the load as ended. After an error it frees the memory, if the device is at rest.
+func (w *Model) end(sum *Report, err error, began time.Time) {
+	w.mu.Lock()
+	r := &w.report
+	r.UploadBytes, r.UnpinnedCopies, r.Transfer = sum.UploadBytes, sum.UnpinnedCopies, sum.Transfer
+	r.PinnedBytes, r.Pin, r.PinTotal = sum.PinnedBytes, sum.Pin, sum.PinTotal
+	r.MappedBytes, r.DirectBytes, r.FetchedBytes = sum.MappedBytes, sum.DirectBytes, sum.FetchedBytes
+	r.Total = time.Since(began)
 	w.err = err
-	if err != nil && !stuck {
+	if err != nil && !w.stuck.Load() {
 		w.err = errors.Join(err, w.free())
 	}
 	w.mu.Unlock()
@@ -190,12 +229,17 @@ func (p *pipeline) startOver() error {
 func (p *pipeline) transfer(ctx context.Context) (took time.Duration, stuck bool, err error) {
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	start := time.Now()
-	var workers sync.WaitGroup
+	p.gate.open()
 	for _, wk := range p.workers {
-		workers.Go(wk.run)
+		p.gate.enter(wk)
+		go func() {
+			wk.run()
+			p.gate.leave(wk)
+			if p.team != nil {
+				p.team.help(wk)
+			}
+		}()
 	}
-	idle := make(chan struct{}) // all workers have returned
-	go func() { workers.Wait(); close(idle) }()
 	watch := make(chan struct{})
 	go p.watch(watch)
 
@@ -215,7 +259,7 @@ func (p *pipeline) transfer(ctx context.Context) (took time.Duration, stuck bool
 	default:
 	}
 	p.cancel(nil)
-	return took, !p.settle(idle), err
+	return took, !p.settle(p.gate.close()), err
 }
 
 // settle waits until no worker and no copy is under way. It is false when that does not come about within Options.Stall:
@@ -233,6 +277,9 @@ func (p *pipeline) settle(idle <-chan struct{}) bool {
 // arrive counts a chunk that is on the device. Calls do not overlap.
 func (p *pipeline) arrive(c *chunk) {
 	p.model.ready.pass(c)
+	for _, w := range p.copies {
+		w.ready.pass(c)
+	}
 	sum := p.bytes.Add(int64(c.bytes))
 	if p.opts.Progress != nil {
 		p.opts.Progress(sum, p.total)
@@ -255,7 +302,7 @@ func (p *pipeline) stage(c *chunk) string {
 
 // chunkError says that the copy of c, or what came with it on its stream, failed.
 func (p *pipeline) chunkError(c *chunk, err error) error {
-	if p.conv.gpu != nil {
+	if p.sets != nil {
 		p.expandFailed.Store(true)
 	}
 	op := "copy"
@@ -295,11 +342,8 @@ func (p *pipeline) watch(stop <-chan struct{}) {
 
 // waitsFor says what a load that stands still is waiting for, and why that may be.
 func (p *pipeline) waitsFor() string {
-	for _, wk := range p.workers {
-		if i := wk.filling.Load(); i >= 0 {
-			return fmt.Sprintf("file read of tensor %q: a slow or lost disk or network file system",
-				p.name(&p.model.chunks[i]))
-		}
+	if i := p.gate.filling(); i >= 0 {
+		return fmt.Sprintf("file read of tensor %q: a slow or lost disk or network file system", p.name(&p.model.chunks[i]))
 	}
 	if n := p.flying.Load(); n > 0 {
 		return fmt.Sprintf("%d copies in flight, the first for tensor %q: the device or its driver hangs (see the kernel's log)",
@@ -330,9 +374,10 @@ type worker struct {
 }
 
 func newWorker(p *pipeline, i int) *worker {
-	wk := &worker{p: p, track: fmt.Sprintf("worker %d", i), fill: filler{plan: p.model.plan, ker: p.conv.cpu, around: p.way.uncached()}}
+	wk := &worker{p: p, track: fmt.Sprintf("%sworker %d", p.label, i)}
+	wk.fill = filler{plan: p.model.plan, ker: p.ker, around: p.way.uncached()}
 	wk.fill.inspect = newInspector(p.model.plan, p.model.sums)
-	wk.read = newReader(p.src, &wk.fill, fmt.Sprintf("reader %d", i))
+	wk.read = newReader(p.src, &wk.fill, fmt.Sprintf("%sreader %d", p.label, i))
 	wk.filling.Store(-1)
 	return wk
 }

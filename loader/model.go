@@ -133,25 +133,35 @@ func prepare(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) 
 	}
 	compiled := time.Now()
 	plan.grow(o)
-	w = &Model{dev: dev, plan: plan, index: make(map[string]int, len(plan.Tensors)), finished: make(chan struct{}), sums: newSums(plan)}
-	for i := range plan.Tensors {
-		w.index[plan.Tensors[i].Name] = i
+	if w, err = plan.allocate(dev); err != nil {
+		return nil, conv, err
 	}
-	for _, n := range plan.arenas {
-		a, err := newArena(dev, n, plan.opts.exported)
+	w.report.Plan, w.report.Kernels = planned.Sub(start), compiled.Sub(planned)
+	return w, conv, nil
+}
+
+// allocate takes device memory for the plan's tensors. The Model's load has not begun.
+func (p *Plan) allocate(dev *amdhip.Device) (*Model, error) {
+	start := time.Now()
+	w := &Model{dev: dev, plan: p, index: make(map[string]int, len(p.Tensors)), finished: make(chan struct{}), sums: newSums(p)}
+	for i := range p.Tensors {
+		w.index[p.Tensors[i].Name] = i
+	}
+	for _, n := range p.arenas {
+		a, err := newArena(dev, n, p.opts.exported)
 		if errors.Is(err, amdhip.ErrOutOfMemory) {
 			err = fmt.Errorf("%w: %w", ErrInsufficientMemory, err)
 		}
 		if err != nil {
-			return nil, conv, errors.Join(err, w.free())
+			return nil, errors.Join(err, w.free())
 		}
 		w.arenas = append(w.arenas, a)
 	}
 	w.report = Report{
-		Tensors: len(plan.Tensors), FileBytes: m.Size(), ReadBytes: plan.ReadBytes, DeviceBytes: plan.DeviceBytes,
-		Threads: plan.opts.Threads, Plan: planned.Sub(start), Kernels: compiled.Sub(planned), Alloc: time.Since(compiled),
+		Tensors: len(p.Tensors), FileBytes: p.model.Size(), ReadBytes: p.ReadBytes, DeviceBytes: p.DeviceBytes,
+		Threads: p.opts.Threads, Alloc: time.Since(start),
 	}
-	return w, conv, nil
+	return w, nil
 }
 
 // free gives back device memory.
@@ -296,6 +306,9 @@ func (w *Model) WaitStream(ctx context.Context, s *amdhip.Stream, name string) e
 	case <-w.ready.done(i):
 		return nil
 	default:
+	}
+	if w.err != nil {
+		return w.err
 	}
 	for _, from := range w.streams {
 		if err := follow(s, from); err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -169,15 +170,26 @@ func (p *Plan) check(dev *amdhip.Device, more uint64) error {
 	}
 	e := &InsufficientMemoryError{Device: dev.Name(), DType: p.opts.DType, Needed: p.DeviceBytes + more, Free: free}
 	for _, d := range DTypes() {
-		o := p.opts
-		if o.DType = d; d == p.opts.DType {
-			continue
-		}
-		if q, err := NewPlan(p.model, o); err == nil && q.DeviceBytes <= free {
+		if q, ok := p.as(d); ok && d != p.opts.DType && q.DeviceBytes <= free {
 			e.Fitting = append(e.Fitting, d)
 		}
 	}
 	return e
+}
+
+// as is a plan for the same tensors with another policy; false if their sizes overflow.
+func (p *Plan) as(d DType) (*Plan, bool) {
+	q := &Plan{Tensors: slices.Clone(p.Tensors), opts: p.opts}
+	q.opts.DType = d
+	for i := range q.Tensors {
+		t := &q.Tensors[i]
+		t.Target = q.opts.dtypeOf(t.Name).Target(t.Type)
+		var ok bool
+		if t.Bytes, ok = t.Target.Bytes(t.Elems()); !ok {
+			return nil, false
+		}
+	}
+	return q, q.layOut()
 }
 
 func alignUp(n, align uint64) uint64 { return (n + align - 1) &^ (align - 1) }

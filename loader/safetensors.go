@@ -41,28 +41,43 @@ func (w *Model) WriteSafetensors(ctx context.Context, out io.WriterAt) error {
 	if _, err := out.WriteAt(header, 0); err != nil {
 		return err
 	}
+	for i := range starts {
+		starts[i] += uint64(len(header))
+	}
+	return w.writeData(ctx, out, starts)
+}
+
+// writeData reads every tensor back and writes it to out, at the place in starts that has its number in the plan.
+func (w *Model) writeData(ctx context.Context, out io.WriterAt, starts []uint64) error {
 	return w.readBack(ctx, func() visitor {
 		return func(c *chunk, s *segment, device []byte) error {
-			at := uint64(len(header)) + starts[s.tensor] + w.plan.tensorOffset(s)
-			_, err := out.WriteAt(device, int64(at))
+			_, err := out.WriteAt(device, int64(starts[s.tensor]+w.plan.tensorOffset(s)))
 			return err
 		}
 	})
 }
 
-// safetensorsHeader returns everything before the data (length, JSON, padding), and where in the data each tensor begins.
+// safetensorsHeader is safetensorsHeader for all of w.
 func (w *Model) safetensorsHeader() (header []byte, starts []uint64, err error) {
-	var b bytes.Buffer
-	b.Write(make([]byte, 8))
-	metadata, err := w.plan.safetensorsMetadata()
+	tensors := make([]*PlannedTensor, len(w.plan.Tensors))
+	for i := range tensors {
+		tensors[i] = &w.plan.Tensors[i]
+	}
+	return safetensorsHeader(w.plan.opts.Shard, tensors)
+}
+
+// safetensorsHeader returns everything before the data (length, JSON, padding), and where in the data each tensor begins.
+func safetensorsHeader(shard Shard, tensors []*PlannedTensor) (header []byte, starts []uint64, err error) {
+	metadata, err := safetensorsMetadata(shard, tensors)
 	if err != nil {
 		return nil, nil, err
 	}
+	var b bytes.Buffer
+	b.Write(make([]byte, 8))
 	b.WriteString(`{"__metadata__":`)
 	b.Write(metadata)
 	var at uint64
-	for i := range w.plan.Tensors {
-		t := &w.plan.Tensors[i]
+	for _, t := range tensors {
 		e := safetensorsEntry{DType: safetensorsTypes[t.Target], Shape: slices.Clone(t.Shape), Offsets: [2]uint64{at, at + t.Bytes}}
 		slices.Reverse(e.Shape)
 		if e.DType == "" {
@@ -104,12 +119,12 @@ type safetensorsSlice struct {
 }
 
 // safetensorsMetadata is the JSON of the header's metadata, whose values must all be texts.
-func (p *Plan) safetensorsMetadata() ([]byte, error) {
+func safetensorsMetadata(shard Shard, tensors []*PlannedTensor) ([]byte, error) {
 	all := map[string]string{"format": "gguf2gpu"}
-	if sh := p.opts.Shard; sh.By != ShardNone {
+	if shard.By != ShardNone {
 		parts := make(map[string]safetensorsSlice)
-		for i := range p.Tensors {
-			if t := &p.Tensors[i]; t.Slice != nil {
+		for _, t := range tensors {
+			if t.Slice != nil {
 				shape := slices.Clone(t.Slice.Shape)
 				slices.Reverse(shape)
 				parts[t.Name] = safetensorsSlice{len(shape) - 1 - t.Slice.Dim, t.Slice.Ranges, shape, t.Target.String()}
@@ -119,7 +134,7 @@ func (p *Plan) safetensorsMetadata() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		all["shard"], all["rank"], all["world"] = sh.By.String(), strconv.Itoa(sh.Rank), strconv.Itoa(sh.World)
+		all["shard"], all["rank"], all["world"] = shard.By.String(), strconv.Itoa(shard.Rank), strconv.Itoa(shard.World)
 		all["slices"] = string(text)
 	}
 	return json.Marshal(all)

@@ -262,7 +262,7 @@ func started(t *testing.T, dev *amdhip.Device, m *gguf.Model, o Options) (*Model
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pipeline{model: w, opts: w.plan.opts, conv: conv, began: time.Now()}
+	p := newPipeline(w, conv, time.Now())
 	if err := p.open(); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/kernels/gpu"
 	"github.com/gguf2gpu/gguf2gpu/pinned"
 )
 
@@ -22,9 +23,9 @@ type way interface {
 
 	uncached() bool // whether what is written there leaves the caches before it is read
 	chunkBytes() int
-	streams() []*amdhip.Stream
-	scratchBytes() uint64         // device memory that is not the model's
-	idle(deadline time.Time) bool // waits until nothing is on its way any more; false: the deadline came first
+	streams(i int) []*amdhip.Stream // of the pipeline's model, or of its copy i-1
+	scratchBytes() uint64           // device memory that is not the model's
+	idle(deadline time.Time) bool   // waits until nothing is on its way any more; false: the deadline came first
 	stats() pinned.Stats
 	close() error
 	abandon() // frees nothing: the device may still be reading
@@ -34,41 +35,65 @@ type way interface {
 type staged struct {
 	p       *pipeline
 	pool    *pinned.Pool
+	targets []*target // every buffer goes to each of them
+}
+
+// target is a device that a staged way leads to.
+type target struct {
+	model   *Model
+	set     *gpu.Set // nil: nothing is expanded on the device
+	scratch *scratch // likewise
 	on      []*amdhip.Stream
-	scratch *scratch // nil: nothing is expanded on the device
 }
 
 // newStaged makes the pool, the streams, and what it takes to expand on the device.
 func newStaged(p *pipeline) (_ *staged, err error) {
-	w := p.model
 	s := &staged{p: p}
-	if s.pool, err = newPool(w, p.opts.Staging); err != nil {
+	var more []*amdhip.Device
+	for _, w := range p.copies {
+		more = append(more, w.dev)
+	}
+	if s.pool, err = newPool(p.model, p.opts.Staging, more...); err != nil {
 		return nil, err
 	}
-	streams := p.opts.Streams
-	if p.conv.gpu != nil {
-		if s.scratch, err = newScratch(w.dev, w.plan.scratchSlots(), s.pool.BufferBytes()); err != nil {
+	for i, w := range append([]*Model{p.model}, p.copies...) {
+		t := &target{model: w}
+		s.targets = append(s.targets, t)
+		if p.sets != nil {
+			t.set = p.sets[i]
+		}
+		if err := t.open(p.opts.Streams, s.pool.BufferBytes()); err != nil {
 			return nil, errors.Join(err, s.close())
 		}
-		streams = len(s.scratch.slots)
-	}
-	for range streams {
-		stream, err := w.dev.NewStream()
-		if err != nil {
-			return nil, errors.Join(err, s.close())
-		}
-		s.on = append(s.on, stream)
 	}
 	return s, nil
 }
 
-// newPool returns a staging pool for w's bytes, no larger than they are.
-func newPool(w *Model, budget int64) (*pinned.Pool, error) {
+// open makes the streams, and the scratch memory if the device is to expand chunks of so many bytes.
+func (t *target) open(streams, chunk int) (err error) {
+	if t.set != nil {
+		if t.scratch, err = newScratch(t.model.dev, t.model.plan.scratchSlots(), chunk); err != nil {
+			return err
+		}
+		streams = len(t.scratch.slots)
+	}
+	for range streams {
+		stream, err := t.model.dev.NewStream()
+		if err != nil {
+			return err
+		}
+		t.on = append(t.on, stream)
+	}
+	return nil
+}
+
+// newPool returns a staging pool for w's bytes, no larger than they are. Its buffers go to more devices, if there are any.
+func newPool(w *Model, budget int64, more ...*amdhip.Device) (*pinned.Pool, error) {
 	bytes := min(alignUp(w.plan.DeviceBytes, pinned.MinBufferBytes), 1<<40)
 	chunk := min(w.plan.opts.Chunk, max(pinned.MinBufferBytes, int(bytes)))
 	return pinned.New(w.dev, pinned.Options{
 		Budget: min(budget, int64(bytes)+int64(chunk)-1), BufferBytes: chunk,
-		Timing: w.plan.opts.Trace != nil, Logger: w.plan.opts.Logger,
+		Timing: w.plan.opts.Trace != nil, Logger: w.plan.opts.Logger, More: more,
 	})
 }
 
@@ -83,35 +108,59 @@ func (s *staged) untake(wk *worker) { wk.buf.Release() }
 
 func (s *staged) deliver(wk *worker, i int, c *chunk) error {
 	p, buf := s.p, wk.buf
-	stream := s.on[i%len(s.on)]
-	if s.scratch != nil { // what belongs together follows each other on the stream
-		slot := &s.scratch.slots[i%len(s.on)]
-		slot.mu.Lock()
-		defer slot.mu.Unlock()
-	}
-	to := p.model.ptr(c.arena, c.off)
-	if c.expand {
-		to = s.scratch.slots[i%len(s.on)].ptr
-	}
-	if err := buf.CopyToDevice(stream, to, c.bytes); err != nil {
-		buf.Release()
-		return err
-	}
-	if c.expand {
-		if err := p.expand(stream, c, to); err != nil {
-			return err // as below
+	var on [4]*amdhip.Stream
+	streams := on[:0]
+	for n, t := range s.targets {
+		stream := t.on[i%len(t.on)]
+		if t.scratch != nil { // what belongs together follows each other on the stream
+			slot := &t.scratch.slots[i%len(t.on)]
+			slot.mu.Lock()
+			defer slot.mu.Unlock()
 		}
+		copied, err := t.issue(stream, buf, i, c)
+		if err != nil {
+			if n == 0 && !copied {
+				buf.Release() // else the streams are drained before the buffer is freed
+			}
+			return s.of(t, err)
+		}
+		streams = append(streams, stream)
 	}
 	if !buf.Pinned() {
-		p.unpinned.Add(1)
+		p.unpinned.Add(int64(len(streams)))
 	}
 	p.flying.Add(1)
-	if err := buf.ReleaseAfter(stream, s, i); err != nil {
+	if err := buf.ReleaseAfterAll(streams, s, i); err != nil {
 		p.flying.Add(-1)
-		return err // the stream is drained before the buffer is freed
+		return err // the streams are drained before the buffer is freed
 	}
-	p.model.issued.pass(c)
+	for _, t := range s.targets {
+		t.model.issued.pass(c)
+	}
 	return nil
+}
+
+// issue enqueues what brings chunk i, which is in buf, to the device. Copied is whether the device may be reading buf.
+func (t *target) issue(stream *amdhip.Stream, buf *pinned.Buffer, i int, c *chunk) (copied bool, err error) {
+	to := t.model.ptr(c.arena, c.off)
+	if c.expand {
+		to = t.scratch.slots[i%len(t.on)].ptr
+	}
+	if err := buf.CopyToDevice(stream, to, c.bytes); err != nil {
+		return false, err
+	}
+	if c.expand {
+		return true, t.expand(stream, c, to)
+	}
+	return true, nil
+}
+
+// of says which of several devices an error is of.
+func (s *staged) of(t *target, err error) error {
+	if len(s.targets) == 1 {
+		return err
+	}
+	return fmt.Errorf("device %d: %w", t.model.dev.Index(), err)
 }
 
 // Done is called by the pool when the copy of chunk i has ended.
@@ -121,7 +170,7 @@ func (s *staged) Done(i int, took time.Duration, err error) {
 	c := &p.model.chunks[i]
 	if p.opts.Trace != nil { // how long is the device's word, when is where the pool saw the end
 		now := time.Now()
-		p.opts.Trace.add(fmt.Sprintf("stream %d", i%len(s.on)), "copy", now.Add(-took), now, p.name(c), c.bytes)
+		p.opts.Trace.add(fmt.Sprintf("%sstream %d", p.label, i%len(s.targets[0].on)), "copy", now.Add(-took), now, p.name(c), c.bytes)
 	}
 	if err != nil {
 		p.cancel(p.chunkError(c, err))
@@ -139,22 +188,23 @@ func (s *staged) uncached() bool {
 
 func (s *staged) chunkBytes() int { return s.pool.BufferBytes() }
 
-func (s *staged) streams() []*amdhip.Stream { return s.on }
+func (s *staged) streams(i int) []*amdhip.Stream { return s.targets[i].on }
 
 func (s *staged) scratchBytes() uint64 {
-	if s.scratch == nil {
+	if s.targets[0].scratch == nil {
 		return 0
 	}
-	return s.scratch.mem.Size()
+	return s.targets[0].scratch.mem.Size()
 }
 
 func (s *staged) idle(deadline time.Time) bool {
-	for _, stream := range s.on {
-		if errors.Is(drain(stream, deadline), ErrStalled) {
-			return false
+	idle := true
+	for _, t := range s.targets {
+		for _, stream := range t.on {
+			idle = idle && !errors.Is(drain(stream, deadline), ErrStalled)
 		}
 	}
-	return true
+	return idle
 }
 
 func (s *staged) stats() pinned.Stats { return s.pool.Stats() }
@@ -162,11 +212,13 @@ func (s *staged) stats() pinned.Stats { return s.pool.Stats() }
 // close gives back streams and buffers; the streams must be idle.
 func (s *staged) close() error {
 	errs := []error{s.pool.Close()}
-	for _, stream := range s.on {
-		errs = append(errs, stream.Close())
-	}
-	if s.scratch != nil {
-		errs = append(errs, s.scratch.mem.Close())
+	for _, t := range s.targets {
+		for _, stream := range t.on {
+			errs = append(errs, stream.Close())
+		}
+		if t.scratch != nil {
+			errs = append(errs, t.scratch.mem.Close())
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -200,11 +252,11 @@ func (s *shared) deliver(_ *worker, _ int, c *chunk) error {
 	return nil
 }
 
-func (s *shared) uncached() bool            { return true }
-func (s *shared) chunkBytes() int           { return s.p.opts.Chunk }
-func (s *shared) streams() []*amdhip.Stream { return nil }
-func (s *shared) scratchBytes() uint64      { return 0 }
-func (s *shared) idle(time.Time) bool       { return true }
-func (s *shared) stats() pinned.Stats       { return pinned.Stats{} }
-func (s *shared) close() error              { return nil }
-func (s *shared) abandon()                  {}
+func (s *shared) uncached() bool               { return true }
+func (s *shared) chunkBytes() int              { return s.p.opts.Chunk }
+func (s *shared) streams(int) []*amdhip.Stream { return nil }
+func (s *shared) scratchBytes() uint64         { return 0 }
+func (s *shared) idle(time.Time) bool          { return true }
+func (s *shared) stats() pinned.Stats          { return pinned.Stats{} }
+func (s *shared) close() error                 { return nil }
+func (s *shared) abandon()                     {}
