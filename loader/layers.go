@@ -76,6 +76,28 @@ func newStack(tensors []PlannedTensor) *stack {
 	return s
 }
 
+// Layers returns the lowest and the highest number of the layers that the plan's tensors belong to; ok is false if there are none.
+func (p *Plan) Layers() (first, last int, ok bool) {
+	for i := range p.Tensors {
+		m := layerName.FindStringSubmatch(p.Tensors[i].Name)
+		if m == nil {
+			continue
+		}
+		n, err := strconv.Atoi(m[2])
+		if err != nil {
+			continue
+		}
+		if !ok || n < first {
+			first = n
+		}
+		if !ok || n > last {
+			last = n
+		}
+		ok = true
+	}
+	return first, last, ok
+}
+
 // assignLayers gives every part a run of whole layers, at least one, and returns which part each tensor belongs to. What precedes
 // the layers goes to the first part, what follows to the last. weights has an entry for every part: the parts' bytes divided by
 // their weights, which are above 0, come out as equal as can be.

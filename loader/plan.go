@@ -93,7 +93,9 @@ func NewPlan(m *gguf.Model, asked Options) (*Plan, error) {
 	}
 	p := &Plan{model: m, opts: o}
 	all := m.Tensors()
-	p.Tensors = make([]PlannedTensor, 0, len(all))
+	if o.Tensors == nil {
+		p.Tensors = make([]PlannedTensor, 0, len(all))
+	}
 	for i := range all {
 		t := &all[i]
 		if o.Tensors != nil && !o.Tensors.MatchString(t.Name) {

@@ -193,6 +193,9 @@ func StartSplit(ctx context.Context, devs []*amdhip.Device, m *gguf.Model, o Opt
 	return w, nil
 }
 
+// Split is how the model is spread.
+func (w *SplitModel) Split() Split { return w.split }
+
 // Models returns what is on each device, in the order of the devices. They are closed by Close; closing one before the end of the load
 // ends that of all.
 func (w *SplitModel) Models() []*Model { return w.models }

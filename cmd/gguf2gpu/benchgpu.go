@@ -38,7 +38,7 @@ func parseKernelDevice(s string) (deviceSpec, error) {
 		return deviceSpec{kind: deviceCPU}, nil
 	}
 	d, err := parseDevice(s)
-	if err != nil || d.kind == "auto" {
+	if err != nil || d.kind == "auto" || d.list != "" {
 		return d, errors.New("allowed are cpu, soft, hip, and hip:N for GPU number N")
 	}
 	return d, nil

@@ -71,7 +71,7 @@ func kernelCompiler(dir string, log *slog.Logger) *gpu.Compiler {
 
 // dequantizedBy says who converted tensors of w on their way from m: "gpu" if the device did, for some at least, "cpu", or "none"
 // if there was nothing to convert.
-func dequantizedBy(w *loader.Model, m *gguf.Model) string {
+func dequantizedBy(w onDevices, m *gguf.Model) string {
 	if w.Report().Expanded > 0 {
 		return "gpu"
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 
 	"github.com/spf13/pflag"
 
@@ -24,76 +25,124 @@ type deviceFlags struct {
 func addDeviceFlags(fs *pflag.FlagSet) *deviceFlags {
 	return &deviceFlags{
 		device: parsedFlag(fs, "device", deviceSpec{kind: "auto"}, "DEVICE",
-			"auto (a GPU if one is usable, else the software device), soft, hip, or hip:N", parseDevice),
+			"auto (a GPU if one is usable, else the software device), soft, hip, or hip:N; for several hip:N,M, hip:all, soft:COUNT",
+			parseDevice),
 		softMemory: byteSizeFlag(fs, "soft-memory", "capacity of the software device, such as 16GiB (default the host's memory)"),
 		softLink:   byteRateFlag(fs, "soft-link", "link speed of the software device, such as 25GB/s (default unlimited)"),
+		local:      -1,
 	}
 }
 
-// open opens the device that the flags name. Under auto a line on stderr says so when it is the software device for want
-// of a GPU. The caller must Close the runtime.
+// open is openAll for a command that works with one device.
 func (f *deviceFlags) open(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device, error) {
+	if f.device.list != "" {
+		return nil, nil, usageErrorf("--device %v: this command uses one device; load and verify can use several", *f.device)
+	}
+	rt, devs, err := f.openAll(stderr, logger)
+	if err != nil {
+		return nil, nil, err
+	}
+	return rt, devs[0], nil
+}
+
+// openAll opens the devices that the flags name. Under auto a line on stderr says so when it is the software device for want of a GPU.
+// The caller must Close the runtime.
+func (f *deviceFlags) openAll(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, []*amdhip.Device, error) {
 	if f.device.kind == "hip" && (*f.softMemory != 0 || *f.softLink != 0) {
 		return nil, nil, usageErrorf("--soft-memory and --soft-link are for the software device, not for --device %v", *f.device)
 	}
 	if f.device.kind != "soft" {
-		rt, dev, err := f.openGPU(stderr, logger)
+		rt, devs, err := f.openGPUs(stderr, logger)
 		if err == nil || f.device.kind == "hip" {
-			return rt, dev, err
+			return rt, devs, err
 		}
 		fmt.Fprintf(stderr, "gguf2gpu: %s; using the software device ('gguf2gpu devices' tells more)\n", whyNoGPU(err))
 	}
+	count := 1
+	if f.device.list != "" {
+		count, _ = strconv.Atoi(f.device.list) // parseDevice has seen it
+	}
 	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{
-		Memory: *f.softMemory, LinkBytesPerSecond: *f.softLink, Shared: f.shared, Logger: logger,
+		Devices: count, Memory: *f.softMemory, LinkBytesPerSecond: *f.softLink, Shared: f.shared, Logger: logger,
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	dev, err := rt.Device(0)
+	devs, err := pick(rt, f.device.numbers(count))
 	if err != nil {
 		return nil, nil, errors.Join(err, rt.Close())
 	}
-	return rt, dev, nil
+	return rt, devs, nil
 }
 
-// openGPU opens the GPU that --device names. Whatever stands in the way makes the exit code 4.
-func (f *deviceFlags) openGPU(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device, error) {
+// pick returns the devices of those numbers.
+func pick(rt *amdhip.Runtime, numbers []int) ([]*amdhip.Device, error) {
+	var devs []*amdhip.Device
+	for _, n := range numbers {
+		dev, err := rt.Device(n)
+		if err != nil {
+			return nil, err
+		}
+		devs = append(devs, dev)
+	}
+	return devs, nil
+}
+
+// openGPUs opens the GPUs that the flags name. Whatever stands in the way makes the exit code 4.
+func (f *deviceFlags) openGPUs(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, []*amdhip.Device, error) {
 	rt, err := amdhip.Open(amdhip.Options{Logger: logger})
 	if err != nil {
 		return nil, nil, withCode(exitNoDevice, err)
 	}
-	dev, err := f.pickGPU(rt, stderr)
+	devs, err := f.pickGPUs(rt, stderr)
 	if err != nil {
 		return nil, nil, withCode(exitNoDevice, errors.Join(err, rt.Close()))
 	}
-	return rt, dev, nil
+	return rt, devs, nil
 }
 
-// pickGPU picks by number or, where --device names none, lets the ranks of a host take one each.
-func (f *deviceFlags) pickGPU(rt *amdhip.Runtime, stderr io.Writer) (*amdhip.Device, error) {
-	if f.device.numbered || f.local <= 0 {
-		return pickGPU(rt, f.device.index)
+// pickGPUs picks by number or, where --device names none, lets the ranks of a host take one each.
+func (f *deviceFlags) pickGPUs(rt *amdhip.Runtime, stderr io.Writer) ([]*amdhip.Device, error) {
+	count, err := countGPUs(rt)
+	if err != nil {
+		return nil, err
 	}
-	n, err := rt.DeviceCount()
-	if err != nil || n == 0 {
-		return pickGPU(rt, f.local) // its error says so
+	numbers := f.device.numbers(count)
+	if f.local > 0 && !f.device.named && f.device.list == "" && count > 0 {
+		index, notice := deviceOfRank(f.local, count, os.Getenv)
+		if notice != "" {
+			fmt.Fprintf(stderr, "gguf2gpu: %s\n", notice)
+		}
+		numbers = []int{index}
 	}
-	index, notice := deviceOfRank(f.local, n, os.Getenv)
-	if notice != "" {
-		fmt.Fprintf(stderr, "gguf2gpu: %s\n", notice)
+	for _, n := range numbers {
+		if n >= count {
+			return nil, noGPU(n, count)
+		}
 	}
-	return pickGPU(rt, index)
+	return pick(rt, numbers)
 }
 
-func pickGPU(rt *amdhip.Runtime, index int) (*amdhip.Device, error) {
+// openGPU opens GPU number index. Whatever stands in the way makes the exit code 4.
+func openGPU(index int, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device, error) {
+	f := deviceFlags{device: &deviceSpec{kind: "hip", index: index, named: true}}
+	rt, devs, err := f.openGPUs(io.Discard, logger)
+	if err != nil {
+		return nil, nil, err
+	}
+	return rt, devs[0], nil
+}
+
+func countGPUs(rt *amdhip.Runtime) (int, error) {
 	n, err := rt.DeviceCount()
 	if err != nil {
-		return nil, fmt.Errorf("no GPU is usable through %s: %w", rt.Library(), err)
+		return 0, fmt.Errorf("no GPU is usable through %s: %w", rt.Library(), err)
 	}
-	if index >= n {
-		return nil, fmt.Errorf("there is no GPU number %d: this machine has %d, numbered from 0", index, n)
-	}
-	return rt.Device(index)
+	return n, nil
+}
+
+func noGPU(index, count int) error {
+	return fmt.Errorf("there is no GPU number %d: this machine has %d, numbered from 0", index, count)
 }
 
 // whyNoGPU says in a few words why --device auto fell back; the full story is for 'gguf2gpu devices'.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -86,6 +87,14 @@ func TestPickGPU(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer rt.Close()
+	pickGPU := func(rt *amdhip.Runtime, index int) (*amdhip.Device, error) {
+		f := deviceFlags{device: &deviceSpec{kind: "hip", index: index, named: true}, local: -1}
+		devs, err := f.pickGPUs(rt, io.Discard)
+		if err != nil {
+			return nil, err
+		}
+		return devs[0], nil
+	}
 	if dev, err := pickGPU(rt, 1); err != nil || dev.Index() != 1 {
 		t.Errorf("pickGPU(1) = %v, %v; want device 1", dev, err)
 	}

@@ -120,27 +120,78 @@ func parseRate(s string) (float64, error) {
 
 // deviceSpec is the value of --device.
 type deviceSpec struct {
-	kind     string // "auto", "soft" or "hip"
-	index    int    // of the GPU; 0 unless the value was hip:N
-	numbered bool   // it was
+	kind  string // "auto", "soft" or "hip"
+	index int    // of the GPU; 0 unless the value was hip:N
+	named bool   // a number was given
+	list  string // several devices: "0,1" or "all" of hip, the number of them of soft
 }
 
 func (d deviceSpec) String() string {
-	if d.numbered {
+	switch {
+	case d.list != "":
+		return d.kind + ":" + d.list
+	case d.named:
 		return d.kind + ":" + strconv.Itoa(d.index)
 	}
 	return d.kind
 }
 
-func parseDevice(s string) (deviceSpec, error) {
-	switch s {
-	case "auto", "soft", "hip":
-		return deviceSpec{kind: s}, nil
+// numbers are those of the devices that d names, of count that there are.
+func (d deviceSpec) numbers(count int) []int {
+	if d.list == "" {
+		return []int{d.index}
 	}
-	if number, ok := strings.CutPrefix(s, "hip:"); ok {
-		if n, err := strconv.ParseUint(number, 10, 16); err == nil {
-			return deviceSpec{kind: "hip", index: int(n), numbered: true}, nil
+	var all []int
+	if d.list == "all" || d.kind == "soft" {
+		for i := range count {
+			all = append(all, i)
+		}
+		return all
+	}
+	for word := range strings.SplitSeq(d.list, ",") {
+		n, _ := strconv.Atoi(word) // parseDevice has seen it
+		all = append(all, n)
+	}
+	return all
+}
+
+// maxSoftDevices is how many software devices there can be.
+const maxSoftDevices = 64
+
+func parseDevice(s string) (deviceSpec, error) {
+	kind, number, numbered := strings.Cut(s, ":")
+	d := deviceSpec{kind: kind}
+	switch {
+	case !numbered && (s == "auto" || s == "soft" || s == "hip"):
+		return d, nil
+	case kind == "hip" && number == "all":
+		d.list = number
+		return d, nil
+	case kind == "soft":
+		if n, err := strconv.ParseUint(number, 10, 8); err == nil && n >= 1 && n <= maxSoftDevices {
+			d.list = strconv.Itoa(int(n))
+			return d, nil
+		}
+	case kind == "hip":
+		var words []string
+		for word := range strings.SplitSeq(number, ",") {
+			n, err := strconv.ParseUint(word, 10, 16)
+			if err != nil || slices.Contains(words, strconv.Itoa(int(n))) {
+				words = nil
+				break
+			}
+			words = append(words, strconv.Itoa(int(n)))
+		}
+		switch len(words) {
+		case 0:
+		case 1:
+			d.index, _ = strconv.Atoi(words[0])
+			d.named = true
+			return d, nil
+		default:
+			d.list = strings.Join(words, ",")
+			return d, nil
 		}
 	}
-	return deviceSpec{}, errors.New("allowed are auto, soft, hip, and hip:N for GPU number N")
+	return deviceSpec{}, errors.New("allowed are auto, soft, hip, hip:N for GPU number N, and for several devices hip:N,M..., hip:all, soft:COUNT")
 }

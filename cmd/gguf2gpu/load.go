@@ -37,6 +37,7 @@ type loadFlags struct {
 	json     *bool
 	hashes   *hashFlags  // of load and verify
 	shard    *shardFlags // likewise
+	split    *splitFlags // likewise
 }
 
 func addLoadFlags(cmd *cobra.Command) *loadFlags {
@@ -111,11 +112,12 @@ type loaded struct {
 	path    string
 	file    *gguf.Model
 	rt      *amdhip.Runtime
-	dev     *amdhip.Device
-	weights *loader.Model
-	open    time.Duration // opening the file and the device
-	openRSS uint64        // resident bytes then
-	total   time.Duration // from the start to the end of the load
+	dev     *amdhip.Device // the first
+	weights onDevices
+	models  []*loader.Model // that weights consist of, one for each device
+	open    time.Duration   // opening the file and the device
+	openRSS uint64          // resident bytes then
+	total   time.Duration   // from the start to the end of the load
 
 	shard *shardFlags
 
@@ -130,29 +132,27 @@ func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, tra
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if err := errors.Join(f.dequant.check(*f.sync), f.shard.resolve(), f.hashes.prepare()); err != nil {
+	if err := errors.Join(f.dequant.check(*f.sync), f.split.check(*f.device.device, *f.sync), f.shard.resolve(), f.hashes.prepare()); err != nil {
 		return nil, err
-	}
-	if f.shard != nil {
-		f.device.local = f.shard.local
 	}
 	start := time.Now()
 	if s.file, err = gguf.Open(path); err != nil {
 		return nil, err
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	if s.rt, s.dev, err = f.device.open(stderr, log); err != nil {
+	if f.shard != nil {
+		f.device.local = f.shard.local
+	}
+	var devs []*amdhip.Device
+	if s.rt, devs, err = f.device.openAll(stderr, log); err != nil {
 		return nil, err
 	}
+	s.dev = devs[0]
 	s.open, s.openRSS = time.Since(start), currentRSS()
 	bar := newProgress(*f.progress, stderr, "loading")
-	run := loader.Load
-	if *f.sync {
-		run = loader.LoadSync
-	}
 	o := f.options(bar.Update, log)
 	o.Trace = trace
-	s.weights, err = run(ctx, s.dev, s.file, o)
+	s.weights, s.models, err = f.run(ctx, devs, s.file, o)
 	s.total = time.Since(start)
 	if err != nil {
 		bar.Abort()
@@ -210,6 +210,9 @@ type loadReport struct {
 	Checked        bool         `json:"checked"`     // every value is finite
 	AsExpected     bool         `json:"as_expected"` // every tensor has the hash that was expected
 	Shard          *shardReport `json:"shard,omitempty"`
+	Split          string       `json:"split,omitempty"` // with several devices
+	// Devices are those that the other fields are about together; Device is the first of them.
+	Devices []deviceShare `json:"devices"`
 }
 
 // deviceReport says which device a command used.
@@ -246,6 +249,10 @@ func (s *loaded) report(dtype loader.DType) loadReport {
 		Streams: r.Streams, Threads: r.Threads, ChunkBytes: r.ChunkBytes, PinnedBytes: r.PinnedBytes,
 		PeakRSSBytes: peakRSS(), OpenRSSBytes: s.openRSS, UnpinnedCopies: r.UnpinnedCopies,
 		Checked: s.checked, AsExpected: s.asExpected, Shard: s.shard.report(s.weights.Tensors()),
+		Devices: shares(s.models),
+	}
+	if w, ok := s.weights.(*loader.SplitModel); ok {
+		out.Split = w.Split().By.String()
 	}
 	if r.Transfer > 0 {
 		out.UploadGBps = float64(r.UploadBytes) / r.Transfer.Seconds() / 1e9
@@ -256,10 +263,16 @@ func (s *loaded) report(dtype loader.DType) loadReport {
 
 // print is the report for people.
 func (r *loadReport) print(w io.Writer) {
-	fmt.Fprintf(w, "%d tensors of %s as %s on %s\n", r.Tensors, r.Model, r.DType, r.Device.Name)
+	fmt.Fprintf(w, "%d tensors of %s as %s on %s\n", r.Tensors, r.Model, r.DType, names(r.Devices))
 	r.Shard.print(w)
 	fmt.Fprintf(w, "  %s read, %s uploaded in %.3f s: %.2f GB/s\n", humanize.Bytes(r.ReadBytes), humanize.Bytes(r.UploadBytes),
 		r.Seconds.Transfer, r.UploadGBps)
+	if len(r.Devices) > 1 {
+		for _, d := range r.Devices {
+			fmt.Fprintf(w, "  %s:%d: %d tensors, %s on the device, %s uploaded in %.3f s: %.2f GB/s\n", d.Kind, d.Index, d.Tensors,
+				humanize.IBytes(d.DeviceBytes), humanize.Bytes(d.UploadBytes), d.Transfer, d.UploadGBps)
+		}
+	}
 	if r.Expanded > 0 {
 		fmt.Fprintf(w, "  %d tensors dequantized on the device: %.2f GB/s delivered\n", r.Expanded, r.DeviceGBps)
 	}
@@ -289,11 +302,15 @@ MODEL is a GGUF file, or any part of a split model.`,
 	}
 	f := addLoadFlags(cmd)
 	f.hashes, f.shard = addHashFlags(cmd, f.json), addShardFlags(cmd.Flags())
-	f.hashes.shard = f.shard
+	f.hashes.shard, f.split = f.shard, addSplitFlags(cmd.Flags())
+	planOnly := cmd.Flags().Bool("plan", false, "print what would go where, with bytes per device and per rank, and stop")
 	verify := cmd.Flags().Bool("verify", false, "read device memory back afterwards and compare it with the file")
 	readback := cmd.Flags().String("readback", "", "write what is in device memory to this safetensors file")
 	traceTo := cmd.Flags().String("trace", "", "write the pipeline's timeline to this file (Chrome trace events; opens in Perfetto)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		if *planOnly {
+			return f.plan(cmd, args[0])
+		}
 		var trace *loader.Trace
 		if *traceTo != "" {
 			trace = new(loader.Trace)

@@ -213,10 +213,11 @@ func TestPickGPUOfRank(t *testing.T) {
 			t.Fatal(err)
 		}
 		var stderr strings.Builder
-		dev, err := (&deviceFlags{device: &spec, local: tt.local}).pickGPU(rt, &stderr)
+		devs, err := (&deviceFlags{device: &spec, local: tt.local}).pickGPUs(rt, &stderr)
 		if err != nil {
 			t.Fatal(err)
 		}
+		dev := devs[0]
 		if got := stderr.String(); dev.Index() != tt.want || !strings.HasPrefix(got, tt.notice) || (got == "") != (tt.notice == "") {
 			t.Errorf("--device %s, local rank %d: device %d, stderr %q; want device %d and %q", tt.device, tt.local, dev.Index(), got,
 				tt.want, tt.notice)
@@ -224,7 +225,7 @@ func TestPickGPUOfRank(t *testing.T) {
 	}
 	rt.Software().Inject(amdhip.Fault{Func: "hipGetDeviceCount", Code: amdhip.ErrNoDevice})
 	spec := deviceSpec{kind: "hip"}
-	if _, err := (&deviceFlags{device: &spec, local: 1}).pickGPU(rt, nil); !errors.Is(err, amdhip.ErrNoDevice) {
+	if _, err := (&deviceFlags{device: &spec, local: 1}).pickGPUs(rt, nil); !errors.Is(err, amdhip.ErrNoDevice) {
 		t.Errorf("without a GPU: %v, want %v", err, amdhip.ErrNoDevice)
 	}
 }

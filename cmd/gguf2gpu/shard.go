@@ -40,6 +40,7 @@ func (f *shardFlags) resolve() error {
 	if f == nil {
 		return nil
 	}
+	f.shard = loader.Shard{}
 	if *f.by == loader.ShardNone {
 		if *f.rank >= 0 || *f.world >= 0 || len(f.rules) > 0 {
 			return usageErrorf("--rank, --world and --shard-rule say which part to load: --shard layer or --shard tensor must say how to divide")
@@ -52,6 +53,15 @@ func (f *shardFlags) resolve() error {
 	}
 	f.shard, f.local = loader.Shard{Rank: p.rank, World: p.world, By: *f.by, Rules: f.rules}, p.local
 	return nil
+}
+
+// allRanks makes do without a rank, for a plan of all: it reports whether there is a world and no rank, and then chooses the first.
+func (f *shardFlags) allRanks() bool {
+	if *f.by == loader.ShardNone || *f.world < 1 || *f.rank >= 0 {
+		return false
+	}
+	*f.rank = 0
+	return true
 }
 
 // expand puts the rank and the world in place of {rank} and {world} in a path, so that the ranks of one command line write files of

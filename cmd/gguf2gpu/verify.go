@@ -16,7 +16,7 @@ make of the file. Any NaN equals any other.`,
 	}
 	f := addLoadFlags(cmd)
 	f.hashes, f.shard = addHashFlags(cmd, f.json), addShardFlags(cmd.Flags())
-	f.hashes.shard = f.shard
+	f.hashes.shard, f.split = f.shard, addSplitFlags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		s, err := f.load(cmd.Context(), args[0], cmd.ErrOrStderr(), nil)
 		if err != nil {
