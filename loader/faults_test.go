@@ -31,6 +31,7 @@ type sweep struct {
 type job struct {
 	ctx    context.Context
 	dev    *amdhip.Device
+	other  *amdhip.Device
 	file   *gguf.Model
 	loaded *Model      // with sweep.prep
 	struck func() bool // whether the fault has come
@@ -48,6 +49,25 @@ func loading(load loadFunc) func(*job) error {
 		}
 		if j.struck() {
 			err = w.Verify(j.ctx)
+		}
+		return errors.Join(err, w.Close())
+	}
+}
+
+// splitting is loading onto both devices.
+func splitting(by SplitBy) func(*job) error {
+	return func(j *job) error {
+		o := rawTight()
+		o.Staging *= 2
+		w, err := LoadSplit(j.ctx, []*amdhip.Device{j.other, j.dev}, j.file, o, Split{By: by})
+		if err != nil {
+			if w != nil {
+				return errors.New("a model in spite of an error")
+			}
+			return err
+		}
+		if j.struck() {
+			err = errors.Join(w.Verify(j.ctx), w.WriteSafetensors(j.ctx, discard{}))
 		}
 		return errors.Join(err, w.Close())
 	}
@@ -72,6 +92,8 @@ var sweeps = []sweep{
 	{name: "load without pinning", base: []amdhip.Fault{noRegister, noMalloc}, work: loading(Load)},
 	{name: "load on an APU", apu: true, work: loading(Load)},
 	{name: "sync load", work: loading(LoadSync)},
+	{name: "load of layers on two devices", work: splitting(SplitLayers)},
+	{name: "load of two copies", work: splitting(SplitNone)},
 	{name: "verify", prep: true, work: func(j *job) error { return j.loaded.Verify(j.ctx) }},
 	{name: "read back", prep: true, work: func(j *job) error { return j.loaded.WriteSafetensors(j.ctx, discard{}) }},
 }
@@ -158,10 +180,13 @@ func faultsOf(call string, n int) []amdhip.Fault {
 }
 
 // start opens a fresh device with the sweep's standing faults. It is the second of two, so that hipSetDevice is needed.
-func (s *sweep) start(t *testing.T, m *gguf.Model) (rt *amdhip.Runtime, dev *amdhip.Device, w *Model) {
+func (s *sweep) start(t *testing.T, m *gguf.Model) (rt *amdhip.Runtime, other, dev *amdhip.Device, w *Model) {
 	t.Helper()
 	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{Devices: 2, Integrated: s.apu})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if other, err = rt.Device(0); err != nil {
 		t.Fatal(err)
 	}
 	if dev, err = rt.Device(1); err != nil {
@@ -175,16 +200,16 @@ func (s *sweep) start(t *testing.T, m *gguf.Model) (rt *amdhip.Runtime, dev *amd
 	for _, f := range s.base {
 		rt.Software().Inject(f)
 	}
-	return rt, dev, w
+	return rt, other, dev, w
 }
 
 // count does the work undisturbed and returns how often it calls what.
 func (s *sweep) count(t *testing.T, m *gguf.Model) map[string]int {
 	t.Helper()
-	rt, dev, w := s.start(t, m)
+	rt, other, dev, w := s.start(t, m)
 	defer rt.Close()
 	before := rt.Software().Calls()
-	if err := s.work(&job{t.Context(), dev, m, w, func() bool { return false }}); err != nil {
+	if err := s.work(&job{t.Context(), dev, other, m, w, func() bool { return false }}); err != nil {
 		t.Fatal(err)
 	}
 	calls := rt.Software().Calls()
@@ -205,12 +230,12 @@ func (s *sweep) count(t *testing.T, m *gguf.Model) map[string]int {
 // fail does the work with one fault and returns 1 if that struck, else 0.
 func (s *sweep) fail(t *testing.T, m *gguf.Model, f amdhip.Fault) (struck int) {
 	t.Helper()
-	rt, dev, w := s.start(t, m)
+	rt, other, dev, w := s.start(t, m)
 	sw := rt.Software()
 	before, called := measure(sw), sw.Calls()[f.Func]
 	sw.Inject(f)
 	reached := func() bool { return sw.Calls()[f.Func] >= called+f.N }
-	err := s.work(&job{t.Context(), dev, m, w, reached})
+	err := s.work(&job{t.Context(), dev, other, m, w, reached})
 	if reached() {
 		struck = 1
 	}

@@ -193,5 +193,5 @@ func parseDevice(s string) (deviceSpec, error) {
 			return d, nil
 		}
 	}
-	return deviceSpec{}, errors.New("allowed are auto, soft, hip, hip:N for GPU number N, and for several devices hip:N,M..., hip:all, soft:COUNT")
+	return deviceSpec{}, errors.New("allowed are auto, soft, hip, and hip:N for GPU number N; several are hip:N,M..., hip:all, and soft:COUNT")
 }
