@@ -437,10 +437,14 @@ type filler struct {
 	expand  bool // the device converts: blocks are copied as they are
 	buf     []byte
 	end     int // of what has been filled
+	short   shortRuns
 }
 
 // begin starts a new chunk that buf is to hold.
-func (f *filler) begin(buf []byte, expand bool) { f.buf, f.end, f.expand = buf, 0, expand }
+func (f *filler) begin(buf []byte, expand bool) {
+	f.buf, f.end, f.expand = buf, 0, expand
+	f.short.bytes = f.short.bytes[:0]
+}
 
 // place returns where a segment goes, and clears the padding before it. Segments are to be placed in order.
 func (f *filler) place(s *segment) []byte {
@@ -457,10 +461,16 @@ const pieceBytes = 256 << 10
 // from puts a segment in its place, src being its bytes in the file.
 func (f *filler) from(s *segment, src []byte) error {
 	t := &f.plan.Tensors[s.tensor]
-	dst := f.place(s)
 	in := t.Type.BlockBytes()
 	out := s.dstBytes / (s.srcBytes / in) // of a block, too
 	most := pieceBytes / max(in, out)
+	if t.comb != nil && t.Target != t.Type && !f.expand && len(src) <= most*in/2 {
+		return f.collect(s, src, most*in)
+	}
+	if err := f.flush(); err != nil {
+		return err
+	}
+	dst := f.place(s)
 	for at := s.src; len(src) > 0; {
 		n := min(len(src)/in, most)
 		if err := f.piece(s.tensor, at, dst[:n*out], src[:n*in]); err != nil {

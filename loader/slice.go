@@ -140,3 +140,38 @@ func (p *Plan) letGo(t *PlannedTensor, off int64, n int) {
 	lo, hi := t.span(off, int64(n))
 	letGo(p.model.Parts()[t.Part].Bytes()[lo:hi])
 }
+
+// shortRuns are runs of a slice that are collected before they are converted: a kernel is not worth calling for each.
+type shortRuns struct {
+	tensor int
+	at     int64 // in the slice
+	dst    int   // in the chunk
+	bytes  []byte
+}
+
+// collect adds a segment to those that are collected, at most so many bytes, and is from for it.
+func (f *filler) collect(s *segment, src []byte, most int) error {
+	r := &f.short
+	if len(r.bytes)+len(src) > most || r.tensor != s.tensor || r.at+int64(len(r.bytes)) != s.src {
+		if err := f.flush(); err != nil {
+			return err
+		}
+	}
+	f.place(s)
+	if len(r.bytes) == 0 {
+		r.tensor, r.at, r.dst = s.tensor, s.src, s.dst
+	}
+	r.bytes = append(r.bytes, src...)
+	return nil
+}
+
+// flush converts what has been collected.
+func (f *filler) flush() error {
+	r := &f.short
+	if len(r.bytes) == 0 {
+		return nil
+	}
+	src := r.bytes
+	r.bytes = r.bytes[:0]
+	return f.piece(r.tensor, r.at, f.buf[r.dst:f.end], src)
+}

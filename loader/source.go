@@ -178,7 +178,7 @@ func (r *reader) read(all []segment) error {
 	for i := range all {
 		r.src.consumed(&all[i])
 	}
-	return nil
+	return r.fill.flush()
 }
 
 // failed adds the tensor to an error that does not name one.
