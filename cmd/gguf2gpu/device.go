@@ -123,16 +123,6 @@ func (f *deviceFlags) pickGPUs(rt *amdhip.Runtime, stderr io.Writer) ([]*amdhip.
 	return pick(rt, numbers)
 }
 
-// openGPU opens GPU number index. Whatever stands in the way makes the exit code 4.
-func openGPU(index int, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device, error) {
-	f := deviceFlags{device: &deviceSpec{kind: "hip", index: index, named: true}}
-	rt, devs, err := f.openGPUs(io.Discard, logger)
-	if err != nil {
-		return nil, nil, err
-	}
-	return rt, devs[0], nil
-}
-
 func countGPUs(rt *amdhip.Runtime) (int, error) {
 	n, err := rt.DeviceCount()
 	if err != nil {
