@@ -12,6 +12,9 @@
 //	defer weights.Close()
 //	q, err := weights.Tensor("blk.0.attn_q.weight") // q.Ptr, q.DType, q.Shape, q.Bytes
 //
+// [LoadSplit] and [StartSplit] spread a model over several devices of the process, whole layers or a copy on each; Options.Shard
+// is the share that this process, one of several ranks, loads: a run of layers, or a slice of every matrix. Both can be combined.
+//
 // Host memory is bounded by Options.Staging and does not depend on the model. Every plan is checked against free device
 // memory before anything is allocated. A load that fails or is cancelled gives back all that it took, with one exception: when
 // the device does not come to rest ([ErrStalled]), what it may still touch is never freed.

@@ -397,3 +397,56 @@ func TestSplitMismatch(t *testing.T) {
 		}
 	}
 }
+
+// TestSplitCancelAnywhere cancels after each arrival in turn: nothing is left on any device, or all is there.
+func TestSplitCancelAnywhere(t *testing.T) {
+	m := openModel(t, sample)
+	for _, by := range []SplitBy{SplitLayers, SplitNone} {
+		devs, sw := openDevices(t, 2, amdhip.SoftwareOptions{})
+		before := measure(sw)
+		for at, arrivals := 1, 1; at <= arrivals; at++ {
+			ctx, cancel := context.WithCancel(t.Context())
+			o := rawTight()
+			o.Staging *= 2
+			calls := 0
+			o.Progress = func(done, total int64) {
+				if calls++; calls == at {
+					cancel()
+				}
+				arrivals = max(arrivals, calls+1)
+			}
+			w, err := LoadSplit(ctx, devs, m, o, Split{By: by})
+			cancel()
+			switch {
+			case err == nil:
+				if at < calls-8 { // the last copies may be on their way when the first of them arrives
+					t.Errorf("%v: no error although it was cancelled at arrival %d of %d", by, at, calls)
+				}
+				if err := errors.Join(w.Verify(t.Context()), w.Close()); err != nil {
+					t.Error(err)
+				}
+				arrivals = calls
+			case !errors.Is(err, context.Canceled):
+				t.Errorf("%v: %v, want %v", by, err, context.Canceled)
+			}
+			wantBack(t, sw, before)
+		}
+	}
+}
+
+// TestSplitIntegrated spreads a model over devices that share the host's memory.
+func TestSplitIntegrated(t *testing.T) {
+	m := llama(t)
+	for _, by := range []SplitBy{SplitLayers, SplitNone} {
+		for _, d := range []Dequant{DequantCPU, DequantGPU} {
+			devs, _ := openDevices(t, 2, amdhip.SoftwareOptions{Integrated: true})
+			w, err := LoadSplit(t.Context(), devs, m, Options{Dequant: d}, Split{By: by})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(w.Verify(t.Context()), w.Close()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}

@@ -191,8 +191,9 @@ type loadReport struct {
 	Expanded       int          `json:"expanded_tensors"` // of these, converted on the device
 	FileBytes      uint64       `json:"file_bytes"`
 	ReadBytes      uint64       `json:"read_bytes"`
-	MappedBytes    uint64       `json:"mapped_bytes"` // of read_bytes, through the mapping
-	DirectBytes    uint64       `json:"direct_bytes"` // of read_bytes, by direct reads
+	MappedBytes    uint64       `json:"mapped_bytes"`  // of read_bytes, through the mapping
+	DirectBytes    uint64       `json:"direct_bytes"`  // of read_bytes, by direct reads
+	FetchedBytes   uint64       `json:"fetched_bytes"` // by direct reads, with what lies between the pieces of slices
 	UploadBytes    uint64       `json:"upload_bytes"`
 	DeviceBytes    uint64       `json:"device_bytes"`
 	ScratchBytes   uint64       `json:"scratch_bytes"` // of device memory during the load, beside device_bytes
@@ -241,7 +242,8 @@ func (s *loaded) report(dtype loader.DType) loadReport {
 		Device: deviceReport{Kind: s.rt.Kind(), Index: s.dev.Index(), Name: s.dev.Name()},
 		DType:  dtype.String(), Dequant: dequantizedBy(s.weights, s.file), Tensors: r.Tensors, Expanded: r.Expanded,
 		FileBytes: r.FileBytes, ReadBytes: r.ReadBytes, MappedBytes: r.MappedBytes, DirectBytes: r.DirectBytes,
-		UploadBytes: r.UploadBytes, DeviceBytes: r.DeviceBytes, ScratchBytes: r.ScratchBytes,
+		FetchedBytes: r.FetchedBytes,
+		UploadBytes:  r.UploadBytes, DeviceBytes: r.DeviceBytes, ScratchBytes: r.ScratchBytes,
 		Seconds: loadSeconds{
 			Open: s.open.Seconds(), Plan: r.Plan.Seconds(), Kernels: r.Kernels.Seconds(), Alloc: r.Alloc.Seconds(),
 			Pin: r.Pin.Seconds(), PinTotal: r.PinTotal.Seconds(), Transfer: r.Transfer.Seconds(), Total: s.total.Seconds(),
