@@ -27,6 +27,9 @@ type stack struct {
 
 const headLayer, tailLayer = -1, -2
 
+// maxLayersTimesParts bounds the work of dividing layers: far above any real model's, and a second at most for a hostile one's.
+const maxLayersTimesParts = 1 << 24
+
 // newStack finds the layers of tensors, with their bytes on the device.
 func newStack(tensors []PlannedTensor) *stack {
 	type key struct{ group, number int }
@@ -105,6 +108,9 @@ func assignLayers(tensors []PlannedTensor, weights []float64) ([]int, error) {
 	s := newStack(tensors)
 	if len(s.bytes) < len(weights) {
 		return nil, fmt.Errorf("%d layers cannot be divided among %d: use at most as many as there are layers", len(s.bytes), len(weights))
+	}
+	if len(s.bytes) > maxLayersTimesParts/len(weights) {
+		return nil, fmt.Errorf("%d layers are too many to be divided among %d", len(s.bytes), len(weights))
 	}
 	ends := s.divide(weights)
 	owners := make([]int, len(tensors))

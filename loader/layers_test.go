@@ -2,9 +2,11 @@ package loader
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -87,5 +89,16 @@ func TestLayersByName(t *testing.T) {
 	}
 	if want := []int{2, 2, 0, 2, 1, 1, 0, 0, 0, 2}; !slices.Equal(owners, want) {
 		t.Errorf("parts %v, want %v", owners, want)
+	}
+}
+
+// TestTooManyLayers: a file with absurdly many layers is refused rather than pondered over.
+func TestTooManyLayers(t *testing.T) {
+	tensors := make([]PlannedTensor, 300_000)
+	for i := range tensors {
+		tensors[i] = PlannedTensor{Tensor: &gguf.Tensor{Name: fmt.Sprintf("blk.%d.x", i)}, Bytes: 1}
+	}
+	if _, err := assignLayers(tensors, slices.Repeat([]float64{1}, 1000)); err == nil || !strings.Contains(err.Error(), "300000 layers are too many") {
+		t.Error(err)
 	}
 }

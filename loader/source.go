@@ -231,8 +231,12 @@ func (r *reader) readDirect(ps *partSource, lo int64) error {
 		r.scratch = alignedBytes(aligned + directAlign)
 	}
 	buf := r.scratch[:aligned]
+	f := ps.direct
+	if r.src.io == IOAuto && r.src.plan.Tensors[r.segs[0].tensor].comb != nil {
+		f = ps.part.File() // other ranks of this host want what lies between, and find it in the page cache then
+	}
 	began := time.Now()
-	if err := r.src.readFull(ps, ps.direct, buf, start, need); err != nil {
+	if err := r.src.readFull(ps, f, buf, start, need); err != nil {
 		return err
 	}
 	if t := r.src.plan.opts.Trace; t != nil {

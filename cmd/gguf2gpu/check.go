@@ -27,7 +27,7 @@ func addHashFlags(cmd *cobra.Command, json *bool) *hashFlags {
 	fs := cmd.Flags()
 	return &hashFlags{
 		cmd: cmd, json: json,
-		to:   fs.String("hash", "", "write the SHA-256 of each tensor's bytes in MODEL to this file, as sha256sum does (-: stdout)"),
+		to:   fs.String("hash", "", "write the SHA-256 of each tensor's bytes in MODEL (of a slice, of its own) to this file, as sha256sum does (-: stdout)"),
 		from: fs.String("expect", "", "compare each tensor's SHA-256 with this file, made by --hash; exit status 6 if one differs"),
 	}
 }
