@@ -14,17 +14,14 @@ import (
 // ipcMagic begins an IPC handle of the software device.
 const ipcMagic = "softgpu2"
 
-// errMapFailed is hipErrorMapFailed: the memory is there, but belongs to somebody who does not let this process have it.
-const errMapFailed Status = 205
-
 // errNoSuchMemory says that what a handle names is not there, or not any more.
 var errNoSuchMemory = errors.New("no such memory")
 
 // ipcSerial numbers the Softwares of this process, because their addresses are the same.
 var ipcSerial atomic.Uint64
 
-// ipcName is what an IPC handle of the software device says. The first three are where another process finds the memory, the
-// next three where the same Software does; nonce and start tell whether it is still the same memory and the same process.
+// ipcName is what an IPC handle of the software device says. The first three are where another process finds the memory, serial
+// and addr tell the allocations of one process apart; nonce and start tell whether it is still the same memory and process.
 type ipcName struct {
 	pid, fd      uint32 // fd is noFile when other processes cannot open the memory
 	start        uint64 // of the process, 0 with noFile
@@ -96,10 +93,10 @@ func (sw *Software) ipcGetMemHandle(handle *IPCHandle, p uintptr) Status {
 	return Success
 }
 
-// ipcOpenMemHandle maps an allocation of this Software a second time, or, with SoftwareOptions.Shared, one of another Software
-// of this process or another. Without, such handles are ErrNotSupported. A mapping is memory of the current device, whatever
-// device the allocation is on, and takes nothing of its capacity. It stays valid when the allocation is freed or its process
-// ends; on hardware that is undefined.
+// ipcOpenMemHandle maps an allocation of another Software, of this process or another, that has SoftwareOptions.Shared, too;
+// else ErrNotSupported. One of this very Software is refused as HIP refuses memory of the process that opens it. A mapping is
+// memory of the current device, whatever device the allocation is on, and takes nothing of its capacity. It stays valid when
+// the allocation is freed or its process ends; on hardware that is undefined.
 func (sw *Software) ipcOpenMemHandle(p *uintptr, handle IPCHandle, flags uint32) Status {
 	if st := sw.call("hipIpcOpenMemHandle"); st != Success {
 		return st
@@ -109,7 +106,7 @@ func (sw *Software) ipcOpenMemHandle(p *uintptr, handle IPCHandle, flags uint32)
 		return ErrInvalidValue
 	}
 	if n.pid == uint32(os.Getpid()) && n.start == sw.start && n.serial == sw.serial {
-		return sw.openOwn(p, n)
+		return ErrInvalidContext
 	}
 	if !sw.opts.Shared || n.fd == noFile {
 		return ErrNotSupported
@@ -124,17 +121,6 @@ func (sw *Software) ipcOpenMemHandle(p *uintptr, handle IPCHandle, flags uint32)
 	sw.mu.Unlock()
 	sw.release(b) // the region has it now, or nobody
 	return st
-}
-
-// openOwn maps an allocation of this Software a second time.
-func (sw *Software) openOwn(p *uintptr, n ipcName) Status {
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	r := sw.begins(uintptr(n.addr), deviceRegion)
-	if r == nil || sw.name(r) != n {
-		return ErrInvalidValue
-	}
-	return sw.attach(p, r.block)
 }
 
 // attach makes b known as memory of the current device that was opened. sw.mu is held.
@@ -156,7 +142,7 @@ func (sw *Software) attach(p *uintptr, b *block) Status {
 func openStatus(err error) Status {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return errMapFailed
+		return ErrMapFailed // the memory is there, but belongs to somebody who does not let this process have it
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
 		return ErrOutOfMemory
 	}

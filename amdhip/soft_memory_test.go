@@ -270,33 +270,94 @@ func TestSoftUnmappedSource(t *testing.T) {
 	}
 }
 
+// TestSoftIPC opens memory of one Software in another, which stands for that of another process.
 func TestSoftIPC(t *testing.T) {
-	rt, d := openSoft(t, SoftwareOptions{})
+	shared := SoftwareOptions{Shared: true, Memory: 1 << 20}
+	if runtime.GOOS != "linux" {
+		t.Skip("memory is shared between processes on Linux only")
+	}
+	rt, d := openSoft(t, shared)
+	other, there := openSoft(t, shared)
 	m := value(d.Malloc(100))(t)
 	handle := value(m.IPCHandle())(t)
-	other := value(d.OpenIPC(handle))(t)
-	if other.Ptr() == m.Ptr() {
+	if _, err := d.OpenIPC(handle); !errors.Is(err, ErrInvalidContext) {
+		t.Errorf("its own memory: %v, want %v", err, ErrInvalidContext)
+	}
+	mapped := value(there.OpenIPC(handle))(t)
+	twice := value(there.OpenIPC(handle))(t)
+	if twice.Ptr() == mapped.Ptr() {
 		t.Error("both mappings have one address")
 	}
-	noError(t, rt.soft.FlipBit(other.Ptr()+5, 2))
+	noError(t, other.soft.FlipBit(mapped.Ptr()+5, 2))
 	if got := readBack(t, m); got[5] != 4 {
-		t.Error("what was written through one mapping is not in the other")
+		t.Error("what was written through the mapping is not in the memory")
+	}
+	if free, total, err := there.MemInfo(); err != nil || free != total {
+		t.Errorf("mapping takes %d bytes, %v", total-free, err)
 	}
 	noError(t, m.Close())
-	if got := rt.soft.Stats(); got.IPCMappings != 1 || got.Allocations != 0 {
+	if got := rt.soft.Stats(); got.Allocations != 0 {
 		t.Errorf("counted %+v", got)
 	}
-	noError(t, rt.soft.FlipBit(other.Ptr()+99, 2)) // the mapping keeps the memory
-	noError(t, other.Close())
-	if _, err := d.OpenIPC(handle); !errors.Is(err, ErrInvalidValue) {
+	noError(t, other.soft.FlipBit(mapped.Ptr()+99, 2)) // the mapping keeps the memory
+	if err := other.soft.FlipBit(mapped.Ptr()+100, 2); err == nil {
+		t.Error("there is a byte behind the end")
+	}
+	if got := other.soft.Stats(); got.IPCMappings != 2 || got.Allocations != 0 {
+		t.Errorf("counted %+v", got)
+	}
+	noError(t, mapped.Close())
+	noError(t, twice.Close())
+	if _, err := there.OpenIPC(handle); !errors.Is(err, ErrInvalidDevicePointer) {
 		t.Errorf("a handle of freed memory: %v", err)
 	}
-	_, stranger := openSoft(t, SoftwareOptions{})
-	if _, err := stranger.OpenIPC(handle); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("a handle of another runtime: %v", err)
-	}
-	if _, err := d.OpenIPC(IPCHandle{}); !errors.Is(err, ErrInvalidValue) {
+	if _, err := there.OpenIPC(IPCHandle{}); !errors.Is(err, ErrInvalidValue) {
 		t.Errorf("no handle: %v", err)
+	}
+	_, alone := openSoft(t, SoftwareOptions{})
+	if _, err := alone.OpenIPC(value(value(d.Malloc(100))(t).IPCHandle())(t)); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("without Shared: %v", err)
+	}
+	if _, err := there.OpenIPC(value(value(alone.Malloc(100))(t).IPCHandle())(t)); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("memory of a device without Shared: %v", err)
+	}
+}
+
+// TestSoftIPCHandles wants handles that were tampered with, or whose process is another one by now, to be refused.
+func TestSoftIPCHandles(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("memory is shared between processes on Linux only")
+	}
+	_, d := openSoft(t, SoftwareOptions{Shared: true})
+	_, there := openSoft(t, SoftwareOptions{Shared: true})
+	handle := value(value(d.Malloc(100))(t).IPCHandle())(t)
+	for i := range handle.b {
+		bad := handle
+		bad.b[i] ^= 0x40
+		if m, err := there.OpenIPC(bad); !errors.Is(err, ErrInvalidValue) {
+			t.Errorf("with byte %d changed: %v", i, err)
+			if err == nil {
+				noError(t, m.Close())
+			}
+		}
+	}
+	name, _ := handle.softName()
+	for what, change := range map[string]func(*ipcName){
+		"another process number": func(n *ipcName) { n.pid = 1 << 30 },
+		"a process since":        func(n *ipcName) { n.start++ },
+		"another descriptor":     func(n *ipcName) { n.fd = 0 },
+		"no such descriptor":     func(n *ipcName) { n.fd = 1 << 20 },
+		"another allocation":     func(n *ipcName) { n.nonce++ },
+		"another size":           func(n *ipcName) { n.size++ },
+	} {
+		bad := name
+		change(&bad)
+		if m, err := there.OpenIPC(bad.handle()); !errors.Is(err, ErrInvalidDevicePointer) {
+			t.Errorf("%s: %v", what, err)
+			if err == nil {
+				noError(t, m.Close())
+			}
+		}
 	}
 }
 

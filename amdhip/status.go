@@ -22,6 +22,8 @@ const (
 	ErrNoDevice                    Status = 100
 	ErrInvalidDevice               Status = 101
 	ErrInvalidImage                Status = 200 // no code object
+	ErrInvalidContext              Status = 201 // also of a process that opens its own IPC handle
+	ErrMapFailed                   Status = 205
 	ErrNoBinaryForGPU              Status = 209 // a code object for another architecture
 	ErrECCNotCorrectable           Status = 214
 	ErrPeerAccessUnsupported       Status = 217
@@ -57,6 +59,7 @@ var statusNames = map[Status]string{
 	ErrInvalidDevicePointer: "hipErrorInvalidDevicePointer", ErrInvalidMemcpyDirection: "hipErrorInvalidMemcpyDirection",
 	ErrInsufficientDriver: "hipErrorInsufficientDriver", ErrNoDevice: "hipErrorNoDevice",
 	ErrInvalidDevice: "hipErrorInvalidDevice", ErrInvalidImage: "hipErrorInvalidImage",
+	ErrInvalidContext: "hipErrorInvalidContext", ErrMapFailed: "hipErrorMapFailed",
 	ErrNoBinaryForGPU: "hipErrorNoBinaryForGpu", ErrECCNotCorrectable: "hipErrorECCNotCorrectable",
 	ErrPeerAccessUnsupported: "hipErrorPeerAccessUnsupported", ErrInvalidSource: "hipErrorInvalidSource",
 	ErrInvalidHandle: "hipErrorInvalidHandle", ErrNotFound: "hipErrorNotFound", ErrNotReady: "hipErrorNotReady",

@@ -9,6 +9,10 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 )
 
+// exportAlign is what the size of allocations is a multiple of that other processes open. A driver may cut smaller ones from a
+// block that other allocations share, and hand over that.
+const exportAlign = 2 << 20
+
 // arena is one of the few large allocations that hold a model.
 type arena struct {
 	mem  io.Closer
@@ -20,6 +24,9 @@ type arena struct {
 // page-locked host memory that the device sees, and weights are written straight into it. Other processes can open device
 // memory only, so what is exported is that.
 func newArena(dev *amdhip.Device, n uint64, exported bool) (arena, error) {
+	if exported {
+		n = alignUp(n, exportAlign)
+	}
 	if !dev.Integrated() || exported {
 		mem, err := dev.Malloc(n)
 		if err != nil {

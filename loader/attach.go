@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
-	"os"
-	"path/filepath"
-	"strconv"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
@@ -19,37 +19,39 @@ import (
 // connection. The memory may be gone with it: nothing may use the model's pointers any more.
 var ErrHolderGone = errors.New("the process that holds the model is gone")
 
-// SocketPath is where a Holder of this user listens unless told otherwise: gguf2gpu.sock in the user's runtime directory, or
-// in a directory of the user's own under the temporary one where there is none.
-func SocketPath() string {
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
-		return filepath.Join(dir, "gguf2gpu.sock")
-	}
-	uid := strconv.Itoa(os.Getuid())
-	if dir := filepath.Join("/run/user", uid); isDir(dir) {
-		return filepath.Join(dir, "gguf2gpu.sock")
-	}
-	return filepath.Join(os.TempDir(), "gguf2gpu-"+uid, "gguf2gpu.sock")
-}
+// Attachment says how a model came to be attached. The durations follow each other.
+type Attachment struct {
+	Name         string // that the model is held under
+	Architecture string
+	DType        DType
+	Files        []FileIdentity // that it was loaded from
+	FreeBytes    uint64         // of the device's memory, before the model was mapped
 
-func isDir(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
+	Connect time.Duration // to the Holder, and hearing what there is
+	Open    time.Duration // starting the runtime and the device in this process
+	Map     time.Duration // opening the model's memory
 }
 
 // attachment is what an attached Model has besides its memory.
 type attachment struct {
-	conn  *net.UnixConn
-	rt    *amdhip.Runtime // opened for it; nil: the caller's
-	files []FileIdentity
-	gone  chan struct{} // closed when the Holder is
-	ended chan struct{} // the goroutine that listens to the Holder has
+	Attachment
+	conn    *net.UnixConn
+	rt      *amdhip.Runtime // opened for it; nil: the caller's
+	leaving atomic.Bool     // this side ends the connection
+	gone    chan struct{}   // closed when nothing comes from the Holder any more
+	err     error           // why; valid once gone is closed
+
+	// Of the goroutine that listens, and before there is one.
+
+	arrived int // tensors, from the first on
+	loaded  bool
 }
 
 // Attach maps a model that a Holder keeps, without copying: the result is used like one of Load, and its memory is the Holder's.
 // socket is the Holder's, "" for that of SocketPath; model is the name it is held under, "" for the only one. Attach opens the
 // runtime and the device itself, and Close closes them. Attaching while the model is still being loaded works: see
-// [Model.Wait]. Errors: *HolderError, *amdhip.Error, ErrHolderGone, those of connecting, and the cause of ctx's end.
+// [Model.Wait]. Errors: *HolderError, *amdhip.Error, what matches amdhip.ErrNoDevice when this process does not see the model's
+// device, ErrHolderGone, those of connecting, and the cause of ctx's end.
 func Attach(ctx context.Context, socket, model string) (*Model, error) {
 	return AttachTo(ctx, nil, socket, model)
 }
@@ -61,14 +63,15 @@ func AttachTo(ctx context.Context, dev *amdhip.Device, socket, model string) (_ 
 	if err != nil {
 		return nil, err
 	}
-	a := &attachment{conn: conn, gone: make(chan struct{}), ended: make(chan struct{})}
+	a := &attachment{conn: conn, gone: make(chan struct{})}
 	w := &Model{attached: a, finished: make(chan struct{})}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	defer func() {
+		stop()
 		if err != nil {
 			err = errors.Join(err, w.free(), a.close())
 		}
 	}()
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
 	r, err := ask(conn, request{Op: "attach", Model: model})
 	if err != nil {
 		return nil, orCause(ctx, err)
@@ -80,25 +83,35 @@ func AttachTo(ctx context.Context, dev *amdhip.Device, socket, model string) (_ 
 	if err != nil {
 		return nil, fmt.Errorf("loader: the Holder's manifest: %w", err)
 	}
-	planned := time.Now()
+	connected := time.Now()
 	if dev == nil {
 		if a.rt, dev, err = openHolders(&r.Manifest.Device); err != nil {
 			return nil, err
 		}
-	}
-	opened := time.Now()
-	if err := r.Manifest.Device.same(dev); err != nil {
+	} else if err := r.Manifest.Device.same(dev); err != nil {
 		return nil, err
 	}
-	a.files = r.Manifest.Files
+	free, _, err := dev.MemInfo() // it also makes the runtime start the device, which some put off until it is needed
+	if err != nil {
+		return nil, err
+	}
+	opened := time.Now()
 	if err := w.mapArenas(dev, plan, r.Manifest); err != nil {
 		return nil, err
 	}
+	a.Attachment = Attachment{
+		Name: r.Manifest.Name, Architecture: r.Manifest.Architecture, DType: plan.opts.DType, Files: r.Manifest.Files,
+		FreeBytes: free, Connect: connected.Sub(began), Open: opened.Sub(connected), Map: time.Since(opened),
+	}
+	w.files = r.Manifest.Files
 	w.report = Report{
-		Tensors: len(plan.Tensors), DeviceBytes: plan.DeviceBytes, Plan: planned.Sub(began), Alloc: time.Since(opened),
+		Tensors: len(plan.Tensors), ReadBytes: plan.ReadBytes, DeviceBytes: plan.DeviceBytes, Plan: a.Connect, Alloc: a.Map,
 		Total: time.Since(began),
 	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
+	if !stop() {
+		return nil, context.Cause(ctx)
+	}
+	if err := w.hear(r); err != nil {
 		return nil, err
 	}
 	go w.listen()
@@ -115,13 +128,17 @@ func orCause(ctx context.Context, err error) error {
 
 // dial connects to a Holder.
 func dial(ctx context.Context, socket string) (*net.UnixConn, error) {
-	if socket == "" {
-		socket = SocketPath()
+	socket, err := socketOrDefault(socket)
+	if err != nil {
+		return nil, err
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("loader: nobody holds models there ('gguf2gpu hold' does): %w", err)
+	case err != nil:
+		return nil, orCause(ctx, fmt.Errorf("loader: %w", err))
 	}
 	return conn.(*net.UnixConn), nil
 }
@@ -129,13 +146,13 @@ func dial(ctx context.Context, socket string) (*net.UnixConn, error) {
 // ask sends a request and returns the first reply.
 func ask(conn *net.UnixConn, r request) (*reply, error) {
 	r.Version = wireVersion
-	if err := writeMessage(conn, r); err != nil {
-		return nil, err
+	if err := writeMessage(conn, r); err != nil && !errors.Is(err, syscall.EPIPE) { // else the Holder has said why it does not listen
+		return nil, fmt.Errorf("loader: %w", err)
 	}
 	var answer reply
 	if err := readMessage(conn, &answer, maxReply); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = fmt.Errorf("%w: %w", ErrHolderGone, err)
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+			err = fmt.Errorf("loader: %w: %w", ErrHolderGone, err)
 		}
 		return nil, err
 	}
@@ -162,7 +179,7 @@ func openHolders(d *manifestDevice) (rt *amdhip.Runtime, dev *amdhip.Device, err
 		}
 	}
 	if err == nil {
-		err = fmt.Errorf("loader: this process does not see device %s (%s) that the model is on: %w", d.UUID, d.Name, amdhip.ErrInvalidDevice)
+		err = fmt.Errorf("loader: this process does not see the device that the model is on, %s (%s): %w", d.Name, d.UUID, amdhip.ErrNoDevice)
 	}
 	return nil, nil, errors.Join(err, rt.Close())
 }
@@ -188,8 +205,11 @@ func (w *Model) mapArenas(dev *amdhip.Device, plan *Plan, m *manifest) error {
 			return err
 		}
 		mem, err := dev.OpenIPC(h)
+		if errors.Is(err, amdhip.ErrInvalidContext) {
+			return fmt.Errorf("loader: a process cannot attach to a model that it holds itself (see Holder.Model): %w", err)
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("loader: allocation %d of the Holder's %d: %w", i+1, len(m.Arenas), err)
 		}
 		w.arenas = append(w.arenas, arena{mem: mem, ptr: mem.Ptr()})
 	}
@@ -201,41 +221,65 @@ func (w *Model) mapArenas(dev *amdhip.Device, plan *Plan, m *manifest) error {
 // listen hears from the Holder which tensors have arrived, how the load ended, and at last that the Holder is gone.
 func (w *Model) listen() {
 	a := w.attached
-	defer close(a.ended)
-	loaded, passed := false, 0
 	for {
 		var r reply
 		err := readMessage(a.conn, &r, maxReply)
-		if err != nil {
+		switch {
+		case err == nil:
+			err = w.hear(&r)
+		case a.leaving.Load():
+			err = ErrClosed
+		default:
 			err = fmt.Errorf("loader: %w: %w", ErrHolderGone, err)
-		} else {
-			err = r.err()
 		}
-		w.mu.Lock()
 		if err != nil {
-			w.err = err
-			w.mu.Unlock()
-			if !loaded {
+			a.err = err
+			close(a.gone)
+			if !a.loaded {
 				close(w.finished)
 			}
-			close(a.gone)
 			return
-		}
-		w.mu.Unlock()
-		for ; passed < min(r.Ready, len(w.plan.Tensors)); passed++ {
-			w.issued.passTensor(passed)
-			w.ready.passTensor(passed)
-		}
-		if r.Loaded && !loaded {
-			loaded = true
-			close(w.finished)
 		}
 	}
 }
 
-// Gone returns a channel that is closed when the process that holds the model has gone, or has failed to load it; nil for a
-// model of Load, which depends on nobody. From then on the model's methods return an error that matches ErrHolderGone or says
-// why the load failed, and its pointers must not be used.
+// hear takes in what the Holder says: how many tensors have arrived, that all have, or why they never will.
+func (w *Model) hear(r *reply) error {
+	if err := r.err(); err != nil {
+		return err
+	}
+	a := w.attached
+	n := min(r.Ready, len(w.plan.Tensors))
+	if r.Loaded {
+		n = len(w.plan.Tensors)
+	}
+	for ; a.arrived < n; a.arrived++ {
+		w.issued.passTensor(a.arrived)
+		w.ready.passTensor(a.arrived)
+	}
+	if r.Loaded && !a.loaded {
+		a.loaded = true
+		close(w.finished)
+	}
+	return nil
+}
+
+// lost is why an attached model must not be used any more; nil while it may, and for a model that is not attached.
+func (a *attachment) lost() error {
+	if a == nil {
+		return nil
+	}
+	select {
+	case <-a.gone:
+		return a.err
+	default:
+		return nil
+	}
+}
+
+// Gone returns a channel that is closed when the process that holds the model has gone, or has failed to load it, or when the
+// model is closed; nil for a model of Load, which depends on nobody. From then on the model's methods return an error that
+// matches ErrHolderGone or says why the load failed, and its pointers must not be used. The model is still to be closed.
 func (w *Model) Gone() <-chan struct{} {
 	if w.attached == nil {
 		return nil
@@ -243,29 +287,30 @@ func (w *Model) Gone() <-chan struct{} {
 	return w.attached.gone
 }
 
-// Files tells which files the model was loaded from, for a model that is attached; nil for a model of Load.
-func (w *Model) Files() []FileIdentity {
+// Attachment says how the model was attached. It is false for a model of Load.
+func (w *Model) Attachment() (Attachment, bool) {
 	if w.attached == nil {
-		return nil
+		return Attachment{}, false
 	}
-	return w.attached.files
+	return w.attached.Attachment, true
 }
 
-// Use lets an attached model be compared with its file, m: see Verify. The error matches ErrMismatch when m is not what was
-// loaded, or has changed since. m must stay open as long as the model is used.
+// Use lets a model whose file is not open (one that is attached, or a Holder's) be compared with its file, m: see Verify. The
+// error matches ErrMismatch when m has another size or another header than what was loaded; whether its tensors are the same is
+// for Verify to say. m must stay open as long as the model is used.
 func (w *Model) Use(m *gguf.Model) error {
-	if w.attached == nil {
-		return errors.New("loader: the model is not attached")
+	if w.files == nil {
+		return errors.New("loader: the model has its file")
 	}
 	files, err := identify(m)
 	if err != nil {
 		return err
 	}
-	if len(files) != len(w.attached.files) {
-		return fmt.Errorf("loader: %d files, the model was loaded from %d: %w", len(files), len(w.attached.files), ErrMismatch)
+	if len(files) != len(w.files) {
+		return fmt.Errorf("loader: %d files, the model was loaded from %d: %w", len(files), len(w.files), ErrMismatch)
 	}
 	for i, f := range files {
-		if was := w.attached.files[i]; f.Size != was.Size || f.ModTime != was.ModTime || f.HeaderSHA256 != was.HeaderSHA256 {
+		if was := w.files[i]; f.Size != was.Size || f.HeaderSHA256 != was.HeaderSHA256 {
 			return fmt.Errorf("loader: %s is not, or not any more, what was loaded: %w", f.Path, ErrMismatch)
 		}
 	}
@@ -283,17 +328,29 @@ func (w *Model) Use(m *gguf.Model) error {
 	return nil
 }
 
-// hangUp ends the connection and waits until nobody listens any more.
-func (a *attachment) hangUp() {
-	_ = a.conn.Close() // it may be closed already
-	<-a.ended
-}
-
-// close gives back what was opened for the attachment.
-func (a *attachment) close() error {
-	_ = a.conn.Close()
-	if a.rt == nil {
+// detach is Close for an attached model. It unmaps the memory and only then tells the Holder, which may free it from then on.
+func (w *Model) detach() error {
+	w.mu.Lock() // after reads back have ended
+	defer w.mu.Unlock()
+	if w.closed {
 		return nil
 	}
-	return a.rt.Close()
+	w.closed = true
+	if w.stuck.Load() { // the device may still read the memory, so the Holder must not free it before this process has ended
+		return nil
+	}
+	err := w.free()
+	w.attached.leaving.Store(true)
+	err = errors.Join(err, w.attached.close())
+	<-w.attached.gone
+	return err
+}
+
+// close ends the connection and gives back what was opened for the attachment.
+func (a *attachment) close() error {
+	err := a.conn.Close()
+	if a.rt != nil {
+		err = errors.Join(err, a.rt.Close())
+	}
+	return err
 }

@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -20,16 +22,19 @@ import (
 var (
 	ErrUnknownModel = errors.New("no such model is held")
 	ErrModelExists  = errors.New("a model of that name is held already")
-	ErrAttached     = errors.New("the model is in use by attached processes")
+	ErrAttached     = errors.New("the model is in use by processes that are attached")
 )
 
 // HolderOptions describes a Holder. The zero value serves processes of the same user.
 type HolderOptions struct {
 	Load       Options      // how models are loaded, unless a request says otherwise
-	AllowGroup bool         // processes of the same group may talk to it, too
+	AllowGroup bool         // processes of the same group may attach and list, too; only the same user may add and drop
 	Logger     *slog.Logger // nil: silent
 	// LinkBytesPerSecond is the speed of the host-device link, for the metrics; 0: unknown. See LinkSpeed.
 	LinkBytesPerSecond float64
+
+	requestTime time.Duration // 0: requestTime; others are for tests
+	maxClients  int           // 0: maxClients; likewise
 }
 
 // Holder keeps models in the memory of a device and lets other processes of the host use them, without copying. Its methods are
@@ -44,19 +49,22 @@ type Holder struct {
 	closed   bool
 	attached int64 // attachments so far
 	refused  int64 // connections that were turned away
-	clients  sync.WaitGroup
 }
 
 // held is a model that a Holder keeps.
 type held struct {
 	name     string
 	path     string
-	weights  *Model
+	weights  *Model // nil while it is being opened
 	manifest *manifest
 	since    time.Time
+	ended    chan struct{} // closed when the load has ended and its file is closed
+
+	// Under the Holder's lock.
+
 	attached int
 	dropping bool
-	ended    chan struct{} // the load has, and its file is closed
+	failed   bool // its memory is free, or will be when nobody is attached any more
 }
 
 // HeldModel is what a Holder tells about a model.
@@ -65,10 +73,10 @@ type HeldModel struct {
 	Path     string  `json:"path"`
 	DType    string  `json:"dtype"`
 	Tensors  int     `json:"tensors"`
-	Bytes    uint64  `json:"device_bytes"`
-	State    string  `json:"state"` // "loading", "loaded" or "failed"
+	Bytes    uint64  `json:"device_bytes"` // that it takes now
+	State    string  `json:"state"`        // "loading", "loaded" or "failed"
 	Error    string  `json:"error,omitempty"`
-	Attached int     `json:"attached"` // processes now
+	Attached int     `json:"attached"` // connections of processes that use it now
 	Seconds  float64 `json:"load_seconds"`
 	Transfer float64 `json:"transfer_seconds"` // of these
 	Uploaded uint64  `json:"upload_bytes"`
@@ -87,12 +95,19 @@ func NewHolder(dev *amdhip.Device, o HolderOptions) *Holder {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.requestTime == 0 {
+		o.requestTime = requestTime
+	}
+	if o.maxClients == 0 {
+		o.maxClients = maxClients
+	}
 	return &Holder{dev: dev, o: o, log: o.Logger, models: make(map[string]*held)}
 }
 
 // Add begins to load the model at path with the Holder's own options, and returns once its memory is allocated. name is what
-// others ask for it by, "" for the file's name without its ending; Add returns it. What can go wrong before is an error here;
-// Wait tells how the load ends. A load that fails later leaves nothing on the device.
+// others ask for it by, "" for that of the file without its ending and the number of the part; Add returns it. What can go wrong
+// before is an error here, as those of Start are, and what matches ErrModelExists; Wait tells how the load ends. A load that
+// fails later leaves nothing on the device once nobody is attached to it, but is listed until it is dropped.
 func (h *Holder) Add(ctx context.Context, name, path string) (string, error) {
 	m, err := h.add(ctx, name, path, h.o.Load)
 	if err != nil {
@@ -101,11 +116,32 @@ func (h *Holder) Add(ctx context.Context, name, path string) (string, error) {
 	return m.name, nil
 }
 
-func (h *Holder) add(ctx context.Context, name, path string, o Options) (_ *held, err error) {
-	if name == "" {
-		name = strings.TrimSuffix(filepath.Base(path), ".gguf")
+// partNumber is what names of the parts of split models end with.
+var partNumber = regexp.MustCompile(`-[0-9]{5}-of-[0-9]{5}$`)
+
+// maxName bounds names of models, in bytes.
+const maxName = 255
+
+// newHeld checks a name, or makes one.
+func newHeld(name, path string) (*held, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
 	}
-	m := &held{name: name, path: path, since: time.Now(), ended: make(chan struct{})}
+	if name == "" {
+		name = partNumber.ReplaceAllString(strings.TrimSuffix(filepath.Base(path), ".gguf"), "")
+	}
+	if len(name) > maxName || !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return nil, fmt.Errorf("%w: %.300q as a model's name: use up to %d printable characters", ErrBadOption, name, maxName)
+	}
+	return &held{name: name, path: path, since: time.Now(), ended: make(chan struct{})}, nil
+}
+
+func (h *Holder) add(ctx context.Context, name, path string, o Options) (_ *held, err error) {
+	m, err := newHeld(name, path)
+	if err != nil {
+		return nil, err
+	}
 	if err := h.reserve(m); err != nil {
 		return nil, err
 	}
@@ -114,7 +150,7 @@ func (h *Holder) add(ctx context.Context, name, path string, o Options) (_ *held
 			h.forget(m)
 		}
 	}()
-	file, err := gguf.Open(path)
+	file, err := gguf.Open(m.path)
 	if err != nil {
 		return nil, err
 	}
@@ -132,16 +168,22 @@ func (h *Holder) add(ctx context.Context, name, path string, o Options) (_ *held
 	if err != nil {
 		return nil, err
 	}
-	man, err := weights.manifest(name, files)
+	man, err := weights.manifest(m.name, files)
+	if err == nil {
+		err = man.fits()
+	}
 	if err != nil {
 		return nil, errors.Join(err, weights.Close())
 	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed { // meanwhile, so nobody would close it
+	closed := h.closed // meanwhile, so nobody would close it
+	if !closed {
+		m.weights, m.manifest = weights, man
+	}
+	h.mu.Unlock()
+	if closed {
 		return nil, errors.Join(ErrClosed, weights.Close())
 	}
-	m.weights, m.manifest = weights, man
 	go h.finish(m, file)
 	return m, nil
 }
@@ -168,17 +210,37 @@ func (h *Holder) forget(m *held) {
 
 // finish waits for the end of m's load and lets go of the file.
 func (h *Holder) finish(m *held, file *gguf.Model) {
-	err := m.weights.WaitAll(context.Background())
+	defer close(m.ended)
+	w := m.weights
+	err := w.WaitAll(context.Background())
+	w.mu.Lock()
+	w.plan.model = nil
+	w.mu.Unlock()
 	if err := file.Close(); err != nil {
 		h.log.Warn("closing the model's file failed", "model", m.name, "error", err)
 	}
-	if err != nil {
-		h.log.Error("the load failed", "model", m.name, "error", err)
-	} else {
-		r := m.weights.Report()
+	if err == nil {
+		r := w.Report()
 		h.log.Info("loaded", "model", m.name, "bytes", r.DeviceBytes, "seconds", r.Total.Seconds())
+		return
 	}
-	close(m.ended)
+	h.mu.Lock()
+	m.failed = true
+	free := m.attached == 0
+	h.mu.Unlock()
+	if !errors.Is(err, ErrClosed) { // else it is being dropped
+		h.log.Error("the load failed", "model", m.name, "error", err)
+	}
+	if free {
+		h.free(m)
+	}
+}
+
+// free gives back the memory of a load that failed.
+func (h *Holder) free(m *held) {
+	if err := m.weights.Close(); err != nil {
+		h.log.Error("freeing memory failed", "model", m.name, "error", err)
+	}
 }
 
 // Wait blocks until the load of the model has ended, and returns its error, or the cause of ctx's end.
@@ -193,6 +255,16 @@ func (h *Holder) Wait(ctx context.Context, name string) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// Model returns the model of that name, "" for the only one, for use in this process: one cannot attach to its own. It is the
+// Holder's to close. Its file is closed once it is loaded: see [Model.Use].
+func (h *Holder) Model(name string) (*Model, error) {
+	m, err := h.find(name)
+	if err != nil {
+		return nil, err
+	}
+	return m.weights, nil
 }
 
 // find returns the model of that name; "" means the only one.
@@ -210,6 +282,8 @@ func (h *Holder) find(name string) (*held, error) {
 	switch {
 	case m != nil && m.weights != nil && !m.dropping:
 		return m, nil
+	case m != nil:
+		return nil, fmt.Errorf("loader: %q: %w: it is just being opened, or dropped", m.name, ErrUnknownModel)
 	case name == "" && len(h.models) > 1:
 		return nil, fmt.Errorf("loader: several models are held: name one of %s: %w", h.names(), ErrUnknownModel)
 	case len(h.models) == 0:
@@ -235,16 +309,17 @@ func (h *Holder) Drop(name string) error {
 		return err
 	}
 	h.mu.Lock()
-	switch {
-	case m.dropping:
-		h.mu.Unlock()
-		return fmt.Errorf("loader: %q: %w", name, ErrUnknownModel)
-	case m.attached > 0:
-		defer h.mu.Unlock()
-		return fmt.Errorf("loader: %q: %w: %d are", m.name, ErrAttached, m.attached)
+	attached, dropping := m.attached, m.dropping
+	if attached == 0 {
+		m.dropping = true
 	}
-	m.dropping = true
 	h.mu.Unlock()
+	switch {
+	case dropping: // by another call, since
+		return fmt.Errorf("loader: %q: %w", m.name, ErrUnknownModel)
+	case attached > 0:
+		return fmt.Errorf("loader: %q: %w, %d of them", m.name, ErrAttached, attached)
+	}
 	err = m.weights.Close()
 	<-m.ended
 	h.forget(m)
@@ -274,10 +349,13 @@ func (m *held) describe() HeldModel {
 		Attached: m.attached, Seconds: r.Total.Seconds(), Transfer: r.Transfer.Seconds(), Uploaded: r.UploadBytes, Since: m.since.Unix(),
 	}
 	select {
-	case <-m.weights.finished:
+	case <-m.ended:
 		d.State = stateLoaded
-		if err := m.weights.failure(); err != nil {
-			d.State, d.Error = stateFailed, err.Error()
+		if m.failed {
+			d.State, d.Error = stateFailed, m.weights.failure().Error()
+		}
+		if m.failed && m.attached == 0 && !m.weights.stuck.Load() {
+			d.Bytes = 0
 		}
 	default:
 	}
@@ -302,12 +380,14 @@ func (h *Holder) Close() error {
 	return errors.Join(errs...)
 }
 
-// options are those of an add request: the Holder's own with the request's exceptions.
+// options are those of an add request: the Holder's own with the request's exceptions, and without what is for who made the
+// Holder to look at.
 func (h *Holder) options(r *request) (o Options, err error) {
 	o = h.o.Load
+	o.Progress, o.Trace, o.Hash = nil, nil, false
 	if r.DType != "" {
 		if o.DType, err = ParseDType(r.DType); err != nil {
-			return o, err
+			return o, fmt.Errorf("%w: %w", ErrBadOption, err)
 		}
 	}
 	if len(r.Rules) > 0 {
@@ -316,13 +396,13 @@ func (h *Holder) options(r *request) (o Options, err error) {
 	for _, s := range r.Rules {
 		rule, err := ParseRule(s)
 		if err != nil {
-			return o, err
+			return o, fmt.Errorf("%w: %w", ErrBadOption, err)
 		}
 		o.Rules = append(o.Rules, rule)
 	}
 	if r.Tensors != "" {
 		if o.Tensors, err = regexp.Compile(r.Tensors); err != nil {
-			return o, err
+			return o, fmt.Errorf("%w: %w", ErrBadOption, err)
 		}
 	}
 	return o, nil

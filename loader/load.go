@@ -200,7 +200,7 @@ func (w *Model) end(sum *Report, err error, began time.Time) {
 	r.MappedBytes, r.DirectBytes, r.FetchedBytes = sum.MappedBytes, sum.DirectBytes, sum.FetchedBytes
 	r.Total = time.Since(began)
 	w.err = err
-	if err != nil && !w.stuck.Load() {
+	if err != nil && !w.stuck.Load() && !w.plan.opts.exported { // a Holder frees when nobody has it mapped any more
 		w.err = errors.Join(err, w.free())
 	}
 	w.mu.Unlock()

@@ -6,14 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
+	"unicode/utf8"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
 
-// manifest describes a model in device memory to another process.
+// manifest describes a model in device memory to another process. Sizes and offsets are in bytes.
 type manifest struct {
 	Name         string           `json:"name"`
 	Architecture string           `json:"architecture"`
@@ -21,7 +21,7 @@ type manifest struct {
 	Device       manifestDevice   `json:"device"`
 	Files        []FileIdentity   `json:"files"`
 	Arenas       []manifestArena  `json:"arenas"`
-	Tensors      []manifestTensor `json:"tensors"` // in file order
+	Tensors      []manifestTensor `json:"tensors"` // in file order, which is that of their places
 }
 
 // manifestDevice says where the memory is. Numbers of devices mean nothing to other processes, which may see others.
@@ -35,19 +35,19 @@ type manifestDevice struct {
 
 // manifestArena is one allocation.
 type manifestArena struct {
-	Handle []byte `json:"handle"` // hipIpcMemHandle_t
+	Handle []byte `json:"handle"` // hipIpcMemHandle_t: 64 bytes, as base64
 	Bytes  uint64 `json:"bytes"`
 }
 
 type manifestTensor struct {
 	Name   string   `json:"name"`
-	Type   string   `json:"type"`  // in the file
-	DType  string   `json:"dtype"` // on the device
-	Shape  []uint64 `json:"shape"`
-	Size   int64    `json:"size"` // in the file
-	Bytes  uint64   `json:"bytes"`
+	Type   string   `json:"type"`  // in the file, as ggml names it
+	DType  string   `json:"dtype"` // on the device, likewise
+	Shape  []uint64 `json:"shape"` // in ggml's order: the first varies fastest
+	Size   int64    `json:"size"`  // in the file
+	Bytes  uint64   `json:"bytes"` // on the device
 	Arena  int      `json:"arena"`
-	Offset uint64   `json:"offset"` // in the arena
+	Offset uint64   `json:"offset"` // in the arena, a multiple of 256
 }
 
 // FileIdentity tells a model's file from another one, and from what it is after a change.
@@ -92,6 +92,7 @@ func (w *Model) manifest(name string, files []FileIdentity) (*manifest, error) {
 			Kind: w.dev.Runtime().Kind(), Index: w.dev.Index(), UUID: w.dev.UUID(), PCI: w.dev.PCIBusID(), Name: w.dev.Name(),
 		},
 	}
+	w.files = files
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	for i, a := range w.arenas {
@@ -111,6 +112,9 @@ func (w *Model) manifest(name string, files []FileIdentity) (*manifest, error) {
 	}
 	for i := range w.plan.Tensors {
 		t := &w.plan.Tensors[i]
+		if !utf8.ValidString(t.Name) { // JSON has no way to say it
+			return nil, fmt.Errorf("loader: tensor %q: only models whose tensors have names of UTF-8 can be held: %w", t.Name, ErrBadModel)
+		}
 		m.Tensors = append(m.Tensors, manifestTensor{
 			Name: t.Name, Type: t.Type.String(), DType: t.Target.String(), Shape: t.Shape, Size: t.Size, Bytes: t.Bytes,
 			Arena: t.arena, Offset: t.offset,
@@ -119,7 +123,17 @@ func (w *Model) manifest(name string, files []FileIdentity) (*manifest, error) {
 	return m, nil
 }
 
-// plan is that of the model that m describes. Nothing of m is trusted: the result has no tensor outside its arena.
+// fits refuses what is too large for a message.
+func (m *manifest) fits() error {
+	b, err := frame(reply{Version: wireVersion, Manifest: m, Ready: len(m.Tensors), Loaded: true})
+	if err == nil && len(b) > maxReply {
+		err = fmt.Errorf("loader: %d tensors are too many to be described in %d bytes, so the model cannot be held", len(m.Tensors), maxReply)
+	}
+	return err
+}
+
+// plan is that of the model that m describes. Nothing of m is trusted: tensors are in their arenas, one after the other, and all
+// that is computed from their sizes is right.
 func (m *manifest) plan() (*Plan, error) {
 	o, err := Options{}.withDefaults()
 	if err != nil {
@@ -131,17 +145,30 @@ func (m *manifest) plan() (*Plan, error) {
 	p := &Plan{opts: o}
 	for _, a := range m.Arenas {
 		if a.Bytes > math.MaxInt64-p.DeviceBytes {
-			return nil, errors.New("the arenas' sizes overflow")
+			return nil, errors.New("the allocations' sizes overflow")
 		}
 		p.arenas = append(p.arenas, a.Bytes)
 		p.DeviceBytes += a.Bytes
 	}
+	names := make(map[string]bool, len(m.Tensors))
+	arena, end := 0, uint64(0) // of the tensors so far
 	for i := range m.Tensors {
 		t := &m.Tensors[i]
 		planned, err := t.plan(p.arenas)
+		switch {
+		case err != nil:
+		case names[t.Name]:
+			err = errors.New("it is there twice")
+		case t.Arena < arena || t.Arena == arena && t.Offset < end:
+			err = fmt.Errorf("byte %d of allocation %d is before the end of another tensor", t.Offset, t.Arena)
+		case uint64(t.Size) > math.MaxInt64-p.ReadBytes:
+			err = errors.New("the tensors' sizes overflow")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("tensor %q: %w", t.Name, err)
 		}
+		names[t.Name] = true
+		arena, end = t.Arena, t.Offset+t.Bytes
 		p.Tensors = append(p.Tensors, planned)
 		p.ReadBytes += uint64(t.Size)
 	}
@@ -165,24 +192,16 @@ func (t *manifestTensor) plan(arenas []uint64) (p PlannedTensor, err error) {
 		elems *= n
 	}
 	size, ok := p.Type.Bytes(elems)
-	bytes, ok2 := p.Target.Bytes(elems)
+	bytes, fits := p.Target.Bytes(elems)
 	switch {
-	case !ok || !ok2 || size != uint64(t.Size) || bytes != t.Bytes:
+	case !ok || !fits || t.Size < 0 || size != uint64(t.Size) || bytes != t.Bytes:
 		return p, fmt.Errorf("%d bytes of %v and %d of %v are not %d elements", t.Size, p.Type, t.Bytes, p.Target, elems)
+	case p.Target != p.Type && p.Target.BlockElems() != 1: // nothing is ever converted to blocks
+		return p, fmt.Errorf("%v cannot become %v", p.Type, p.Target)
 	case t.Arena < 0 || t.Arena >= len(arenas) || t.Offset > arenas[t.Arena] || t.Bytes > arenas[t.Arena]-t.Offset:
 		return p, fmt.Errorf("%d bytes at %d are not in allocation %d", t.Bytes, t.Offset, t.Arena)
+	case t.Offset%deviceAlign != 0:
+		return p, fmt.Errorf("byte %d of an allocation is no multiple of %d", t.Offset, deviceAlign)
 	}
 	return p, nil
-}
-
-// check compares the identity of m's files with what they are now.
-func (f *FileIdentity) check() error {
-	info, err := os.Stat(f.Path)
-	if err != nil {
-		return err
-	}
-	if info.Size() != f.Size || info.ModTime().UnixNano() != f.ModTime {
-		return fmt.Errorf("%s has changed since it was loaded: %w", f.Path, ErrMismatch)
-	}
-	return nil
 }

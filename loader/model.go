@@ -85,7 +85,8 @@ type Model struct {
 	chunks []chunk
 	sums   [][sha256.Size]byte // of the tensors, with Options.Hash
 
-	attached *attachment // the memory is another process's; else nil
+	attached *attachment    // the memory is another process's; else nil
+	files    []FileIdentity // of a model that is attached or that a Holder has; else nil
 
 	ready, issued latch
 	cancel        context.CancelCauseFunc
@@ -188,7 +189,7 @@ func (w *Model) Report() Report {
 func (w *Model) Tensors() []Tensor {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	if w.arenas == nil {
+	if w.arenas == nil || w.err != nil || w.attached.lost() != nil {
 		return nil
 	}
 	all := make([]Tensor, len(w.plan.Tensors))
@@ -212,6 +213,8 @@ func (w *Model) Tensor(name string) (Tensor, error) {
 		return Tensor{}, ErrClosed
 	case w.err != nil:
 		return Tensor{}, w.err
+	case w.attached.lost() != nil:
+		return Tensor{}, w.attached.lost()
 	}
 	return w.tensor(i), nil
 }
@@ -256,6 +259,9 @@ func (w *Model) WaitAll(ctx context.Context) error {
 
 // failure is why the load failed, or why the memory of an attached model must not be used any more.
 func (w *Model) failure() error {
+	if w.attached != nil {
+		return w.attached.lost()
+	}
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	return w.err
@@ -266,25 +272,17 @@ func (w *Model) await(ctx context.Context, l *latch, i int) error {
 	passed := l.done(i)
 	select {
 	case <-passed:
-		return w.lost()
+		return w.attached.lost() // a tensor that has arrived may be gone again
 	default:
 	}
 	select {
 	case <-passed:
-		return w.lost()
+		return w.attached.lost() // a tensor that has arrived may be gone again
 	case <-w.finished:
 		return w.failure() // nil means that the load has ended well, so tensor i has arrived
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// lost is failure for a model that is attached: a tensor that has arrived may be gone again.
-func (w *Model) lost() error {
-	if w.attached == nil {
-		return nil
-	}
-	return w.failure()
 }
 
 // WaitStream makes the work that is enqueued on s afterwards wait on the device until the tensor of that name has arrived. The
@@ -302,7 +300,7 @@ func (w *Model) WaitStream(ctx context.Context, s *amdhip.Stream, name string) e
 	defer w.mu.RUnlock()
 	select {
 	case <-w.finished:
-		return w.err
+		return errors.Join(w.err, w.attached.lost())
 	case <-w.ready.done(i):
 		return nil
 	default:
@@ -333,23 +331,18 @@ func follow(s, from *amdhip.Stream) error {
 // Close ends a load that is still running, waits until the device is done with the model's memory and frees it. Pointers into
 // it die. Memory of an attached model is unmapped; its Holder keeps it. It is idempotent.
 func (w *Model) Close() error {
+	if w.attached != nil {
+		return w.detach()
+	}
 	if w.cancel != nil {
 		w.cancel(ErrClosed)
-	}
-	if w.attached != nil {
-		w.attached.hangUp()
 	}
 	<-w.finished
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	was := w.closed
 	w.closed = true
 	if w.stuck.Load() {
 		return nil
 	}
-	err := w.free()
-	if w.attached != nil && !was {
-		err = errors.Join(err, w.attached.close())
-	}
-	return err
+	return w.free()
 }

@@ -29,6 +29,8 @@ func (w *Model) readBack(ctx context.Context, newVisitor func() visitor) (err er
 		return ErrClosed
 	case w.err != nil:
 		return w.err
+	case w.attached.lost() != nil:
+		return w.attached.lost()
 	}
 	threads := w.plan.opts.Threads
 	pool, err := newPool(w, int64(threads)*int64(w.plan.opts.Chunk))
@@ -53,6 +55,9 @@ func (w *Model) readBack(ctx context.Context, newVisitor func() visitor) (err er
 	if errors.Is(err, ErrStalled) {
 		pool.Abandon()
 		w.stuck.Store(true)
+	}
+	if lost := w.attached.lost(); lost != nil { // then what was read means nothing
+		return errors.Join(lost, err)
 	}
 	return err
 }

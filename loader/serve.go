@@ -6,35 +6,36 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
+	"sync"
 	"time"
 )
 
 const (
 	// requestTime is how long a client may take to say what it wants.
 	requestTime = 10 * time.Second
-	// sendTime is how long a client may take to receive a message. One that does not read is let go.
+	// sendTime is how long a client may take to receive a message, as long as it uses no memory.
 	sendTime = 10 * time.Second
 	// maxClients bounds the connections that are served at the same time.
 	maxClients = 1024
 )
 
-// Serve answers those who connect to l, a Unix socket, until ctx ends. Then nobody is let in any more, and it returns once all
-// attached processes have gone, or after grace, when their connections are closed. A client that dies, hangs or does not speak
-// the protocol loses its connection and nothing else happens. Serve closes l.
+// Serve answers those who connect to l, a Unix socket (see Listen), until ctx ends. Then nobody is let in any more, and it returns
+// once all attached processes have gone, or after grace, when their connections are closed. A client that dies, hangs or does not
+// speak the protocol loses its connection and nothing else happens. Serve closes l.
 func (h *Holder) Serve(ctx context.Context, l *net.UnixListener, grace time.Duration) error {
 	gone, cut := context.WithCancelCause(context.WithoutCancel(ctx)) // ends when connections are to be closed
 	defer cut(nil)
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // Accept tells
-	defer stop()
-	slots := make(chan struct{}, maxClients)
-	err := h.accept(ctx, gone, l, slots)
+	s := &server{Holder: h, ctx: ctx, gone: gone, slots: make(chan struct{}, h.o.maxClients)}
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })() // Accept tells
+	err := s.accept(l)
 	if ctx.Err() == nil {
 		cut(err)
-		h.clients.Wait()
+		s.clients.Wait()
 		return errors.Join(err, l.Close())
 	}
 	idle := make(chan struct{})
-	go func() { h.clients.Wait(); close(idle) }()
+	go func() { s.clients.Wait(); close(idle) }()
 	select {
 	case <-idle:
 	case <-time.After(grace):
@@ -45,12 +46,20 @@ func (h *Holder) Serve(ctx context.Context, l *net.UnixListener, grace time.Dura
 	return nil
 }
 
+// server is one call of Serve.
+type server struct {
+	*Holder
+	ctx, gone context.Context // the end of accepting, and that of the connections
+	slots     chan struct{}
+	clients   sync.WaitGroup
+}
+
 // accept serves connections until ctx ends or accepting fails for good.
-func (h *Holder) accept(ctx, gone context.Context, l *net.UnixListener, slots chan struct{}) error {
+func (s *server) accept(l *net.UnixListener) error {
 	for pause := time.Millisecond; ; {
 		conn, err := l.AcceptUnix()
 		switch {
-		case ctx.Err() != nil:
+		case s.ctx.Err() != nil:
 			if err == nil {
 				_ = conn.Close()
 			}
@@ -58,39 +67,39 @@ func (h *Holder) accept(ctx, gone context.Context, l *net.UnixListener, slots ch
 		case errors.Is(err, net.ErrClosed):
 			return err
 		case err != nil: // too many open files, mostly: it passes
-			h.log.Warn("accepting a connection failed", "error", err)
+			s.log.Warn("accepting a connection failed", "error", err)
 			pause = min(2*pause, time.Second)
 			time.Sleep(pause)
 			continue
 		}
 		pause = time.Millisecond
 		select {
-		case slots <- struct{}{}:
+		case s.slots <- struct{}{}:
 		default:
-			h.refuse(conn, fmt.Errorf("loader: %d clients are connected already", maxClients))
+			s.refuse(conn, fmt.Errorf("loader: %d clients are connected already", s.o.maxClients))
+			_ = conn.Close()
 			continue
 		}
-		h.clients.Go(func() {
-			defer func() { <-slots }()
+		s.clients.Go(func() {
+			defer func() { <-s.slots }()
 			defer conn.Close()
-			defer context.AfterFunc(gone, func() { _ = conn.Close() })()
-			h.serve(ctx, conn)
+			defer context.AfterFunc(s.gone, func() { _ = conn.Close() })()
+			s.serve(conn)
 		})
 	}
 }
 
 // refuse tells a client why it is turned away.
-func (h *Holder) refuse(conn *net.UnixConn, err error) {
-	h.mu.Lock()
-	h.refused++
-	h.mu.Unlock()
-	h.log.Warn("refused a connection", "error", err)
-	_ = h.send(conn, errorReply(err)) // it may have gone
-	_ = conn.Close()
+func (s *server) refuse(conn *net.UnixConn, err error) {
+	s.mu.Lock()
+	s.refused++
+	s.mu.Unlock()
+	s.log.Warn("refused a connection", "error", err)
+	_ = s.send(conn, errorReply(err)) // it may have gone
 }
 
 // send sends one reply, in bounded time.
-func (h *Holder) send(conn *net.UnixConn, r reply) error {
+func (s *server) send(conn *net.UnixConn, r reply) error {
 	r.Version = wireVersion
 	if err := conn.SetWriteDeadline(time.Now().Add(sendTime)); err != nil {
 		return err
@@ -99,108 +108,146 @@ func (h *Holder) send(conn *net.UnixConn, r reply) error {
 }
 
 // serve talks to one client.
-func (h *Holder) serve(ctx context.Context, conn *net.UnixConn) {
-	if err := checkPeer(conn, h.o.AllowGroup); err != nil {
-		h.refuse(conn, err)
+func (s *server) serve(conn *net.UnixConn) {
+	from, err := checkPeer(conn, s.o.AllowGroup)
+	if err != nil {
+		s.refuse(conn, err)
 		return
 	}
 	var r request
-	err := conn.SetReadDeadline(time.Now().Add(requestTime))
-	if err == nil {
+	if err = conn.SetReadDeadline(time.Now().Add(s.o.requestTime)); err == nil {
 		err = readMessage(conn, &r, maxRequest)
 	}
 	if errors.Is(err, io.EOF) {
 		return // somebody looked whether there is a Holder
 	}
-	if err == nil && r.Version != wireVersion {
+	switch {
+	case err != nil:
+	case r.Version != wireVersion:
 		err = fmt.Errorf("loader: version %d of the protocol is asked for, this is version %d", r.Version, wireVersion)
+	case (r.Op == "add" || r.Op == "drop") && !from.owner:
+		err = fmt.Errorf("loader: process %d belongs to another user, and may not %s models", from.pid, r.Op)
 	}
 	if err != nil {
-		h.refuse(conn, err)
+		s.refuse(conn, err)
 		return
 	}
 	switch r.Op {
 	case "list":
-		err = h.send(conn, reply{Models: h.Models()})
+		err = s.send(conn, reply{Models: s.Models()})
 	case "add":
-		err = h.send(conn, h.answer(h.addAs(ctx, &r)))
+		err = s.send(conn, s.answer(s.addAs(&r)))
 	case "drop":
-		err = h.send(conn, h.answer(h.Drop(r.Model)))
+		err = s.send(conn, s.answer(s.Drop(r.Model)))
 	case "attach":
-		err = h.attach(conn, r.Model)
+		err = s.attach(conn, from, r.Model)
 	default:
-		h.refuse(conn, fmt.Errorf("loader: unknown operation %q", r.Op))
+		s.refuse(conn, fmt.Errorf("loader: unknown operation %q", r.Op))
 	}
 	if err != nil {
-		h.log.Debug("a client went away", "error", err)
+		s.log.Debug("a client went away", "pid", from.pid, "error", err)
 	}
 }
 
 // answer is the reply to a request that succeeded or failed.
-func (h *Holder) answer(err error) reply {
+func (s *server) answer(err error) reply {
 	if err != nil {
 		return errorReply(err)
 	}
-	return reply{Models: h.Models()}
+	return reply{Models: s.Models()}
 }
 
 // addAs does what an add request asks for.
-func (h *Holder) addAs(ctx context.Context, r *request) error {
-	o, err := h.options(r)
+func (s *server) addAs(r *request) error {
+	if !filepath.IsAbs(r.Model) {
+		return fmt.Errorf("%w: %q as a path: it must be absolute", ErrBadOption, r.Model)
+	}
+	o, err := s.options(r)
 	if err != nil {
 		return err
 	}
-	_, err = h.add(ctx, r.Name, r.Model, o)
+	_, err = s.add(s.ctx, r.Name, r.Model, o)
 	return err
 }
 
 // attach lets a client use a model for as long as it stays connected.
-func (h *Holder) attach(conn *net.UnixConn, name string) error {
-	m, err := h.enter(name)
+func (s *server) attach(conn *net.UnixConn, from peer, name string) error {
+	m, err := s.enter(name)
 	if err != nil {
-		return h.send(conn, errorReply(err))
+		return s.send(conn, errorReply(err))
 	}
-	defer h.leave(m)
-	if err := h.send(conn, reply{Manifest: m.manifest}); err != nil {
-		return err
-	}
-	// A client has nothing more to say: what comes is its end.
-	left, leave := context.WithCancel(context.Background())
-	defer leave()
-	go func() {
-		defer leave()
-		if conn.SetReadDeadline(time.Time{}) == nil {
-			_, _ = conn.Read(make([]byte, 1))
-		}
+	s.log.Info("attached", "model", m.name, "pid", from.pid)
+	defer func() {
+		s.leave(m)
+		s.log.Info("detached", "model", m.name, "pid", from.pid)
 	}()
-	if err := h.follow(left, conn, m.weights); err != nil {
+	w := m.weights
+	ready, loaded := w.arrivedSince(0), false
+	select {
+	case <-w.finished:
+		loaded = w.failure() == nil
+	default:
+	}
+	if err := s.send(conn, reply{Manifest: m.manifest, Ready: ready, Loaded: loaded}); err != nil {
 		return err
+	}
+	// From here on the client may have the memory mapped, so it counts until it is gone, even if it hangs and reads nothing.
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	left, leave := context.WithCancel(s.gone)
+	defer leave()
+	var listening sync.WaitGroup
+	defer listening.Wait() // its read ends with the connection
+	defer conn.Close()
+	listening.Go(func() {
+		defer leave()
+		_, _ = conn.Read(make([]byte, 1)) // a client has nothing more to say: what comes is its end
+		_ = conn.Close()                  // and that of a message that it does not take
+	})
+	if !loaded {
+		if err := s.report(left, conn, w, ready); err != nil {
+			return err
+		}
 	}
 	<-left.Done()
 	return nil
 }
 
-// follow sends word of tensors that arrive, until all have or the load has failed.
-func (h *Holder) follow(ctx context.Context, conn *net.UnixConn, w *Model) error {
+// report sends word of tensors that arrive after the first ones, until all have or the load has failed.
+func (*server) report(ctx context.Context, conn *net.UnixConn, w *Model, ready int) error {
 	n := len(w.plan.Tensors)
-	for ready := 0; ready < n; {
+	for ready < n {
 		if err := w.await(ctx, &w.ready, ready); err != nil {
-			if ctx.Err() != nil {
-				return err
-			}
-			return h.send(conn, errorReply(err))
+			return tellFailure(ctx, conn, err)
 		}
-		for ready < n && w.ready.left[ready].Load() == 0 {
-			ready++
-		}
-		if err := h.send(conn, reply{Ready: ready}); err != nil {
+		ready = w.arrivedSince(ready)
+		if err := writeMessage(conn, reply{Version: wireVersion, Ready: ready}); err != nil {
 			return err
 		}
 	}
 	if err := w.WaitAll(ctx); err != nil {
-		return h.send(conn, errorReply(err))
+		return tellFailure(ctx, conn, err)
 	}
-	return h.send(conn, reply{Ready: n, Loaded: true})
+	return writeMessage(conn, reply{Version: wireVersion, Ready: n, Loaded: true})
+}
+
+// tellFailure sends why the load failed, unless it is the client that has gone.
+func tellFailure(ctx context.Context, conn *net.UnixConn, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	r := errorReply(err)
+	r.Version = wireVersion
+	return writeMessage(conn, r)
+}
+
+// arrivedSince is the number of tensors, from the first on, that have arrived, when the first ready have.
+func (w *Model) arrivedSince(ready int) int {
+	for ready < len(w.ready.left) && w.ready.left[ready].Load() == 0 {
+		ready++
+	}
+	return ready
 }
 
 // enter counts a client of a model.
@@ -211,16 +258,26 @@ func (h *Holder) enter(name string) (*held, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed || m.dropping {
+	switch {
+	case h.closed:
+		return nil, ErrClosed
+	case m.dropping:
 		return nil, fmt.Errorf("loader: %q: %w", m.name, ErrUnknownModel)
+	case m.failed:
+		return nil, fmt.Errorf("loader: %q could not be loaded: %w", m.name, m.weights.failure())
 	}
 	m.attached++
 	h.attached++
 	return m, nil
 }
 
+// leave undoes enter. The last one frees the memory of a load that failed.
 func (h *Holder) leave(m *held) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	m.attached--
+	free := m.failed && m.attached == 0
+	h.mu.Unlock()
+	if free {
+		h.free(m)
+	}
 }

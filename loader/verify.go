@@ -35,10 +35,13 @@ func (e *MismatchError) Unwrap() error { return ErrMismatch }
 func inHex(b []byte) string { return fmt.Sprintf("%#x", b) }
 
 // Verify reads every tensor back from the device and compares it with what the generic kernels make of the file's bytes. Any
-// NaN equals any other. An attached model needs Use before. The error is a *MismatchError when they differ.
+// NaN equals any other. An attached model, and a Holder's, needs Use before. The error is a *MismatchError when they differ.
 func (w *Model) Verify(ctx context.Context) error {
-	if w.plan.model == nil {
-		return errors.New("loader: the model is attached: Use tells its file")
+	w.mu.RLock()
+	known := w.plan.model != nil
+	w.mu.RUnlock()
+	if !known {
+		return errors.New("loader: the model's file is not open: Use tells it")
 	}
 	ref, err := kernels.For(kernels.Generic)
 	if err != nil {

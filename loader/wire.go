@@ -6,20 +6,28 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
 
-// The protocol between a Holder and those who attach to its models, version 1. Both sides send messages over a Unix stream
-// socket: four bytes with the length, big-endian, then that many bytes of JSON. A client sends one request; what answers it
-// depends on the operation:
+// The protocol between a Holder and those who use its models, version 1.
+//
+// Both sides send messages over a Unix stream socket: four bytes with the length, big-endian, then that many bytes of JSON, an
+// object. A client sends one request, a [request], of at most 64 KiB, within 10 seconds; what answers it, each a [reply] of at most
+// 64 MiB, depends on the operation:
 //
 //   - "list": one reply with the models.
-//   - "add": one reply, once the model is being loaded, or with the error that prevented it.
-//   - "drop": one reply, once the model's memory is free, or with an error.
-//   - "attach": a reply with the manifest, then one whenever more tensors have arrived, then one with loaded or an error. The
-//     connection stays open as long as the client uses the memory: its end is how either side notices the other's.
+//   - "add": one reply with the models, once the new one's memory is there and it is being loaded, or with the error that
+//     prevented it. The path must be absolute. Only the Holder's own user may ask for it.
+//   - "drop": one reply with the other models, once the model's memory is free, or with an error. Only the Holder's own user.
+//   - "attach": a reply with the manifest, how many tensors have arrived, and whether all have; if not, one more reply whenever
+//     more have, and a last one with loaded or an error. Tensors arrive in the manifest's order. The connection stays open as long
+//     as the client uses the memory: its end is how either side notices that of the other. The client says nothing more; it
+//     unmaps the memory before it closes the connection.
 //
-// What one side does not know in a message of the other it ignores, so fields can be added. A change that this does not allow
-// for makes a new version; a Holder refuses requests of versions that it does not know, by number.
+// The Holder ends a connection on anything else. What one side does not know in a message of the other it ignores, so fields can
+// be added. A change that this does not allow for makes a new version; a Holder refuses requests of versions that it does not
+// know, by number.
 
 // wireVersion is the version of the protocol.
 const wireVersion = 1
@@ -27,14 +35,14 @@ const wireVersion = 1
 const (
 	// maxRequest bounds what a Holder reads from anybody.
 	maxRequest = 64 << 10
-	// maxReply bounds what a client reads from a Holder: the manifest of a model with a million tensors.
-	maxReply = 256 << 20
+	// maxReply bounds what a client reads from a Holder: the manifest of a model with some 300,000 tensors.
+	maxReply = 64 << 20
 )
 
 // request is what a client asks for.
 type request struct {
 	Version int    `json:"version"`
-	Op      string `json:"op"`
+	Op      string `json:"op"`              // "list", "add", "drop" or "attach"
 	Model   string `json:"model,omitempty"` // name, "" for the only one; of add: path of the file
 
 	// Of add: as the flags of load say it. What is missing is as the Holder's own options are.
@@ -45,7 +53,7 @@ type request struct {
 	Tensors string   `json:"tensors,omitempty"`
 }
 
-// reply is what a Holder answers. An error says why there is nothing else; Busy and Missing tell kinds of errors apart.
+// reply is what a Holder answers. An error says why there is nothing else.
 type reply struct {
 	Version  int         `json:"version"`
 	Error    string      `json:"error,omitempty"`
@@ -56,21 +64,34 @@ type reply struct {
 	Models   []HeldModel `json:"models,omitempty"`
 }
 
-// wireErrors are the errors that a client gets to know by kind, so that errors.Is works on its side.
-var wireErrors = map[string]error{
-	"unknown":  ErrUnknownModel,
-	"exists":   ErrModelExists,
-	"attached": ErrAttached,
-	"closing":  ErrClosed,
-	"memory":   ErrInsufficientMemory,
+// wireErrors are the errors that a client gets to know by kind, so that errors.Is works on its side. The first that matches is it.
+var wireErrors = []struct {
+	kind string
+	err  error
+}{
+	{"unknown", ErrUnknownModel},
+	{"exists", ErrModelExists},
+	{"attached", ErrAttached},
+	{"memory", ErrInsufficientMemory},
+	{"model", ErrBadModel},
+	{"option", ErrBadOption},
+	{"closing", ErrClosed},
 }
+
+// ErrBadModel is matched by what a Holder answers when the file that it shall add is damaged, hostile or of another format.
+var ErrBadModel = errors.New("the model file is bad")
 
 // errorReply makes a reply of an error.
 func errorReply(err error) reply {
 	r := reply{Error: err.Error()}
-	for kind, target := range wireErrors {
-		if errors.Is(err, target) {
-			r.Kind = kind
+	if _, ok := errors.AsType[*gguf.FormatError](err); ok {
+		r.Kind = "model"
+		return r
+	}
+	for _, e := range wireErrors {
+		if errors.Is(err, e.err) {
+			r.Kind = e.kind
+			break
 		}
 	}
 	return r
@@ -81,7 +102,13 @@ func (r *reply) err() error {
 	if r.Error == "" {
 		return nil
 	}
-	return &HolderError{Text: r.Error, kind: wireErrors[r.Kind]}
+	e := &HolderError{Text: r.Error}
+	for _, known := range wireErrors {
+		if known.kind == r.Kind {
+			e.kind = known.err
+		}
+	}
+	return e
 }
 
 // HolderError is an error that a Holder answered.
@@ -93,18 +120,26 @@ type HolderError struct {
 // Error is the Holder's text.
 func (e *HolderError) Error() string { return e.Text }
 
-// Unwrap makes the error match ErrUnknownModel, ErrModelExists, ErrAttached, ErrClosed or ErrInsufficientMemory, if it was one of them
-// for the Holder.
+// Unwrap makes the error match ErrUnknownModel, ErrModelExists, ErrAttached, ErrInsufficientMemory, ErrBadModel, ErrBadOption or
+// ErrClosed, if it was one of them for the Holder.
 func (e *HolderError) Unwrap() error { return e.kind }
+
+// frame makes a message of v.
+func frame(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(b)), uint32(len(b))), b...), nil
+}
 
 // writeMessage sends v.
 func writeMessage(w io.Writer, v any) error {
-	b, err := json.Marshal(v)
+	b, err := frame(v)
 	if err != nil {
 		return err
 	}
-	framed := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(b)), uint32(len(b)))
-	_, err = w.Write(append(framed, b...))
+	_, err = w.Write(b)
 	return err
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -16,31 +15,35 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/loader"
 )
 
-// attachReport is the JSON of attach. Sizes are in bytes.
+// attachReport is the JSON of attach. Sizes are in bytes; fields are part of the command's contract.
 type attachReport struct {
-	Device      deviceReport          `json:"device"`
-	Files       []loader.FileIdentity `json:"files"`
-	DeviceBytes uint64                `json:"device_bytes"` // of the model; the holder's, not this process's
-	FreeBytes   uint64                `json:"free_bytes"`   // of the device, with the model attached
-	Tensors     []attachedTensor      `json:"tensors"`
-	Seconds     attachSeconds         `json:"seconds"`
-	Verified    bool                  `json:"verified"`
+	Model        string                `json:"model"` // name that it is held under
+	Architecture string                `json:"architecture"`
+	Device       deviceReport          `json:"device"`
+	DType        string                `json:"dtype"`
+	Files        []loader.FileIdentity `json:"files"`
+	DeviceBytes  uint64                `json:"device_bytes"`      // of the model; the holder's, not this process's
+	FreeBefore   uint64                `json:"free_bytes_before"` // of the device's memory, before the model was mapped
+	FreeAfter    uint64                `json:"free_bytes_after"`
+	Tensors      []attachedTensor      `json:"tensors"`
+	Seconds      attachSeconds         `json:"seconds"`
+	Verified     bool                  `json:"verified"`
 }
 
 type attachedTensor struct {
 	Name  string   `json:"name"`
 	DType string   `json:"dtype"`
-	Shape []uint64 `json:"shape"`
+	Shape []uint64 `json:"shape"` // in ggml's order
 	Bytes uint64   `json:"bytes"`
 	Ptr   string   `json:"ptr"` // in this process, hexadecimal
 }
 
-// attachSeconds is where the time went.
+// attachSeconds is where the time went. The parts follow each other: connect, open, map.
 type attachSeconds struct {
-	Manifest float64 `json:"manifest"` // connecting, and learning what there is
-	Runtime  float64 `json:"runtime"`  // starting HIP
-	Map      float64 `json:"map"`      // opening the memory
-	Total    float64 `json:"total"`
+	Open    float64 `json:"open"`    // starting the runtime and the device in this process
+	Connect float64 `json:"connect"` // to the holder, and hearing what there is
+	Map     float64 `json:"map"`     // opening the model's memory
+	Total   float64 `json:"total"`
 }
 
 func newAttachCommand() *cobra.Command {
@@ -60,7 +63,11 @@ the name that it is held under; it may be left out if there is only one.`,
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		ctx := cmd.Context()
-		w, err := loader.Attach(ctx, *socket, slices.Concat(args, []string{""})[0])
+		var model string
+		if len(args) > 0 {
+			model = args[0]
+		}
+		w, err := loader.Attach(ctx, *socket, model)
 		if err != nil {
 			return err
 		}
@@ -96,16 +103,17 @@ the name that it is held under; it may be left out if there is only one.`,
 
 func describeAttached(w *loader.Model) (*attachReport, error) {
 	dev, report := w.Device(), w.Report()
+	a, _ := w.Attachment()
 	free, _, err := dev.MemInfo()
 	if err != nil {
 		return nil, err
 	}
 	r := &attachReport{
-		Device: deviceReport{Kind: dev.Runtime().Kind(), Index: dev.Index(), Name: dev.Name()},
-		Files:  w.Files(), DeviceBytes: report.DeviceBytes, FreeBytes: free, Tensors: []attachedTensor{},
+		Model: a.Name, Architecture: a.Architecture, DType: a.DType.String(), Files: a.Files,
+		Device:      deviceReport{Kind: dev.Runtime().Kind(), Index: dev.Index(), Name: dev.Name()},
+		DeviceBytes: report.DeviceBytes, FreeBefore: a.FreeBytes, FreeAfter: free, Tensors: []attachedTensor{},
 		Seconds: attachSeconds{
-			Manifest: report.Plan.Seconds(), Map: report.Alloc.Seconds(), Total: report.Total.Seconds(),
-			Runtime: (report.Total - report.Plan - report.Alloc).Seconds(),
+			Open: a.Open.Seconds(), Connect: a.Connect.Seconds(), Map: a.Map.Seconds(), Total: report.Total.Seconds(),
 		},
 	}
 	for _, t := range w.Tensors() {
@@ -116,11 +124,17 @@ func describeAttached(w *loader.Model) (*attachReport, error) {
 	return r, nil
 }
 
-// verifyAttached compares w with its file.
+// verifyAttached compares w with its file, at path or where it was loaded from.
 func verifyAttached(ctx context.Context, w *loader.Model, path string) (err error) {
 	if path == "" {
-		path = w.Files()[0].Path
+		a, _ := w.Attachment()
+		path = a.Files[0].Path
 	}
+	return verifyWith(ctx, w, path)
+}
+
+// verifyWith compares w, whose file is not open, with the one at path.
+func verifyWith(ctx context.Context, w *loader.Model, path string) (err error) {
 	m, err := gguf.Open(path)
 	if err != nil {
 		return err
@@ -155,8 +169,8 @@ func (r *attachReport) print(w io.Writer) error {
 	ms := func(seconds float64) time.Duration {
 		return time.Duration(seconds * float64(time.Second)).Round(10 * time.Microsecond)
 	}
-	_, err := fmt.Fprintf(w, "%d tensors, %s on %s, attached in %v: manifest %v, starting HIP %v, mapping %v\n", len(r.Tensors),
-		humanize.Bytes(r.DeviceBytes), r.Device.Name, ms(r.Seconds.Total), ms(r.Seconds.Manifest), ms(r.Seconds.Runtime), ms(r.Seconds.Map))
+	_, err := fmt.Fprintf(w, "%d tensors, %s on %s, attached in %v: connecting %v, starting the device %v, mapping %v\n", len(r.Tensors),
+		humanize.Bytes(r.DeviceBytes), r.Device.Name, ms(r.Seconds.Total), ms(r.Seconds.Connect), ms(r.Seconds.Open), ms(r.Seconds.Map))
 	if err == nil && r.Verified {
 		_, err = fmt.Fprintln(w, "verified: device memory equals the file")
 	}

@@ -79,6 +79,8 @@ func codeOf(ctx context.Context, err error) exitCode {
 		return exitNoDevice
 	case errors.Is(err, loader.ErrInsufficientMemory), errors.Is(err, amdhip.ErrOutOfMemory):
 		return exitNoMemory
+	case errors.Is(err, loader.ErrBadModel):
+		return exitBadModel
 	case errors.Is(err, loader.ErrBadOption):
 		return exitUsage
 	case errors.Is(err, loader.ErrMismatch):

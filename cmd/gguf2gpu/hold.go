@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -15,6 +17,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
 )
 
@@ -29,6 +33,7 @@ type holdFlags struct {
 	allowGroup *bool
 	add, list  *bool
 	drop       *string
+	verify     *bool
 }
 
 func newHoldCommand() *cobra.Command {
@@ -37,9 +42,11 @@ func newHoldCommand() *cobra.Command {
 		Short: "Load models and keep them for other processes",
 		Long: `Load models, keep them in device memory and let other processes of this host use them, without loading them again: see
 'gguf2gpu attach', and loader.Attach for programs. It ends on SIGINT or SIGTERM, once all attached processes have gone
-or after the grace time.
+or after the grace time; a second signal ends it at once. A socket that systemd passes is used instead of --socket, and
+systemd is told when the models are loaded.
 
-With --add, --drop or --list it talks to the process that holds models already instead of becoming one.`,
+With --add, --drop or --list it talks to the process that holds models already instead of becoming one. --add gives it a
+model with --name, --dtype, --dtype-for and --tensors; all else is as that process was started.`,
 		Args: cobra.ArbitraryArgs,
 	}
 	fs := cmd.Flags()
@@ -50,11 +57,13 @@ With --add, --drop or --list it talks to the process that holds models already i
 		grace:      fs.Duration("grace", 30*time.Second, "how long to wait at the end for attached processes to go"),
 		readyFD:    fs.Int("ready-fd", -1, "write a line to this file descriptor, and close it, when the models are loaded"),
 		metrics:    fs.String("metrics", "", "serve Prometheus metrics on this address, such as :9400 (loopback unless a host is named)"),
-		allowGroup: fs.Bool("allow-group", false, "processes of the same group may attach, too"),
+		allowGroup: fs.Bool("allow-group", false, "processes of members of this one's group may attach and list, too"),
 		add:        fs.Bool("add", false, "make the process that holds models load MODEL, too"),
 		drop:       fs.String("drop", "", "make it drop the model of this name"),
 		list:       fs.Bool("list", false, "list what it holds"),
+		verify:     fs.Bool("verify", false, "read device memory back before being ready, and compare it with the file"),
 	}
+	f.load.hashes = addHashFlags(cmd, f.load.json)
 	cmd.MarkFlagsMutuallyExclusive("add", "drop", "list")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		switch {
@@ -62,14 +71,14 @@ With --add, --drop or --list it talks to the process that holds models already i
 			return usageErrorf("--add takes one MODEL")
 		case (*f.list || *f.drop != "") && len(args) > 0:
 			return usageErrorf("--list and --drop take no MODEL")
-		case *f.name != "" && len(args) != 1:
-			return usageErrorf("--name is for one MODEL")
+		case (*f.name != "" || f.load.hashes.wanted()) && len(args) != 1:
+			return usageErrorf("--name, --hash and --expect are for one MODEL")
 		case *f.load.sync:
 			return usageErrorf("--sync is not for hold: models are attached to while they are loaded")
 		case *f.add || *f.list || *f.drop != "":
 			return f.talk(cmd, args)
 		}
-		return f.hold(cmd.Context(), args, cmd.ErrOrStderr())
+		return f.hold(cmd, args)
 	}
 	return cmd
 }
@@ -124,18 +133,37 @@ func printHeld(w io.Writer, models []loader.HeldModel) error {
 	return tw.Flush()
 }
 
+// holdReport is the JSON of hold, printed when the models are loaded.
+type holdReport struct {
+	Socket string             `json:"socket"`
+	PID    int                `json:"pid"`
+	Device deviceReport       `json:"device"`
+	Models []loader.HeldModel `json:"models"`
+}
+
 // hold is the process that holds models.
-func (f *holdFlags) hold(ctx context.Context, paths []string, stderr io.Writer) (err error) {
+func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
+	ctx, stderr := cmd.Context(), cmd.ErrOrStderr()
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	l, socket, err := listen(*f.socket, *f.allowGroup)
+	// What is wrong with the flags is said before anything is loaded.
+	metrics, err := metricsAddress(*f.metrics)
+	if err != nil {
+		return err
+	}
+	ready, err := openReady(*f.readyFD)
+	if err != nil {
+		return err
+	}
+	if err := f.load.hashes.prepare(); err != nil {
+		return err
+	}
+	l, removeSocket, err := listen(*f.socket, *f.allowGroup)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		_ = l.Close() // Serve has, if it came to that
-		if socket != "" {
-			_ = os.Remove(socket)
-		}
+		err = errors.Join(err, removeSocket())
 	}()
 	f.load.device.shared = true
 	rt, dev, err := f.load.device.open(stderr, log)
@@ -143,87 +171,152 @@ func (f *holdFlags) hold(ctx context.Context, paths []string, stderr io.Writer) 
 		return err
 	}
 	defer func() { err = errors.Join(err, rt.Close()) }()
-	bar := newProgress(*f.load.progress, stderr, "loading")
-	o := loader.HolderOptions{Load: f.load.options(bar.Update, log), AllowGroup: *f.allowGroup, Logger: log}
-	if *f.metrics != "" {
+	var bar atomic.Pointer[progress]
+	update := func(done, total int64) {
+		if b := bar.Load(); b != nil {
+			b.Update(done, total)
+		}
+	}
+	o := loader.HolderOptions{Load: f.load.options(update, log), AllowGroup: *f.allowGroup, Logger: log}
+	if metrics != "" {
 		if o.LinkBytesPerSecond, err = loader.LinkSpeed(ctx, dev); err != nil {
-			bar.Abort()
 			return err
 		}
 	}
 	h := loader.NewHolder(dev, o)
 	defer func() { err = errors.Join(err, h.Close()) }()
-	stopMetrics, err := serveMetrics(*f.metrics, h, log)
+	stopMetrics, err := serveMetrics(metrics, h, log)
 	if err != nil {
-		bar.Abort()
 		return err
 	}
 	defer stopMetrics()
 
 	serving, stop := context.WithCancel(ctx)
-	defer stop()
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(serving, l, *f.grace) }()
-	err = f.loadAll(ctx, h, paths)
-	if err != nil {
-		bar.Abort()
-		stop()
-		return errors.Join(err, <-served)
+	err = f.loadAll(ctx, h, paths, &bar, stderr)
+	if err == nil {
+		err = f.announce(cmd, h, l.Addr().String(), dev, ready)
 	}
-	bar.Finish()
-	log.Info("ready", "socket", l.Addr(), "models", len(paths), "device", dev.Name())
-	if err := f.tellReady(); err != nil {
-		stop()
-		return errors.Join(err, <-served)
+	if err == nil {
+		log.Info("ready", "socket", l.Addr(), "models", len(paths), "device", dev.Name())
+		select {
+		case <-ctx.Done():
+		case err := <-served: // without being told to
+			stop()
+			return err
+		}
+		log.Info("ending", "grace", *f.grace)
 	}
-	select {
-	case err = <-served:
-		return err
-	case <-ctx.Done():
-	}
-	log.Info("ending", "grace", *f.grace)
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) // nobody to tell is no error
-	return <-served
+	stop()
+	return errors.Join(err, <-served)
 }
 
 // loadAll loads the models, one after the other: each has the link for itself.
-func (f *holdFlags) loadAll(ctx context.Context, h *loader.Holder, paths []string) error {
+func (f *holdFlags) loadAll(ctx context.Context, h *loader.Holder, paths []string, bar *atomic.Pointer[progress], stderr io.Writer) error {
 	for _, path := range paths {
-		name, err := h.Add(ctx, *f.name, path)
+		b := newProgress(*f.load.progress, stderr, "loading "+filepath.Base(path))
+		bar.Store(b)
+		err := f.loadOne(ctx, h, path)
 		if err != nil {
+			b.Abort()
 			return err
 		}
-		if err := h.Wait(ctx, name); err != nil {
-			return err
-		}
+		b.Finish()
 	}
+	bar.Store(nil)
 	return nil
 }
 
-// tellReady tells whoever started this process that it is ready: on the file descriptor that was asked for, and systemd.
-func (f *holdFlags) tellReady() error {
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		return fmt.Errorf("telling systemd: %w", err)
+// loadOne loads a model and does with it what the flags say.
+func (f *holdFlags) loadOne(ctx context.Context, h *loader.Holder, path string) (err error) {
+	name, err := h.Add(ctx, *f.name, path)
+	if err != nil {
+		return err
 	}
-	if *f.readyFD < 0 {
+	if err := h.Wait(ctx, name); err != nil {
+		return err
+	}
+	w, err := h.Model(name)
+	if err != nil {
+		return err
+	}
+	if *f.verify {
+		if err := verifyWith(ctx, w, path); err != nil {
+			return err
+		}
+	}
+	if !f.load.hashes.wanted() {
 		return nil
 	}
-	file := os.NewFile(uintptr(*f.readyFD), "ready-fd")
-	if file == nil {
-		return usageErrorf("--ready-fd %d is no file descriptor", *f.readyFD)
+	file, err := gguf.Open(path)
+	if err != nil {
+		return err
 	}
-	_, err := io.WriteString(file, "READY\n")
-	if err = errors.Join(err, file.Close()); err != nil {
+	defer func() { err = errors.Join(err, file.Close()) }()
+	return f.load.hashes.finish(&loaded{path: path, file: file, weights: w})
+}
+
+// announce tells everybody that the models are loaded: whoever reads stdout, systemd, and who waits at the other end of ready,
+// which may be nil.
+func (f *holdFlags) announce(cmd *cobra.Command, h *loader.Holder, socket string, dev *amdhip.Device, ready *os.File) error {
+	models := h.Models()
+	var err error
+	switch {
+	case *f.load.json:
+		err = writeJSON(cmd.OutOrStdout(), holdReport{
+			Socket: socket, PID: os.Getpid(), Models: models,
+			Device: deviceReport{Kind: dev.Runtime().Kind(), Index: dev.Index(), Name: dev.Name()},
+		})
+	case f.load.hashes.ownsStdout():
+	default:
+		err = printHeld(cmd.OutOrStdout(), models)
+	}
+	if err != nil {
+		return err
+	}
+	var bytes uint64
+	for _, m := range models {
+		bytes += m.Bytes
+	}
+	status := fmt.Sprintf("%s\nSTATUS=holding %d models, %s", daemon.SdNotifyReady, len(models), humanize.Bytes(bytes))
+	if _, err := daemon.SdNotify(false, status); err != nil {
+		return fmt.Errorf("telling systemd: %w", err)
+	}
+	if ready == nil {
+		return nil
+	}
+	_, err = io.WriteString(ready, "READY\n")
+	if err = errors.Join(err, ready.Close()); err != nil {
 		return fmt.Errorf("--ready-fd %d: %w", *f.readyFD, err)
 	}
 	return nil
 }
 
-// metricsAddress is the address to listen on: loopback, unless a host is named.
+// openReady returns the file of --ready-fd, nil for a negative number.
+func openReady(fd int) (*os.File, error) {
+	if fd < 0 {
+		return nil, nil
+	}
+	file := os.NewFile(uintptr(fd), "ready-fd")
+	if file == nil {
+		return nil, usageErrorf("--ready-fd %d is no file descriptor", fd)
+	}
+	if _, err := file.Stat(); err != nil {
+		return nil, usageErrorf("--ready-fd %d is not open: %w", fd, err)
+	}
+	return file, nil
+}
+
+// metricsAddress is the address to listen on, with loopback as the host unless one is named; "" for none.
 func metricsAddress(addr string) (string, error) {
+	if addr == "" {
+		return "", nil
+	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "", usageErrorf("--metrics %q: %w", addr, err)
+		return "", usageErrorf("--metrics %q: %w; use [HOST]:PORT", addr, err)
 	}
 	if host == "" {
 		host = "127.0.0.1"
