@@ -24,6 +24,8 @@ type sweep struct {
 	base []amdhip.Fault // in force all the time
 	prep bool           // work gets a model that is loaded already
 	apu  bool           // the device shares the host's memory
+	ipc  bool           // other processes can open the device's memory
+	few  bool           // it makes few copies
 	work func(j *job) error
 }
 
@@ -109,11 +111,18 @@ var mayComplete = []string{
 var polls = []string{"hipEventQuery", "hipStreamQuery"}
 
 // keeps says what a clean-up call that fails leaves behind: the one thing that the device did not give back.
-func keeps(call string, r resources) resources {
+func (s *sweep) keeps(call string, r resources) resources {
 	switch call {
 	case "hipFree":
 		r.Allocations++
 		r.MapBytes += 16 << 20 // the software device's memory is ours
+		if s.ipc {
+			r.FileMaps++
+			r.Descriptors++
+		}
+	case "hipIpcCloseMemHandle":
+		r.IPCMappings++
+		r.FileMaps++
 	case "hipHostFree":
 		r.HostAllocations++
 		r.MapBytes += 4 << 20
@@ -134,7 +143,11 @@ func keeps(call string, r resources) resources {
 // or it ends in that very error, and afterwards nothing is in use that was not before.
 func TestEveryCallFails(t *testing.T) {
 	m := openModel(t, sample)
-	total := 0
+	t.Logf("%d faults", failEveryCall(t, m, sweeps))
+}
+
+// failEveryCall does what TestEveryCallFails says for some pieces of work, and returns how many faults struck.
+func failEveryCall(t *testing.T, m *gguf.Model, sweeps []sweep) (total int) {
 	for i, s := range sweeps {
 		t.Run(s.name, func(t *testing.T) {
 			calls := s.count(t, m)
@@ -162,7 +175,7 @@ func TestEveryCallFails(t *testing.T) {
 			}
 		})
 	}
-	t.Logf("%d faults", total)
+	return total
 }
 
 // faultsOf are the ways in which the nth call of a function is made to fail.
@@ -182,7 +195,7 @@ func faultsOf(call string, n int) []amdhip.Fault {
 // start opens a fresh device with the sweep's standing faults. It is the second of two, so that hipSetDevice is needed.
 func (s *sweep) start(t *testing.T, m *gguf.Model) (rt *amdhip.Runtime, other, dev *amdhip.Device, w *Model) {
 	t.Helper()
-	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{Devices: 2, Integrated: s.apu})
+	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{Devices: 2, Integrated: s.apu, Shared: s.ipc})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +231,7 @@ func (s *sweep) count(t *testing.T, m *gguf.Model) map[string]int {
 			delete(calls, call)
 		}
 	}
-	if n := calls["hipMemcpyAsync"]; (n < 20 || n > 90) && !s.apu {
+	if n := calls["hipMemcpyAsync"]; (n < 20 || n > 90) && !s.apu && !s.few {
 		t.Fatalf("%d copies, want some tens", n)
 	}
 	if w != nil {
@@ -253,7 +266,7 @@ func (s *sweep) fail(t *testing.T, m *gguf.Model, f amdhip.Fault) (struck int) {
 	case struck == 0 && !slices.Contains(polls, f.Func):
 		t.Logf("%s did not strike", what)
 	}
-	wantBack(t, sw, keeps(f.Func, before))
+	wantBack(t, sw, s.keeps(f.Func, before))
 	if w != nil {
 		mustClose(t, w)
 	}

@@ -6,13 +6,84 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 )
+
+// TestHolderClient talks to a Holder as 'hold --add' and its like do.
+func TestHolderClient(t *testing.T) {
+	h := hold(t, HolderOptions{Load: Options{DType: F16}}, amdhip.SoftwareOptions{Memory: 14 << 20})
+	ctx, c := t.Context(), HolderClient{Socket: h.socket}
+	if models, err := c.List(ctx); err != nil || len(models) != 0 {
+		t.Errorf("%+v, %v", models, err)
+	}
+	if _, err := Attach(ctx, h.socket, ""); !errors.Is(err, ErrUnknownModel) {
+		t.Errorf("attached to nothing: %v", err)
+	}
+	raw := Raw
+	rule := Rule{Name: regexp.MustCompile("norm"), DType: F32}
+	models, err := c.Add(ctx, AddRequest{Path: sample, Name: "a", DType: &raw, Rules: []Rule{rule}, Tensors: regexp.MustCompile(`^blk\.0\.`)})
+	if err != nil || len(models) != 1 || models[0].Name != "a" || models[0].DType != "raw" || !filepath.IsAbs(models[0].Path) {
+		t.Fatalf("%+v, %v", models, err)
+	}
+	if models, err = c.Add(ctx, AddRequest{Path: sample}); err != nil || len(models) != 2 || models[1].Name != "tiny-llama" || models[1].DType != "f16" {
+		t.Fatalf("%+v, %v", models, err)
+	}
+	garbage := filepath.Join(t.TempDir(), "garbage.gguf")
+	if err := os.WriteFile(garbage, bytes.Repeat([]byte("nothing"), 100), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, tt := range map[string]struct {
+		add  AddRequest
+		want error
+	}{
+		"a name that is taken":  {AddRequest{Path: sample, Name: "a"}, ErrModelExists},
+		"a file of other kind":  {AddRequest{Path: garbage}, ErrBadModel},
+		"more than there is":    {AddRequest{Path: sample, Name: "b"}, ErrInsufficientMemory},
+		"a name of many lines":  {AddRequest{Path: sample, Name: "a\nb"}, ErrBadOption},
+		"a name that is long":   {AddRequest{Path: sample, Name: strings.Repeat("a", 256)}, ErrBadOption},
+		"a file that is absent": {AddRequest{Path: filepath.Join(t.TempDir(), "x")}, nil},
+		"no tensor":             {AddRequest{Path: sample, Name: "c", Tensors: regexp.MustCompile("^$")}, nil},
+	} {
+		_, err := c.Add(ctx, tt.add)
+		if e, ok := errors.AsType[*HolderError](err); !ok || e.Text == "" || tt.want != nil && !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := Attach(ctx, h.socket, ""); !errors.Is(err, ErrUnknownModel) || !strings.Contains(err.Error(), `"a", "tiny-llama"`) {
+		t.Errorf("attached to one of two: %v", err)
+	}
+	one, two := h.attach(t, "a"), h.attach(t, "tiny-llama")
+	for _, x := range one.Tensors() {
+		if !strings.HasPrefix(x.Name, "blk.0.") || strings.Contains(x.Name, "norm") != (x.DType.String() == "F32") {
+			t.Errorf("%+v", x)
+		}
+	}
+	m := openModel(t, sample)
+	if err := errors.Join(one.Use(m), one.Verify(ctx), two.Use(m), two.Verify(ctx)); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Drop(ctx, "a"); !errors.Is(err, ErrAttached) {
+		t.Errorf("dropped: %v", err)
+	}
+	if _, err := c.Drop(ctx, "b"); !errors.Is(err, ErrUnknownModel) {
+		t.Errorf("dropped: %v", err)
+	}
+	mustClose(t, one)
+	eventually(t, "it can be dropped", func() bool { models, err = c.Drop(ctx, "a"); return !errors.Is(err, ErrAttached) })
+	if err != nil || len(models) != 1 || models[0].Name != "tiny-llama" || models[0].Attached != 1 {
+		t.Errorf("%+v, %v", models, err)
+	}
+	if err := two.Verify(ctx); err != nil {
+		t.Errorf("the other model: %v", err)
+	}
+}
 
 // dialRaw connects without speaking the protocol.
 func (h *testHolder) dialRaw(t *testing.T) net.Conn {

@@ -16,7 +16,7 @@ import (
 
 // resources is what a load takes and has to give back.
 type resources struct {
-	Allocations, HostAllocations, Registrations, Streams, Events int // in the software device
+	Allocations, HostAllocations, Registrations, Streams, Events, IPCMappings int // in the software device
 
 	Goroutines  int
 	Descriptors int   // 0 where /proc is missing
@@ -34,7 +34,7 @@ func measure(sw *amdhip.Software) resources {
 	if sw != nil {
 		s := sw.Stats()
 		r.Allocations, r.HostAllocations, r.Registrations = s.Allocations, s.HostAllocations, s.Registrations
-		r.Streams, r.Events = s.Streams, s.Events
+		r.Streams, r.Events, r.IPCMappings = s.Streams, s.Events, s.IPCMappings
 	}
 	return r
 }
@@ -42,7 +42,7 @@ func measure(sw *amdhip.Software) resources {
 // within reports whether r is no more than want.
 func (r resources) within(want resources) bool {
 	return r.Allocations <= want.Allocations && r.HostAllocations <= want.HostAllocations &&
-		r.Registrations <= want.Registrations && r.Streams <= want.Streams && r.Events <= want.Events &&
+		r.Registrations <= want.Registrations && r.IPCMappings <= want.IPCMappings && r.Streams <= want.Streams && r.Events <= want.Events &&
 		r.Goroutines <= want.Goroutines && r.Descriptors <= want.Descriptors && r.FileMaps <= want.FileMaps &&
 		r.MapBytes <= want.MapBytes+mapSlack
 }

@@ -44,7 +44,7 @@ const maxSocketPath = 107
 
 // Listen makes the Unix socket of a Holder at path, "" for SocketPath, with mode 0600, or 0660 with group. One that was left behind
 // by a process that has ended is replaced; one that somebody listens on, and any other file, is an error. The caller calls remove
-// in the end, before or after the listener is closed; it leaves alone what another process has put there meanwhile.
+// when the listener is closed; it leaves alone what another process has put there meanwhile.
 func Listen(path string, group bool) (l *net.UnixListener, remove func() error, err error) {
 	if path == "" {
 		if err := os.MkdirAll(filepath.Dir(SocketPath()), 0o700); err != nil {
@@ -62,7 +62,6 @@ func Listen(path string, group bool) (l *net.UnixListener, remove func() error, 
 		return nil, nil, err
 	}
 	defer lock.Close()
-	var info os.FileInfo
 	if err := free(path); err != nil {
 		return nil, nil, err
 	}
@@ -76,30 +75,21 @@ func Listen(path string, group bool) (l *net.UnixListener, remove func() error, 
 	if group {
 		mode = 0o660
 	}
-	if err = os.Chmod(path, mode); err == nil {
-		info, err = os.Lstat(path)
-	}
-	if err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		return nil, nil, errors.Join(err, l.Close(), os.Remove(path))
 	}
-	return l, func() error { return removeSocket(path, info) }, nil
+	return l, func() error { return removeSocket(path) }, nil
 }
 
-// removeSocket removes the socket that was made at path, if it is still there.
-func removeSocket(path string, made os.FileInfo) error {
+// removeSocket removes the socket at path if nobody listens on it any more.
+func removeSocket(path string) error {
 	lock, err := lockDirectory(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, made) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return os.Remove(path)
+	_ = free(path) // what is another's now stays
+	return nil
 }
 
 // free sees that path may be taken: there is nothing, or a socket that nobody listens on any more, which it removes.

@@ -62,13 +62,13 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
+	second.Close()
 	if err := removeSecond(); err != nil || names(t, dir) != "" {
 		t.Errorf("%v, there are %s", err, names(t, dir))
 	}
 	if err := removeSecond(); err != nil {
 		t.Errorf("again: %v", err)
 	}
-	second.Close()
 
 	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
@@ -160,8 +160,9 @@ func TestSocketPath(t *testing.T) {
 	if l.Addr().Network() != "unix" || names(t, dir) != "gguf2gpu.sock" {
 		t.Errorf("%v, there are %s", l.Addr(), names(t, dir))
 	}
-	if err := remove(); err != nil {
-		t.Error(err)
+	l.Close()
+	if err := remove(); err != nil || names(t, dir) != "" {
+		t.Errorf("%v, there are %s", err, names(t, dir))
 	}
 	// A directory that others can write to is not where a socket of this user's is looked for, or put.
 	if err := os.Chmod(dir, 0o777); err != nil {
@@ -190,10 +191,10 @@ func TestSocketPath(t *testing.T) {
 	if info, err := os.Stat(filepath.Dir(SocketPath())); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
+	l.Close()
 	if err := remove(); err != nil {
 		t.Error(err)
 	}
-	l.Close()
 }
 
 func TestPeer(t *testing.T) {

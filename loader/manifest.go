@@ -13,6 +13,9 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
 
+// maxHeldBytes is far above any device's memory. It bounds what reading a model back can make this process allocate.
+const maxHeldBytes = 1 << 44
+
 // manifest describes a model in device memory to another process. Sizes and offsets are in bytes.
 type manifest struct {
 	Name         string           `json:"name"`
@@ -144,8 +147,8 @@ func (m *manifest) plan() (*Plan, error) {
 	}
 	p := &Plan{opts: o}
 	for _, a := range m.Arenas {
-		if a.Bytes > math.MaxInt64-p.DeviceBytes {
-			return nil, errors.New("the allocations' sizes overflow")
+		if a.Bytes > maxHeldBytes-p.DeviceBytes {
+			return nil, fmt.Errorf("allocations of more than %d bytes", uint64(maxHeldBytes))
 		}
 		p.arenas = append(p.arenas, a.Bytes)
 		p.DeviceBytes += a.Bytes
