@@ -63,6 +63,9 @@ the name that it is held under; it may be left out if there is only one.`,
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		ctx := cmd.Context()
+		if *file != "" && !*verify {
+			return usageErrorf("--file is for --verify")
+		}
 		var model string
 		if len(args) > 0 {
 			model = args[0]

@@ -64,9 +64,10 @@ model with --name, --dtype, --dtype-for and --tensors; all else is as that proce
 		verify:     fs.Bool("verify", false, "read device memory back before being ready, and compare it with the file"),
 	}
 	f.load.hashes = addHashFlags(cmd, f.load.json)
-	cmd.MarkFlagsMutuallyExclusive("add", "drop", "list")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		switch {
+		case *f.add && *f.list || *f.drop != "" && (*f.add || *f.list):
+			return usageErrorf("--add, --drop and --list exclude each other")
 		case *f.add && len(args) != 1:
 			return usageErrorf("--add takes one MODEL")
 		case (*f.list || *f.drop != "") && len(args) > 0:
