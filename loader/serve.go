@@ -116,7 +116,11 @@ func (s *server) serve(conn *net.UnixConn) {
 	}
 	var r request
 	if err = conn.SetReadDeadline(time.Now().Add(s.o.requestTime)); err == nil {
+		stop := context.AfterFunc(s.ctx, func() { _ = conn.SetReadDeadline(time.Now()) }) // who has said nothing by then is not let in
 		err = readMessage(conn, &r, maxRequest)
+		if !stop() {
+			err = fmt.Errorf("loader: the Holder is ending: %w", ErrClosed)
+		}
 	}
 	if errors.Is(err, io.EOF) {
 		return // somebody looked whether there is a Holder
