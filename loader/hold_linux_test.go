@@ -196,6 +196,51 @@ func TestHolderModel(t *testing.T) {
 	h.wantAttached(t, 0)
 }
 
+// TestAttachWhileOpening attaches to a model whose memory is not there yet: that waits for what becomes of it.
+func TestAttachWhileOpening(t *testing.T) {
+	h := hold(t, HolderOptions{}, amdhip.SoftwareOptions{})
+	for _, comes := range []bool{false, true} {
+		m, err := newHeld("", sample)
+		if err == nil {
+			err = h.reserve(m)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(second(h.Model("")), h.Drop(m.name)); !errors.Is(err, ErrUnknownModel) || !strings.Contains(err.Error(), "being opened") {
+			t.Errorf("a model that is being opened: %v", err)
+		}
+		if got := h.Models(); len(got) != 0 {
+			t.Errorf("listed are %+v", got)
+		}
+		soon, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if _, err := Attach(soon, h.socket, ""); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("did not wait: %v", err)
+		}
+		cancel()
+		attached := make(chan error)
+		var w *Model
+		go func() {
+			var err error
+			w, err = Attach(t.Context(), h.socket, m.name)
+			attached <- err
+		}()
+		h.forget(m)
+		if comes {
+			h.with(t, "", sample)
+		}
+		close(m.opened)
+		switch err := <-attached; {
+		case !comes && !errors.Is(err, ErrUnknownModel):
+			t.Errorf("attached to what came to nothing: %v", err)
+		case comes && err != nil:
+			t.Error(err)
+		case comes:
+			mustClose(t, w)
+		}
+	}
+}
+
 // stalled adds a model whose load stands still in the middle, until the Software's ClearFaults.
 func (h *testHolder) stalled(t *testing.T, code amdhip.Status) {
 	t.Helper()

@@ -53,15 +53,16 @@ type Holder struct {
 
 // held is a model that a Holder keeps.
 type held struct {
-	name     string
-	path     string
-	weights  *Model // nil while it is being opened
+	name   string
+	path   string
+	since  time.Time
+	opened chan struct{} // closed when weights are there, or it is clear that there will be none
+	ended  chan struct{} // closed when the load has ended and its file is closed
+
+	// Under the Holder's lock; the first two do not change any more once they are set.
+
+	weights  *Model
 	manifest *manifest
-	since    time.Time
-	ended    chan struct{} // closed when the load has ended and its file is closed
-
-	// Under the Holder's lock.
-
 	attached int
 	dropping bool
 	failed   bool // its memory is free, or will be when nobody is attached any more
@@ -134,7 +135,7 @@ func newHeld(name, path string) (*held, error) {
 	if len(name) > maxName || !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !strconv.IsPrint(r) }) {
 		return nil, fmt.Errorf("%w: %.300q as a model's name: use up to %d printable characters", ErrBadOption, name, maxName)
 	}
-	return &held{name: name, path: path, since: time.Now(), ended: make(chan struct{})}, nil
+	return &held{name: name, path: path, since: time.Now(), opened: make(chan struct{}), ended: make(chan struct{})}, nil
 }
 
 func (h *Holder) add(ctx context.Context, name, path string, o Options) (_ *held, err error) {
@@ -149,6 +150,7 @@ func (h *Holder) add(ctx context.Context, name, path string, o Options) (_ *held
 		if err != nil {
 			h.forget(m)
 		}
+		close(m.opened)
 	}()
 	file, err := gguf.Open(m.path)
 	if err != nil {
@@ -245,7 +247,7 @@ func (h *Holder) free(m *held) {
 
 // Wait blocks until the load of the model has ended, and returns its error, or the cause of ctx's end.
 func (h *Holder) Wait(ctx context.Context, name string) error {
-	m, err := h.find(name)
+	m, err := h.await(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -269,6 +271,37 @@ func (h *Holder) Model(name string) (*Model, error) {
 
 // find returns the model of that name; "" means the only one.
 func (h *Holder) find(name string) (*held, error) {
+	m, err := h.reserved(name)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-m.opened:
+		if m.weights == nil { // it came to nothing, since
+			return nil, fmt.Errorf("loader: %q: %w", m.name, ErrUnknownModel)
+		}
+		return m, nil
+	default:
+		return nil, fmt.Errorf("loader: %q: %w yet: it is just being opened", m.name, ErrUnknownModel)
+	}
+}
+
+// await is find, but waits for a model that is just being opened.
+func (h *Holder) await(ctx context.Context, name string) (*held, error) {
+	m, err := h.reserved(name)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-m.opened:
+		return h.find(m.name)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// reserved is find for models that are being opened, too.
+func (h *Holder) reserved(name string) (*held, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -280,10 +313,8 @@ func (h *Holder) find(name string) (*held, error) {
 		}
 	}
 	switch {
-	case m != nil && m.weights != nil && !m.dropping:
+	case m != nil && !m.dropping:
 		return m, nil
-	case m != nil:
-		return nil, fmt.Errorf("loader: %q: %w: it is just being opened, or dropped", m.name, ErrUnknownModel)
 	case name == "" && len(h.models) > 1:
 		return nil, fmt.Errorf("loader: several models are held: name one of %s: %w", h.names(), ErrUnknownModel)
 	case len(h.models) == 0:

@@ -176,7 +176,7 @@ func (s *server) addAs(r *request) error {
 
 // attach lets a client use a model for as long as it stays connected.
 func (s *server) attach(conn *net.UnixConn, from peer, name string) error {
-	m, err := s.enter(name)
+	m, err := s.enter(s.gone, name)
 	if err != nil {
 		return s.send(conn, errorReply(err))
 	}
@@ -254,9 +254,9 @@ func (w *Model) arrivedSince(ready int) int {
 	return ready
 }
 
-// enter counts a client of a model.
-func (h *Holder) enter(name string) (*held, error) {
-	m, err := h.find(name)
+// enter counts a client of a model. One that is just being opened is waited for.
+func (h *Holder) enter(ctx context.Context, name string) (*held, error) {
+	m, err := h.await(ctx, name)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"text/tabwriter"
 	"time"
@@ -193,9 +194,11 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 	defer stopMetrics()
 
 	serving, stop := context.WithCancel(ctx)
+	defer stop()
 	served := make(chan error, 1)
-	go func() { served <- h.Serve(serving, l, *f.grace) }()
-	err = f.loadAll(ctx, h, paths, &bar, stderr)
+	serve := sync.OnceFunc(func() { go func() { served <- h.Serve(serving, l, *f.grace) }() })
+	err = f.loadAll(ctx, h, paths, serve, &bar, stderr)
+	serve()
 	if err == nil {
 		err = f.announce(cmd, h, l.Addr().String(), dev, ready)
 	}
@@ -204,7 +207,6 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 		select {
 		case <-ctx.Done():
 		case err := <-served: // without being told to
-			stop()
 			return err
 		}
 		log.Info("ending", "grace", *f.grace)
@@ -214,12 +216,14 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 	return errors.Join(err, <-served)
 }
 
-// loadAll loads the models, one after the other: each has the link for itself.
-func (f *holdFlags) loadAll(ctx context.Context, h *loader.Holder, paths []string, bar *atomic.Pointer[progress], stderr io.Writer) error {
+// loadAll loads the models, one after the other: each has the link for itself. It calls serve when there is something to attach to;
+// who comes earlier waits.
+func (f *holdFlags) loadAll(ctx context.Context, h *loader.Holder, paths []string, serve func(), bar *atomic.Pointer[progress],
+	stderr io.Writer) error {
 	for _, path := range paths {
 		b := newProgress(*f.load.progress, stderr, "loading "+filepath.Base(path))
 		bar.Store(b)
-		err := f.loadOne(ctx, h, path)
+		err := f.loadOne(ctx, h, path, serve)
 		if err != nil {
 			b.Abort()
 			return err
@@ -231,11 +235,12 @@ func (f *holdFlags) loadAll(ctx context.Context, h *loader.Holder, paths []strin
 }
 
 // loadOne loads a model and does with it what the flags say.
-func (f *holdFlags) loadOne(ctx context.Context, h *loader.Holder, path string) (err error) {
+func (f *holdFlags) loadOne(ctx context.Context, h *loader.Holder, path string, serve func()) (err error) {
 	name, err := h.Add(ctx, *f.name, path)
 	if err != nil {
 		return err
 	}
+	serve()
 	if err := h.Wait(ctx, name); err != nil {
 		return err
 	}

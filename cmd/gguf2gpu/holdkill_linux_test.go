@@ -346,3 +346,56 @@ func TestNoise(t *testing.T) {
 	stay.ends(t, r)
 	h.ends(t, r)
 }
+
+// TestIPCFaults fails the calls that share memory, across the C boundary, on either side: an error that names the call, nothing
+// left, and the other side goes on.
+func TestIPCFaults(t *testing.T) {
+	r := newRig(t, "hip")
+	r.env = []string{"GGUF2GPU_HIP_LIBRARY=" + buildSimulator(t), "HIPSIM_DELAY_US=10", "HIPSIM_POISON=0"}
+	failing := func(fault, command string, args ...string) *process {
+		p := r.command(t, command, args...)
+		p.Env = append(p.Env, "HIPSIM_FAIL="+fault)
+		p.run(t)
+		return p
+	}
+	for fault, code := range map[string]exitCode{"hipIpcGetMemHandle:1:999": exitFailed, "hipIpcGetMemHandle:1:2": exitNoMemory} {
+		p := failing(fault, "hold", samplePath, "--device", "hip", "--progress", "none")
+		p.exits(t, code, "hipIpcGetMemHandle")
+		nothingLeft(t, p.report, nil)
+	}
+	h := r.hold(t, samplePath).isReady(t)
+	for _, tt := range []struct {
+		fault, text string
+		code        exitCode
+		left        map[string]int
+	}{
+		{fault: "hipIpcOpenMemHandle:1:201", text: "hipErrorInvalidContext", code: exitFailed},
+		{fault: "hipIpcOpenMemHandle:1:17", text: "hipIpcOpenMemHandle", code: exitFailed},
+		{fault: "hipIpcOpenMemHandle:1:2", text: "hipIpcOpenMemHandle", code: exitNoMemory},
+		{fault: "hipMemGetInfo:1:999", text: "hipMemGetInfo", code: exitFailed},
+		{fault: "hipMemGetInfo:2:999", text: "hipMemGetInfo", code: exitFailed},
+		{fault: "hipMemcpyAsync:1:700:async", text: "hipErrorIllegalAddress", code: exitFailed},
+		{fault: "hipGetDeviceCount:1:100", text: "hipErrorNoDevice", code: exitNoDevice},
+		{fault: "hipIpcCloseMemHandle:1:999", text: "hipIpcCloseMemHandle", code: exitFailed, left: map[string]int{"ipc_opens": 1}},
+	} {
+		p := failing(tt.fault, "attach", "--verify")
+		p.exits(t, tt.code, tt.text)
+		if text := p.stderr.String(); strings.Count(text, "\n") != 1 {
+			t.Errorf("%s: want one line on stderr:\n%s", tt.fault, text)
+		}
+		nothingLeft(t, p.report, tt.left)
+	}
+	p := r.command(t, "attach")
+	p.Env = append(p.Env, "HIPSIM_DEVICES=0")
+	p.run(t)
+	p.exits(t, exitNoDevice, "")
+	p = r.command(t, "attach")
+	p.Env = append(p.Env, "GGUF2GPU_HIP_LIBRARY="+filepath.Join(r.dir, "none.so"))
+	p.run(t)
+	p.exits(t, exitNoDevice, "none.so")
+	r.wantAttached(t, 0)
+	if a := r.attach(t, "--verify"); !a.Verified {
+		t.Errorf("%+v", a)
+	}
+	h.ends(t, r)
+}
