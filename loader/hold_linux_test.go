@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"regexp"
 	"slices"
 	"strings"
@@ -225,6 +226,10 @@ func TestAttachWhileOpening(t *testing.T) {
 			w, err = Attach(t.Context(), h.socket, m.name)
 			attached <- err
 		}()
+		eventually(t, "the client waits for the model", func() bool {
+			stacks := make([]byte, 1<<20)
+			return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("loader.(*Holder).await("))
+		})
 		h.forget(m)
 		if comes {
 			h.with(t, "", sample)
