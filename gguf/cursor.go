@@ -8,7 +8,8 @@ import (
 // cursor reads little-endian values and remembers the first error; after it every read gives zero and stands still, so
 // that a record is read to its end and checked once.
 type cursor struct {
-	data []byte
+	data []byte // the file, or its beginning
+	size uint64 // of the whole file
 	pos  int
 	err  *FormatError
 
@@ -31,7 +32,15 @@ func (c *cursor) failf(at int, format string, args ...any) {
 	}
 }
 
-func (c *cursor) left() uint64 { return uint64(len(c.data) - c.pos) }
+// left is how many bytes of the file follow, whether they are in data or not.
+func (c *cursor) left() uint64 { return c.size - uint64(c.pos) }
+
+// beginningError says that data, the beginning of a file, does not hold what is needed, though the file may.
+type beginningError struct{ need uint64 } // bytes from the start of the file, at least
+
+func (e *beginningError) Error() string {
+	return fmt.Sprintf("%d bytes of the file are needed", e.need)
+}
 
 // bytes takes the next n bytes; nil when the data ends before them.
 func (c *cursor) bytes(n uint64) []byte {
@@ -40,6 +49,10 @@ func (c *cursor) bytes(n uint64) []byte {
 	}
 	if n > c.left() {
 		c.failf(c.pos, "%w: %d bytes wanted, %d left", ErrTruncated, n, c.left())
+		return nil
+	}
+	if end := uint64(c.pos) + n; end > uint64(len(c.data)) {
+		c.failf(c.pos, "%w", &beginningError{end})
 		return nil
 	}
 	b := c.data[c.pos : c.pos+int(n)]

@@ -31,8 +31,8 @@ var foreign = []struct{ magic, what string }{
 
 const legacy = "a ggml file from before GGUF; convert the original model anew"
 
-// identify tells a GGUF file from everything else by its first bytes, and names what it is instead.
-func identify(data []byte) error {
+// identify tells a GGUF file of size bytes from everything else by its first ones, and names what it is instead.
+func identify(data []byte, size uint64) error {
 	begins := func(s string) bool { return bytes.HasPrefix(data, []byte(s)) }
 	switch {
 	case len(data) == 0:
@@ -44,7 +44,7 @@ func identify(data []byte) error {
 		return nil
 	case begins("FUGG"):
 		return ErrBigEndian
-	case safetensors(data):
+	case safetensors(data, size):
 		return fmt.Errorf("%w: a safetensors file", ErrNotGGUF)
 	}
 	for _, f := range foreign {
@@ -66,10 +66,10 @@ func identify(data []byte) error {
 }
 
 // safetensors: the length of a JSON object, then that object.
-func safetensors(data []byte) bool {
+func safetensors(data []byte, size uint64) bool {
 	if len(data) < 10 || data[8] != '{' {
 		return false
 	}
 	n := binary.LittleEndian.Uint64(data)
-	return n >= 2 && n <= uint64(len(data)-8)
+	return n >= 2 && n <= size-8
 }

@@ -294,7 +294,7 @@ func (v Value) Arrays() iter.Seq2[int, Value] {
 		if !v.is(Array) || v.elem != Array {
 			return
 		}
-		c := cursor{data: []byte(v.data)}
+		c := cursor{data: []byte(v.data), size: uint64(len(v.data))}
 		for i := range v.n {
 			start := c.pos
 			c.array(1)

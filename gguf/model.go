@@ -2,6 +2,7 @@ package gguf
 
 import (
 	"errors"
+	"path/filepath"
 	"slices"
 	"sync"
 )
@@ -20,11 +21,20 @@ type Model struct {
 // Close the model. What is wrong with a file is reported as a *[FormatError]; a file that cannot be opened or mapped, as a
 // *[os.PathError].
 func Open(path string) (*Model, error) {
-	first, err := openPart(path)
+	dir := filepath.Dir(path)
+	return openAll(path, openPart, func(name string) (*Part, error) { return openPart(filepath.Join(dir, name)) })
+}
+
+// opener opens a part by its name.
+type opener = func(name string) (*Part, error)
+
+// openAll opens the part called name, and those that belong to it by their names.
+func openAll(name string, open, openOther opener) (*Model, error) {
+	first, err := open(name)
 	if err != nil {
 		return nil, err
 	}
-	parts, err := openSplit(first)
+	parts, err := openSplit(first, openOther)
 	if err == nil {
 		var m *Model
 		if m, err = newModel(parts); err == nil {
@@ -96,7 +106,8 @@ func (m *Model) Tensor(name string) (*Tensor, bool) {
 }
 
 // Data returns the bytes of a tensor of this model: a slice of the mapping, not a copy. It must not be written to, is to be
-// read inside [Model.Guard], and dies with [Model.Close], after which Data returns nil.
+// read inside [Model.Guard], and dies with [Model.Close], after which Data returns nil. It is nil as well for a part that is
+// not mapped but read from a [Source]: see [Model.Range].
 func (m *Model) Data(t *Tensor) []byte {
 	b := m.parts[t.Part].data
 	if b == nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"path/filepath"
 	"slices"
 	"unsafe"
 
@@ -19,7 +20,7 @@ const (
 
 // Part is one file of a model; a model that is not split has one.
 type Part struct {
-	Path       string // as given to Open, or its neighbour in the same directory
+	Path       string // as given to Open, or its neighbour in the same directory; of a Source, its own
 	Version    uint32 // of the format: 2 or 3
 	Size       int64  // of the file, in bytes
 	Alignment  uint32 // of tensors, in bytes, relative to DataOffset
@@ -29,16 +30,18 @@ type Part struct {
 	header   string   // which metadata and names are slices of
 	infos    []uint32 // where each tensor's record starts in it, and where the last ends
 	tensors  []Tensor // by offset; a run of Model.tensors
+	name     string   // without its directory
 	file     *os.File
 	data     mmap.MMap
+	source   Source // instead of file and data
 }
 
-// File returns the open file, for reads that do not go through the mapping. It is closed by [Model.Close]; its read
-// position belongs to nobody, so use ReadAt.
+// File returns the open file, for reads that do not go through the mapping; nil for a part that is read from a [Source]. It is
+// closed by [Model.Close]; its read position belongs to nobody, so use ReadAt.
 func (p *Part) File() *os.File { return p.file }
 
-// Bytes returns the mapping of the whole file, nil after [Model.Close]. It must not be written to, is to be read inside
-// [Model.Guard], and dies with Close.
+// Bytes returns the mapping of the whole file, nil after [Model.Close] and for a part that is read from a [Source]. It must not
+// be written to, is to be read inside [Model.Guard], and dies with Close.
 func (p *Part) Bytes() []byte { return p.data }
 
 // Metadata returns the metadata of this file alone.
@@ -58,7 +61,7 @@ func openPart(path string) (*Part, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Part{Path: path, file: f}
+	p := &Part{Path: path, name: filepath.Base(path), file: f}
 	if err := p.load(); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
@@ -109,6 +112,9 @@ func (p *Part) load() error {
 }
 
 func (p *Part) close() error {
+	if p.source != nil {
+		return p.source.Close()
+	}
 	var unmap error
 	if p.data != nil {
 		unmap = p.data.Unmap() // sets p.data to nil
@@ -119,7 +125,13 @@ func (p *Part) close() error {
 // parse reads the header of a file of which data is the whole.
 func (p *Part) parse(data []byte) error {
 	p.Size = int64(len(data))
-	h, err := scan(p.Path, data, false)
+	return p.parseBeginning(data)
+}
+
+// parseBeginning reads the header of a file of p.Size bytes that begins with data. The error wraps a *beginningError if data
+// ends before the header does.
+func (p *Part) parseBeginning(data []byte) error {
+	h, err := scan(p.Path, data, p.Size, false)
 	if err != nil {
 		return err
 	}
@@ -130,7 +142,7 @@ func (p *Part) parse(data []byte) error {
 			"a header of %d bytes, limit %d", h.end, maxBytes)}
 	}
 	own := slices.Clone(data[:h.end])
-	if h, err = scan(p.Path, own, true); err != nil {
+	if h, err = scan(p.Path, own, int64(len(own)), true); err != nil {
 		return err
 	}
 	p.header, p.infos = unsafe.String(unsafe.SliceData(own), len(own)), h.infos // own is written to no more

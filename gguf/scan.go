@@ -35,11 +35,12 @@ type header struct {
 	infos   []uint32 // where each tensor's record starts, and where the last ends: the end of the header
 }
 
-// scan checks the syntax of a header from its start to its end: every length, count, kind, name and truth value. With keep it
-// notes where records are, 4 bytes for each; data must then be no longer than maxBytes. It holds nothing for the elements
-// of arrays.
-func scan(path string, data []byte, keep bool) (header, error) {
-	c := cursor{data: data, path: path}
+// scan checks the syntax of a header from its start to its end: every length, count, kind, name and truth value. data is a
+// file of size bytes or the beginning of one; if it ends before the header does, the error wraps a *beginningError. With keep
+// it notes where records are, 4 bytes for each; data must then be the whole header, of no more than maxBytes. It holds nothing
+// for the elements of arrays.
+func scan(path string, data []byte, size int64, keep bool) (header, error) {
+	c := cursor{data: data, size: uint64(size), path: path}
 	var h header
 	h.version = c.preamble()
 	c.field = "tensor count"
@@ -73,7 +74,7 @@ func (c *cursor) records(n uint64, keep bool, walk func()) (pos []uint32) {
 
 // preamble reads magic and version.
 func (c *cursor) preamble() uint32 {
-	if err := identify(c.data); err != nil {
+	if err := identify(c.data, c.size); err != nil {
 		c.failf(0, "%w", err)
 		return 0
 	}

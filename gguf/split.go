@@ -19,24 +19,24 @@ const (
 // splitName is the only form of name under which llama.cpp finds the parts of a model; numbers count from 1.
 var splitName = regexp.MustCompile(`^(.*)-([0-9]{5})-of-([0-9]{5})\.gguf$`)
 
-// openSplit opens the other parts of the model that p belongs to and returns all in order. On an error the parts opened so
-// far, p among them, are returned too, for the caller to close.
-func openSplit(p *Part) ([]*Part, error) {
+// openSplit opens the other parts of the model that p belongs to, by their names, and returns all in order. On an error the
+// parts opened so far, p among them, are returned too, for the caller to close.
+func openSplit(p *Part, open opener) ([]*Part, error) {
 	no, count, err := p.split()
 	if err != nil || count == 1 {
 		return []*Part{p}, err
 	}
 	// The neighbours' names differ from this one's in a number only, so they cannot lead out of its directory.
-	dir, prefix := filepath.Dir(p.Path), splitName.FindStringSubmatch(filepath.Base(p.Path))[1]
+	prefix := splitName.FindStringSubmatch(p.name)[1]
 	opened := []*Part{p}
 	var parts []*Part
 	for i := range count {
 		q := p
 		if i != no {
-			path := filepath.Join(dir, fmt.Sprintf("%s-%05d-of-%05d.gguf", prefix, i+1, count))
-			q, err = openPart(path)
+			name := fmt.Sprintf("%s-%05d-of-%05d.gguf", prefix, i+1, count)
+			q, err = open(name)
 			if errors.Is(err, fs.ErrNotExist) {
-				err = &FormatError{Path: path, Offset: -1, Err: fmt.Errorf(
+				err = &FormatError{Path: beside(p, name), Offset: -1, Err: fmt.Errorf(
 					"%w: part %d of the %d of this model is missing: %w", ErrSplit, i+1, count, err)}
 			}
 			if err != nil {
@@ -52,10 +52,18 @@ func openSplit(p *Part) ([]*Part, error) {
 	return parts, countTensors(parts)
 }
 
+// beside is where the file called name is if it is a neighbour of p.
+func beside(p *Part, name string) string {
+	if p.source != nil {
+		return name // the error that follows knows the address
+	}
+	return filepath.Join(filepath.Dir(p.Path), name)
+}
+
 // split returns which part of how many p is; a file that is a model by itself is part 0 of 1. The file's name and its
 // metadata have to agree, as each alone is easily wrong: a part that was renamed, or copied over another.
 func (p *Part) split() (no, count int, err error) {
-	name := splitName.FindStringSubmatch(filepath.Base(p.Path))
+	name := splitName.FindStringSubmatch(p.name)
 	nameNo, nameCount := 1, 1
 	if name != nil {
 		nameNo, _ = strconv.Atoi(name[2]) // five digits
