@@ -30,8 +30,9 @@ var allowed = map[string][]string{
 	"loader": {
 		"amdhip", "gguf", "kernels", "kernels/gpu", "pinned", "golang.org/x/sys/", "golang.org/x/sync/", "github.com/dustin/go-humanize",
 	},
+	"loader/remote": {"gguf"},
 	"cmd/gguf2gpu": {
-		"amdhip", "gguf", "kernels", "kernels/gpu", "pinned", "loader", "golang.org/x/sys/", "golang.org/x/sync/", "golang.org/x/term",
+		"amdhip", "gguf", "kernels", "kernels/gpu", "pinned", "loader", "loader/remote", "golang.org/x/sys/", "golang.org/x/sync/", "golang.org/x/term",
 		"github.com/spf13/", "github.com/vbauerster/mpb/v8", "github.com/dustin/go-humanize", "github.com/coreos/go-systemd/v22/",
 	},
 }

@@ -1,0 +1,173 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"time"
+)
+
+// reader reads one range. What breaks is taken up again at the byte that was reached.
+type reader struct {
+	f        *file
+	ctx      context.Context
+	off, end int64 // the next byte, and the one behind the last
+	attempts int   // that failed since the last byte came
+	err      error // that ended it
+
+	resp   *http.Response // nil: none is being read
+	cancel context.CancelCauseFunc
+	watch  *time.Timer // cancels when a read takes too long
+}
+
+// Read reads what has come of the range, at least a byte. Big buffers get their bytes from the connection without a detour.
+func (r *reader) Read(b []byte) (int, error) {
+	switch {
+	case r.err != nil:
+		return 0, r.err
+	case r.off == r.end:
+		return 0, io.EOF
+	case len(b) == 0:
+		return 0, nil
+	}
+	b = b[:min(int64(len(b)), r.end-r.off)]
+	for {
+		if r.err = r.connect(); r.err != nil {
+			return 0, r.err
+		}
+		n, err := r.body(b)
+		if n > 0 {
+			r.attempts = 0
+			r.f.c.bytes.Add(int64(n))
+		}
+		if int64(n) == r.end-r.off {
+			if r.err = r.finish(err); r.err != nil {
+				return 0, r.err
+			}
+			r.off = r.end
+			return n, nil
+		}
+		r.off += int64(n)
+		if err != nil {
+			if err == io.EOF {
+				err = fmt.Errorf("its body ended early: %w", io.ErrUnexpectedEOF)
+			}
+			r.drop()
+			r.err = r.again(err)
+		}
+		switch {
+		case n > 0:
+			return n, nil // an error waits for the next call
+		case r.err != nil:
+			return 0, r.err
+		}
+	}
+}
+
+// connect has a reply whose body goes on at r.off, if there is none. It asks as often as the options allow.
+func (r *reader) connect() error {
+	for r.resp == nil && r.off < r.end {
+		if r.ctx.Err() != nil {
+			return context.Cause(r.ctx)
+		}
+		ctx, cancel := context.WithCancelCause(r.ctx)
+		resp, err := r.f.get(ctx, r.off, r.end)
+		if err != nil {
+			cancel(nil)
+			if err := r.again(err); err != nil {
+				return err
+			}
+			continue
+		}
+		r.end = min(r.end, r.f.id.size) // which the first reply of all has told
+		r.resp, r.cancel = resp, cancel
+		r.watch = time.AfterFunc(r.f.c.o.Stall, func() { cancel(ErrStalled) })
+		r.watch.Stop()
+		if r.end == 0 {
+			r.drop()
+		}
+	}
+	return nil
+}
+
+// body reads from the reply, for no longer than it may take.
+func (r *reader) body(b []byte) (int, error) {
+	r.watch.Reset(r.f.c.o.Stall)
+	n, err := r.resp.Body.Read(b)
+	if !r.watch.Stop() && err != nil && err != io.EOF {
+		err = fmt.Errorf("%w for %v", ErrStalled, r.f.c.o.Stall)
+	}
+	return n, err
+}
+
+// finish ends with a reply whose last byte has been read, with err beside it: nothing may follow. Only a body that was announced
+// without a length can be longer than it should be.
+func (r *reader) finish(err error) error {
+	var one [1]byte
+	n := 0
+	for err == nil && n == 0 && r.resp.ContentLength < 0 {
+		n, err = r.body(one[:])
+	}
+	r.drop()
+	if n > 0 {
+		r.attempts++
+		return r.failure(fmt.Errorf("%w: its body is longer than that", ErrReply))
+	}
+	return nil
+}
+
+// again counts a failed attempt, and waits before the next. An error means that there is none.
+func (r *reader) again(err error) error {
+	if r.ctx.Err() != nil {
+		return context.Cause(r.ctx)
+	}
+	c := r.f.c
+	r.attempts++
+	if !transient(err) || r.attempts >= c.o.Attempts {
+		return r.failure(err)
+	}
+	pause := min(c.o.Pause<<min(r.attempts-1, 20), maxPause)
+	pause = pause/2 + rand.N(pause/2+1) // so that not all that failed together come back together
+	if s, ok := errors.AsType[*StatusError](err); ok {
+		pause = max(pause, s.after)
+	}
+	c.retries.Add(1)
+	c.o.Logger.Info("trying again", "url", r.f.path, "offset", r.off, "in", pause, "error", err)
+	wait := time.NewTimer(pause)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+		return nil
+	case <-r.ctx.Done():
+		return context.Cause(r.ctx)
+	}
+}
+
+func (r *reader) failure(err error) error {
+	return &Error{URL: r.f.path, Offset: r.off, Bytes: r.end - r.off, Attempts: r.attempts, Err: err}
+}
+
+// drop ends with the reply. Its connection can be used again if the body has been read to its end.
+func (r *reader) drop() {
+	if r.resp == nil {
+		return
+	}
+	r.watch.Stop()
+	_ = r.resp.Body.Close()
+	r.cancel(nil)
+	r.resp = nil
+}
+
+// Close ends the reader.
+func (r *reader) Close() error {
+	r.drop()
+	if r.err == nil {
+		r.err = errClosed
+	}
+	return nil
+}
+
+var errClosed = errors.New("remote: reader is closed")
