@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -101,18 +100,21 @@ func medianSpeed(ctx context.Context, batch func(n int) error) (float64, error) 
 }
 
 // ReadSpeed measures how fast the model's files can be read by threads readers in file order: directly from the disk when direct
-// is set, otherwise the way any program reads them, from the page cache as far as they are in it. It returns bytes per second over
-// the first 4 GiB.
+// is set, otherwise the way any program reads them, from the page cache as far as they are in it, or by ranges from a server. It
+// returns bytes per second over the first 4 GiB.
 func ReadSpeed(ctx context.Context, m *gguf.Model, threads int, direct bool) (float64, error) {
 	type extent struct {
-		f   *os.File
+		f   io.ReaderAt
 		off int64
 	}
 	var extents []extent
 	for _, p := range m.Parts() {
-		f := p.File()
-		if direct {
-			d, err := openDirect(f)
+		var f io.ReaderAt = p.File()
+		switch {
+		case p.Source() != nil:
+			f = rangesOf{ctx, p.Source()}
+		case direct:
+			d, err := openDirect(p.File())
 			if err != nil {
 				return 0, fmt.Errorf("loader: %s: %w", p.Path, err)
 			}
@@ -147,4 +149,18 @@ func ReadSpeed(ctx context.Context, m *gguf.Model, threads int, direct bool) (fl
 	readers.Wait()
 	took := time.Since(start)
 	return float64(bytes.Load()) / took.Seconds(), context.Cause(ctx)
+}
+
+// rangesOf reads a source as a file is read.
+type rangesOf struct {
+	ctx context.Context
+	s   gguf.Source
+}
+
+// ReadAt fills b with one range, or with what there is of it.
+func (r rangesOf) ReadAt(b []byte, off int64) (int, error) {
+	b = b[:min(int64(len(b)), r.s.Size()-off)]
+	body := r.s.Range(r.ctx, off, int64(len(b)))
+	defer body.Close()
+	return io.ReadFull(body, b)
 }

@@ -94,16 +94,20 @@ func runs(chunks []chunk) []int {
 func (wk *worker) take() int {
 	p := wk.p
 	chunks := p.model.chunks
-	if !p.opts.Hash {
+	if p.runs == nil {
 		return int(p.next.Add(1)) - 1
 	}
-	if n := wk.after; n > 0 && n < len(chunks) && chunks[n].segs[0].src > 0 {
-		wk.after++
-		return n
+	if wk.after == wk.end { // begin another run
+		i := int(p.next.Add(1)) - 1
+		if i >= len(p.runs) {
+			return len(chunks)
+		}
+		wk.after, wk.end = p.runs[i], len(chunks)
+		if i+1 < len(p.runs) {
+			wk.end = p.runs[i+1]
+		}
 	}
-	if i := int(p.next.Add(1)) - 1; i < len(p.runs) {
-		wk.after = p.runs[i] + 1
-		return p.runs[i]
-	}
-	return len(chunks)
+	wk.after++
+	wk.read.ahead = chunks[wk.after:wk.end]
+	return wk.after - 1
 }

@@ -234,7 +234,7 @@ func BenchmarkInspect(b *testing.B) {
 					read := newReader(src, &fill, "worker")
 					for i := range chunks {
 						fill.begin(out[:chunks[i].bytes], false)
-						if err := read.read(chunks[i].segs); err != nil {
+						if err := read.read(b.Context(), chunks[i].segs); err != nil {
 							b.Fatal(err)
 						}
 					}

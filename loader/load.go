@@ -64,7 +64,7 @@ type pipeline struct {
 	way     way
 	src     *source
 	workers []*worker
-	runs    []int // with Options.Hash: the chunks at which runs begin
+	runs    []int // the chunks at which runs begin, if each is for one worker: with Options.Hash, and of remote models
 	gate    gate  // for workers
 
 	ctx    context.Context
@@ -118,17 +118,28 @@ func (p *pipeline) open() error {
 		return err
 	}
 	p.src = src
-	for i := range min(p.opts.Threads, max(1, len(w.chunks))) {
-		p.workers = append(p.workers, newWorker(p, i))
-	}
-	if p.opts.Hash {
+	remote := w.plan.model.Remote()
+	switch {
+	case p.opts.Hash:
 		p.runs = runs(w.chunks)
+	case remote:
+		p.runs = src.requests(w.chunks)
+	}
+	workers := min(p.opts.Threads, max(1, len(w.chunks)))
+	if remote {
+		workers = min(p.opts.Connections, max(1, len(p.runs)))
+	}
+	for i := range workers {
+		p.workers = append(p.workers, newWorker(p, i))
 	}
 	for i, w := range p.models() {
 		w.mu.Lock()
 		w.streams = p.way.streams(i)
 		r := &w.report
-		r.Streams, r.ChunkBytes, r.Threads = len(w.streams), p.way.chunkBytes(), len(p.workers)
+		r.Streams, r.ChunkBytes, r.Threads = len(w.streams), p.way.chunkBytes(), min(p.opts.Threads, len(p.workers))
+		if remote {
+			r.Connections = workers
+		}
 		r.Expanded, r.ScratchBytes = w.plan.expanded(), p.way.scratchBytes()
 		w.mu.Unlock()
 	}
@@ -168,7 +179,7 @@ func (p *pipeline) run(ctx context.Context) {
 	}
 	if p.src != nil {
 		sum.MappedBytes, sum.DirectBytes = uint64(p.src.mapped.Load()), uint64(p.src.direct.Load())
-		sum.FetchedBytes = uint64(p.src.fetched.Load())
+		sum.FetchedBytes, sum.RemoteBytes = uint64(p.src.fetched.Load()), uint64(p.src.remote.Load())
 	}
 	for _, w := range p.models() { // nobody may be using the streams when they are closed
 		w.mu.Lock()
@@ -197,7 +208,7 @@ func (w *Model) end(sum *Report, err error, began time.Time) {
 	r := &w.report
 	r.UploadBytes, r.UnpinnedCopies, r.Transfer = sum.UploadBytes, sum.UnpinnedCopies, sum.Transfer
 	r.PinnedBytes, r.Pin, r.PinTotal = sum.PinnedBytes, sum.Pin, sum.PinTotal
-	r.MappedBytes, r.DirectBytes, r.FetchedBytes = sum.MappedBytes, sum.DirectBytes, sum.FetchedBytes
+	r.MappedBytes, r.DirectBytes, r.FetchedBytes, r.RemoteBytes = sum.MappedBytes, sum.DirectBytes, sum.FetchedBytes, sum.RemoteBytes
 	r.Total = time.Since(began)
 	w.err = err
 	if err != nil && !w.stuck.Load() && !w.plan.opts.exported { // a Holder frees when nobody has it mapped any more
@@ -323,7 +334,7 @@ func (p *pipeline) watch(stop <-chan struct{}) {
 		case <-stop:
 			return
 		case now := <-tick.C:
-			if n := p.arrived.Load() + p.next.Load(); n != seen {
+			if n := p.arrived.Load() + p.next.Load() + p.src.remote.Load(); n != seen {
 				seen, since, warned = n, now, false
 				continue
 			}
@@ -343,7 +354,7 @@ func (p *pipeline) watch(stop <-chan struct{}) {
 // waitsFor says what a load that stands still is waiting for, and why that may be.
 func (p *pipeline) waitsFor() string {
 	if i := p.gate.filling(); i >= 0 {
-		return fmt.Sprintf("file read of tensor %q: a slow or lost disk or network file system", p.name(&p.model.chunks[i]))
+		return fmt.Sprintf("file read of tensor %q: a slow or lost disk, network file system or server", p.name(&p.model.chunks[i]))
 	}
 	if n := p.flying.Load(); n > 0 {
 		return fmt.Sprintf("%d copies in flight, the first for tensor %q: the device or its driver hangs (see the kernel's log)",
@@ -370,7 +381,8 @@ type worker struct {
 	fill    filler
 	buf     *pinned.Buffer // when the way is staged: the one being filled
 	filling atomic.Int64   // chunk that is being read, -1: none
-	after   int            // with Options.Hash: the number of the last chunk plus one
+	after   int            // of a run: the chunk that is next
+	end     int            // of a run
 }
 
 func newWorker(p *pipeline, i int) *worker {
@@ -385,6 +397,7 @@ func newWorker(p *pipeline, i int) *worker {
 // run works until there is no chunk left or the load's context ends.
 func (wk *worker) run() {
 	p := wk.p
+	defer wk.read.close()
 	for {
 		t0 := wk.now()
 		if err := p.way.take(wk); err != nil {
@@ -400,7 +413,7 @@ func (wk *worker) run() {
 		t1 := wk.now()
 		wk.filling.Store(int64(i))
 		wk.fill.begin(p.way.room(wk, c), c.expand)
-		err := wk.read.read(c.segs)
+		err := wk.read.read(p.ctx, c.segs)
 		wk.filling.Store(-1)
 		if err != nil {
 			p.way.untake(wk)
@@ -470,8 +483,15 @@ func (f *filler) from(s *segment, src []byte) error {
 	if err := f.flush(); err != nil {
 		return err
 	}
-	dst := f.place(s)
-	for at := s.src; len(src) > 0; {
+	return f.pieces(s, s.src, f.place(s), src)
+}
+
+// pieces turns src, which begins at byte at of the tensor of s, into dst.
+func (f *filler) pieces(s *segment, at int64, dst, src []byte) error {
+	in := f.plan.Tensors[s.tensor].Type.BlockBytes()
+	out := s.dstBytes / (s.srcBytes / in) // of a block, too
+	most := pieceBytes / max(in, out)
+	for len(src) > 0 {
 		n := min(len(src)/in, most)
 		if err := f.piece(s.tensor, at, dst[:n*out], src[:n*in]); err != nil {
 			return err

@@ -65,6 +65,9 @@ type FileIdentity struct {
 func identify(m *gguf.Model) ([]FileIdentity, error) {
 	var files []FileIdentity
 	for _, p := range m.Parts() {
+		if p.File() == nil {
+			return nil, fmt.Errorf("loader: %s: a remote model is not identified as a file is; load it from a file", p.Path)
+		}
 		info, err := p.File().Stat()
 		if err != nil {
 			return nil, err

@@ -57,10 +57,12 @@ type Report struct {
 	MappedBytes    uint64 // of these, through the mapping
 	DirectBytes    uint64 // of these, by direct reads
 	FetchedBytes   uint64 // by direct reads in all: with what lies between the pieces of a slice, or of an unaligned beginning
+	RemoteBytes    uint64 // of these, from a gguf.Source
 	UploadBytes    uint64 // copied to the device, padding included
 	DeviceBytes    uint64 // allocated on the device
 	Streams        int
 	Threads        int
+	Connections    int // ranges of a remote model that were read at the same time; 0 for other models
 	ChunkBytes     int
 	Expanded       int    // tensors that the device converted
 	ScratchBytes   uint64 // device memory beside the model, for blocks that the device converts
@@ -123,6 +125,9 @@ func prepare(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) 
 	}
 	plan, err := NewPlan(m, o)
 	if err != nil {
+		return nil, conv, err
+	}
+	if err := plan.suitRemote(o); err != nil {
 		return nil, conv, err
 	}
 	if err := plan.Check(dev); err != nil {

@@ -73,12 +73,15 @@ type Options struct {
 	Tensors *regexp.Regexp // only the tensors whose names match; nil: all
 	Shard   Shard          // of these, the part that one of several ranks loads
 
-	Streams int         // streams that copies are spread over; 0: chosen
-	Threads int         // workers that read and dequantize; 0: chosen from the number of cores
-	Staging int64       // bytes of staging memory, the bound on host memory; 0: chosen
-	Chunk   int         // bytes of one copy; 0: 4 MiB
-	IO      IO          // how bytes come off the disk
-	ISA     kernels.ISA // dequantization kernels; kernels.Auto: GGUF2GPU_ISA, else the best that the CPU has
+	Streams int   // streams that copies are spread over; 0: chosen
+	Threads int   // workers that read and dequantize; 0: chosen from the number of cores
+	Staging int64 // bytes of staging memory, the bound on host memory; 0: chosen
+	Chunk   int   // bytes of one copy; 0: 4 MiB
+	IO      IO    // how bytes come off the disk
+	// Connections is how many ranges of a remote model are read at the same time, each by a worker of its own with a staging buffer
+	// of its own, so that there are no more than staging buffers; 0: 16. Threads is how many of them may convert at the same time.
+	Connections int
+	ISA         kernels.ISA // dequantization kernels; kernels.Auto: GGUF2GPU_ISA, else the best that the CPU has
 
 	// Dequant says who converts. On the device, blocks travel as they are in the file: fewer bytes than what they become.
 	Dequant Dequant
@@ -119,6 +122,8 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("%w: %d streams: use 1 to 256, or 0 for the default", ErrBadOption, o.Streams)
 	case o.Threads < 0 || o.Threads > 1024:
 		return o, fmt.Errorf("%w: %d threads: use 1 to 1024, or 0 for the default", ErrBadOption, o.Threads)
+	case o.Connections < 0 || o.Connections > 256:
+		return o, fmt.Errorf("%w: %d connections: use 1 to 256, or 0 for the default", ErrBadOption, o.Connections)
 	case o.Chunk != 0 && (o.Chunk < minChunk || o.Chunk > 1<<30):
 		return o, fmt.Errorf("%w: chunks of %d bytes: use 64 KiB to 1 GiB, or 0 for the default", ErrBadOption, o.Chunk)
 	case o.Stall < 0:
@@ -132,6 +137,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Threads == 0 {
 		o.Threads = min(runtime.GOMAXPROCS(0), maxDefaultThreads)
+	}
+	if o.Connections == 0 {
+		o.Connections = defaultConnections
 	}
 	if o.Streams == 0 {
 		o.Streams, o.defaultStreams = defaultStreams, true
@@ -169,7 +177,7 @@ func defaultStaging(threads, chunk int) int64 {
 // open. Larger copies use the link better by a few per cent. Raw loads are bound by the workers, who copy as much as the link
 // does, and lose more by having fewer buffers than they gain.
 func (p *Plan) grow(o Options) {
-	if o.Chunk != 0 || o.Staging != 0 || p.DeviceBytes < largeLoad {
+	if o.Chunk != 0 || o.Staging != 0 || p.DeviceBytes < largeLoad || p.model.Remote() {
 		return
 	}
 	var raw uint64

@@ -1,6 +1,10 @@
 package loader
 
-import "slices"
+import (
+	"context"
+	"errors"
+	"slices"
+)
 
 // Slice says which part of a tensor a rank has.
 type Slice struct {
@@ -119,24 +123,37 @@ func (p *Plan) spread(to, segs []segment) []segment {
 	return to
 }
 
-// data returns n bytes of tensor t from byte off on, as they are in the mapping: a slice of it where they are neighbours there,
-// else a copy in buf, which grows as needed. It is to be called, and its result to be used, inside [gguf.Model.Guard].
-func (p *Plan) data(buf *[]byte, t *PlannedTensor, off int64, n int) []byte {
+// data returns n bytes of tensor t from byte off on, as they are in the file: a slice of the mapping, to be used inside
+// [gguf.Model.Guard], where they are neighbours there, else a copy in buf, which grows as needed.
+func (p *Plan) data(ctx context.Context, buf *[]byte, t *PlannedTensor, off int64, n int) (_ []byte, err error) {
+	if p.model.Remote() {
+		*buf, err = p.fetch(ctx, (*buf)[:0], t, off, n)
+		return *buf, err
+	}
 	file := p.model.Parts()[t.Part].Bytes()
+	if file == nil {
+		return nil, errors.New("the file is closed")
+	}
 	if at, run := t.inFile(off); run >= int64(n) {
-		return file[at : at+int64(n)]
+		return file[at : at+int64(n)], nil
 	}
 	b := (*buf)[:0]
-	for len(b) < n {
-		at, run := t.inFile(off + int64(len(b)))
-		b = append(b, file[at:at+min(run, int64(n-len(b)))]...)
-	}
+	err = p.model.Guard(func() error {
+		for len(b) < n {
+			at, run := t.inFile(off + int64(len(b)))
+			b = append(b, file[at:at+min(run, int64(n-len(b)))]...)
+		}
+		return nil
+	})
 	*buf = b
-	return b
+	return b, err
 }
 
 // letGo lets go of the mapping's pages that n bytes from byte off of t on reach over.
 func (p *Plan) letGo(t *PlannedTensor, off int64, n int) {
+	if p.model.Remote() {
+		return
+	}
 	lo, hi := t.span(off, int64(n))
 	letGo(p.model.Parts()[t.Part].Bytes()[lo:hi])
 }

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -28,16 +29,19 @@ type source struct {
 	plan  *Plan
 	io    IO
 	parts []partSource
+	most  int64         // bytes of one direct read, or of one request
+	busy  chan struct{} // of a remote model: has room for those who may work at the same time on what has come
 
-	mapped, direct atomic.Int64 // bytes that came each way
-	fetched        atomic.Int64 // by direct reads, with what nobody wants and lies between
+	mapped, direct, remote atomic.Int64 // bytes that came each way
+	fetched                atomic.Int64 // by direct reads, with what nobody wants and lies between
 }
 
 // partSource is one part of the model.
 type partSource struct {
 	part    *gguf.Part
-	bytes   []byte   // the mapping
-	direct  *os.File // for direct reads; nil: there are none, or they are not wanted
+	bytes   []byte      // the mapping
+	direct  *os.File    // for direct reads; nil: there are none, or they are not wanted
+	remote  gguf.Source // instead of all that; else nil
 	windows []window
 }
 
@@ -52,15 +56,19 @@ const (
 	howUnknown = iota
 	howMapped
 	howDirect
+	howRemote // of no window: remote parts have none
 )
 
 // newSource prepares reading the segments of chunks. The caller must close it.
 func newSource(p *Plan, chunks []chunk) (*source, error) {
-	s := &source{model: p.model, plan: p, io: p.opts.IO}
+	s := &source{model: p.model, plan: p, io: p.opts.IO, most: windowBytes}
+	if p.model.Remote() {
+		s.most, s.busy = p.requestBytes(), make(chan struct{}, p.opts.Threads)
+	}
 	for _, part := range p.model.Parts() {
-		ps := partSource{part: part, bytes: part.Bytes()}
+		ps := partSource{part: part, bytes: part.Bytes(), remote: part.Source()}
 		ps.windows = make([]window, (len(ps.bytes)+windowBytes-1)/windowBytes)
-		if s.io != IOMapped {
+		if s.io != IOMapped && ps.remote == nil {
 			f, err := openDirect(part.File())
 			if err != nil {
 				s.close()
@@ -73,7 +81,7 @@ func newSource(p *Plan, chunks []chunk) (*source, error) {
 	for i := range chunks {
 		for j := range chunks[i].segs {
 			ps, lo, hi := s.extent(&chunks[i].segs[j])
-			for w := lo / windowBytes; w <= (hi-1)/windowBytes; w++ {
+			for w := lo / windowBytes; w <= (hi-1)/windowBytes && ps.remote == nil; w++ {
 				ps.windows[w].left.Add(1)
 			}
 		}
@@ -99,6 +107,9 @@ func (s *source) extent(seg *segment) (ps *partSource, lo, hi int64) {
 // how says in which way the extent beginning at lo is to be read. It decides once for every window, when the first worker
 // comes to it.
 func (s *source) how(ps *partSource, lo int64) uint32 {
+	if ps.remote != nil {
+		return howRemote
+	}
 	w := lo / windowBytes
 	win := &ps.windows[w]
 	how := win.how.Load()
@@ -128,7 +139,7 @@ func (ps *partSource) window(w int64) []byte {
 // memory stays small.
 func (s *source) consumed(seg *segment) {
 	ps, lo, hi := s.extent(seg)
-	for w := lo / windowBytes; w <= (hi-1)/windowBytes; w++ {
+	for w := lo / windowBytes; w <= (hi-1)/windowBytes && ps.remote == nil; w++ {
 		if ps.windows[w].left.Add(-1) == 0 && ps.windows[w].how.Load() != howDirect {
 			letGo(ps.window(w))
 		}
@@ -140,10 +151,12 @@ type reader struct {
 	src     *source
 	fill    *filler
 	track   string // in the trace
-	scratch []byte // aligned, for direct reads; made when first needed
+	scratch []byte // aligned, for direct reads, and for remote ones that are converted; made when first needed
 	segs    []segment
 	runs    []segment // scratch of read
 	mapped  func() error
+	stream  stream  // of a remote part
+	ahead   []chunk // what the worker is going to read after this chunk
 }
 
 // newReader returns a reader that hands each segment's bytes to fill.
@@ -154,7 +167,7 @@ func newReader(src *source, fill *filler, track string) *reader {
 }
 
 // read fills all, which are in file order, one by one.
-func (r *reader) read(all []segment) error {
+func (r *reader) read(ctx context.Context, all []segment) error {
 	segs := r.src.plan.spread(r.runs[:0], all)
 	if r.src.plan.combed {
 		r.runs = segs
@@ -169,6 +182,9 @@ func (r *reader) read(all []segment) error {
 		case howDirect:
 			r.segs = r.run(segs)
 			err = r.readDirect(ps, lo)
+		case howRemote:
+			r.segs = segs[:1]
+			err = r.readRemote(ctx, segs)
 		}
 		if err != nil {
 			return r.failed(err)
@@ -212,13 +228,19 @@ func (r *reader) run(segs []segment) []segment {
 	first, lo, end := r.src.extent(&segs[0])
 	n := 1
 	for ; n < len(segs); n++ {
-		ps, l, h := r.src.extent(&segs[n])
-		if ps != first || l-end > maxGap || h-lo > windowBytes {
+		next, ok := r.src.follows(&segs[n], first, lo, end)
+		if !ok {
 			break
 		}
-		end = h
+		end = next
 	}
 	return segs[:n]
+}
+
+// follows reports whether one read, from lo in ps on and of bytes up to end so far, is to fetch seg, too, and where it ends then.
+func (s *source) follows(seg *segment, ps *partSource, lo, end int64) (next int64, ok bool) {
+	own, l, h := s.extent(seg)
+	return h, own == ps && l >= end && l-end <= maxGap && h-lo <= s.most
 }
 
 // readDirect reads the extent of r.segs into the scratch buffer and fills them from there.

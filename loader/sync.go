@@ -69,18 +69,19 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 			}
 			n := min(int(t.Size-off)/src, pool.BufferBytes()/max(src, dst)) // blocks
 			out := buf.Bytes()[:n*dst]
-			var data []byte
-			err := w.plan.model.Guard(func() error {
-				data = w.plan.data(&gathered, t, off, n*src)
-				if err := inspect.see(i, off, data); err != nil {
-					return err
-				}
-				if t.Target == t.Type {
-					copy(out, data)
-					return nil
-				}
-				return ker.Dequantize(out, t.Target, data, t.Type)
-			})
+			data, err := w.plan.data(ctx, &gathered, t, off, n*src)
+			if err == nil {
+				err = w.plan.model.Guard(func() error {
+					if err := inspect.see(i, off, data); err != nil {
+						return err
+					}
+					if t.Target == t.Type {
+						copy(out, data)
+						return nil
+					}
+					return ker.Dequantize(out, t.Target, data, t.Type)
+				})
+			}
 			if _, named := errors.AsType[*TensorError](err); named {
 				return err
 			}
@@ -105,6 +106,9 @@ func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) 
 			}
 		}
 	}
-	r.MappedBytes, r.Transfer = r.ReadBytes, time.Since(start)
+	r.Transfer = time.Since(start)
+	if r.MappedBytes = r.ReadBytes; w.plan.model.Remote() {
+		r.MappedBytes, r.RemoteBytes, r.Connections = 0, r.ReadBytes, 1
+	}
 	return nil
 }

@@ -35,7 +35,8 @@ func (e *MismatchError) Unwrap() error { return ErrMismatch }
 func inHex(b []byte) string { return fmt.Sprintf("%#x", b) }
 
 // Verify reads every tensor back from the device and compares it with what the generic kernels make of the file's bytes. Any
-// NaN equals any other. An attached model, and a Holder's, needs Use before. The error is a *MismatchError when they differ.
+// NaN equals any other. Of a remote model, the file's bytes are fetched a second time. An attached model, and a Holder's, needs
+// Use before. The error is a *MismatchError when they differ.
 func (w *Model) Verify(ctx context.Context) error {
 	w.mu.RLock()
 	known := w.plan.model != nil
@@ -55,15 +56,16 @@ func (w *Model) Verify(ctx context.Context) error {
 				want = make([]byte, len(got))
 			}
 			want = want[:len(got)]
-			var src []byte
-			err := w.plan.model.Guard(func() error {
-				src = w.plan.data(&gathered, t, s.src, s.srcBytes)
-				if t.Target == t.Type {
-					copy(want, src)
-					return nil
-				}
-				return ref.Dequantize(want, t.Target, src, t.Type)
-			})
+			src, err := w.plan.data(ctx, &gathered, t, s.src, s.srcBytes)
+			if err == nil {
+				err = w.plan.model.Guard(func() error {
+					if t.Target == t.Type {
+						copy(want, src)
+						return nil
+					}
+					return ref.Dequantize(want, t.Target, src, t.Type)
+				})
+			}
 			if err != nil {
 				return &TensorError{Tensor: t.Name, Op: "read", Offset: s.src, Bytes: s.srcBytes, Err: err}
 			}

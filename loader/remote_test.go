@@ -1,0 +1,565 @@
+package loader
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote"
+)
+
+// fileServer serves the files of a directory. Before the nth request, from 1 on, is answered, fault may answer it.
+type fileServer struct {
+	*httptest.Server
+	requests atomic.Int64
+	fault    atomic.Pointer[func(w http.ResponseWriter, r *http.Request, n int64) bool]
+}
+
+func serveFiles(t testing.TB, dir string) *fileServer {
+	s := &fileServer{}
+	files := http.FileServer(http.Dir(dir))
+	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n := s.requests.Add(1)
+		if f := s.fault.Load(); f != nil && (*f)(w, r, n) {
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Start()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// set makes f answer from now on, and counts anew.
+func (s *fileServer) set(f func(w http.ResponseWriter, r *http.Request, n int64) bool) {
+	s.fault.Store(&f)
+	s.requests.Store(0)
+}
+
+// breakOff is a fault: a reply that ends after n bytes.
+func breakOff(w http.ResponseWriter, r *http.Request, dir string, n int) {
+	rec := httptest.NewRecorder()
+	http.FileServer(http.Dir(dir)).ServeHTTP(rec, r)
+	for k, v := range rec.Header() {
+		w.Header()[k] = v
+	}
+	w.WriteHeader(rec.Code)
+	w.Write(rec.Body.Bytes()[:min(n, rec.Body.Len())])
+	panic(http.ErrAbortHandler)
+}
+
+// remoteClient is one that knows no token and does not wait long.
+func remoteClient(t testing.TB) *remote.Client {
+	c := remote.NewClient(remote.Options{Pause: time.Millisecond, Token: func(string) string { return "" }})
+	t.Cleanup(c.Close)
+	return c
+}
+
+func openRemote(t testing.TB, c *remote.Client, address string) *gguf.Model {
+	t.Helper()
+	m, err := c.Open(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m
+}
+
+// TestRemote: what is loaded from a server is what is loaded from the file, bit for bit.
+func TestRemote(t *testing.T) {
+	small := tight
+	small.Connections, small.Hash, small.Check = 3, true, true
+	one := Options{Connections: 1, Chunk: 64 << 10, Staging: 128 << 10, Threads: 1}
+	ways := map[string]Options{"default": {}, "small": small, "one": one}
+	dir := filepath.Join("..", "testdata", "gguf")
+	names := []string{"all-types.gguf", "align64.gguf", "../tiny-llama.gguf"}
+	s := serveFiles(t, filepath.Dir(dir))
+	for _, integrated := range []bool{false, true} {
+		dev, _ := openDevice(t, amdhip.SoftwareOptions{Integrated: integrated})
+		c := remoteClient(t)
+		for _, name := range names {
+			local := openModel(t, filepath.Join(dir, name))
+			far := openRemote(t, c, s.URL+"/"+filepath.ToSlash(filepath.Join("gguf", name)))
+			for _, d := range DTypes() {
+				for way, o := range ways {
+					o.DType = d
+					if o.Check { // their values are random bits
+						o.Check = name == "../tiny-llama.gguf"
+					}
+					w, err := Load(t.Context(), dev, far, o)
+					if err != nil {
+						t.Fatalf("%s as %v, %s: %v", name, d, way, err)
+					}
+					same(t, w.plan, contents(t, w), wanted(t, local, o))
+					r := w.Report()
+					if r.RemoteBytes != r.ReadBytes || r.MappedBytes+r.DirectBytes != 0 || r.Connections < 1 ||
+						o.Connections > 0 && r.Connections > o.Connections {
+						t.Errorf("%s as %v, %s: %+v", name, d, way, r)
+					}
+					for _, h := range w.Hashes() {
+						x, _ := local.Tensor(h.Name)
+						if h.Sum != sha256.Sum256(local.Data(x)) {
+							t.Errorf("%s: %s has another hash", name, h.Name)
+						}
+					}
+					if err := w.Verify(t.Context()); err != nil {
+						t.Error(err)
+					}
+					mustClose(t, w)
+				}
+			}
+			w, err := LoadSync(t.Context(), dev, far, Options{DType: F32, Hash: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			same(t, w.plan, contents(t, w), wanted(t, local, Options{DType: F32}))
+			if r := w.Report(); r.RemoteBytes != r.ReadBytes || r.MappedBytes != 0 {
+				t.Errorf("%+v", r)
+			}
+			mustClose(t, w)
+		}
+	}
+}
+
+// TestRemoteSplit loads a model of three files, and a part of it.
+func TestRemoteSplit(t *testing.T) {
+	dir := t.TempDir()
+	names := splitSample(t, dir)
+	s := serveFiles(t, dir)
+	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	c := remoteClient(t)
+	local := openModel(t, filepath.Join(dir, names[0]))
+	far := openRemote(t, c, s.URL+"/"+names[2])
+	if len(far.Parts()) != 3 {
+		t.Fatalf("%d parts", len(far.Parts()))
+	}
+	for _, o := range []Options{{DType: F32}, {DType: Raw}, {DType: F16, Tensors: regexp.MustCompile(`^b`)}, tight} {
+		w, err := Load(t.Context(), dev, far, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, w.plan, contents(t, w), wanted(t, local, o))
+		mustClose(t, w)
+	}
+}
+
+// splitSample writes the sample model in three parts and returns their names.
+func splitSample(t *testing.T, dir string) (names []string) {
+	m := openModel(t, sample)
+	all := m.Tensors()
+	for i := range 3 {
+		names = append(names, fmt.Sprintf("s-%05d-of-00003.gguf", i+1))
+		f, err := os.Create(filepath.Join(dir, names[i]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := gguf.NewWriter(f, gguf.WriterOptions{})
+		w.Set("split.no", uint16(i))
+		w.Set("split.count", uint16(3))
+		part := all[i*len(all)/3 : (i+1)*len(all)/3]
+		for _, x := range part {
+			w.AddTensor(x.Name, x.Type, x.Shape...)
+		}
+		w.WriteHeader()
+		for _, x := range part {
+			w.WriteTensor(x.Name, m.Data(&x))
+		}
+		if err := errors.Join(w.Close(), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return names
+}
+
+// remoteTight is a load of the sample with many small requests.
+func remoteTight(d DType) Options {
+	o := tight
+	o.DType, o.Connections = d, 3
+	return o
+}
+
+// TestRemoteFaults: connections that break now and then change nothing but the number of requests.
+func TestRemoteFaults(t *testing.T) {
+	dir := filepath.Dir(sample)
+	s := serveFiles(t, dir)
+	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	c := remoteClient(t)
+	local, far := openModel(t, sample), openRemote(t, c, s.URL+"/"+filepath.Base(sample))
+	for _, d := range []DType{Raw, F32} {
+		before := c.Stats()
+		s.set(func(w http.ResponseWriter, r *http.Request, n int64) bool {
+			switch n % 5 {
+			case 0:
+				panic(http.ErrAbortHandler)
+			case 1:
+				breakOff(w, r, dir, int(10_007*(n%7)))
+			case 2:
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return true
+			}
+			return false
+		})
+		o := remoteTight(d)
+		w, err := Load(t.Context(), dev, far, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, w.plan, contents(t, w), wanted(t, local, o))
+		mustClose(t, w)
+		if st := c.Stats(); st.Retries-before.Retries < 2 || uint64(st.Bytes-before.Bytes) < w.Report().ReadBytes {
+			t.Errorf("%+v, %+v before", st, before)
+		}
+	}
+}
+
+// TestEveryRequestFails lets each single request of a load fail for good, before and after its first bytes.
+func TestEveryRequestFails(t *testing.T) {
+	dir := filepath.Dir(sample)
+	s := serveFiles(t, dir)
+	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
+	count := func(o Options) int64 {
+		c := remoteClient(t)
+		defer c.Close()
+		far := openRemote(t, c, s.URL+"/"+filepath.Base(sample))
+		s.set(func(http.ResponseWriter, *http.Request, int64) bool { return false })
+		w, err := Load(t.Context(), dev, far, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustClose(t, w)
+		return s.requests.Load()
+	}
+	for _, d := range []DType{Raw, F16} {
+		o := remoteTight(d)
+		o.Tensors = regexp.MustCompile(`blk\.[01]|output`) // with gaps, so that there are some requests
+		requests := count(o)
+		if requests < 2 {
+			t.Errorf("%d requests", requests)
+		}
+		before := measure(sw)
+		for n := range requests {
+			for _, after := range []int{0, 1000} {
+				c := remoteClient(t)
+				far := openRemote(t, c, s.URL+"/"+filepath.Base(sample))
+				s.set(func(w http.ResponseWriter, r *http.Request, i int64) bool {
+					switch {
+					case i == n+1 && after > 0:
+						breakOff(w, r, dir, after)
+					case i > n:
+						w.WriteHeader(http.StatusForbidden)
+						return true
+					}
+					return false
+				})
+				w, err := Load(t.Context(), dev, far, o)
+				if e, ok := errors.AsType[*remote.Error](err); w != nil || !ok || !strings.Contains(err.Error(), s.URL+"/tiny-llama.gguf, bytes ") {
+					t.Errorf("request %d fails: %v, %v", n+1, err, e)
+				}
+				if x, ok := errors.AsType[*TensorError](err); !ok || x.Op != "read" || x.Tensor == "" {
+					t.Errorf("request %d fails: %v, want a *TensorError", n+1, err)
+				}
+				far.Close()
+				c.Close()
+				s.CloseClientConnections()
+				s.set(func(http.ResponseWriter, *http.Request, int64) bool { return false })
+				wantBack(t, sw, before)
+			}
+		}
+	}
+}
+
+// TestRemoteCancel ends loads at each request, while the server holds its reply back.
+func TestRemoteCancel(t *testing.T) {
+	s := serveFiles(t, filepath.Dir(sample))
+	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
+	gone := errors.New("gone")
+	o := remoteTight(F16)
+	o.Tensors = regexp.MustCompile(`blk\.[01]|output`)
+	before := measure(sw)
+	for n := range int64(3) {
+		c := remoteClient(t)
+		far := openRemote(t, c, s.URL+"/"+filepath.Base(sample))
+		ctx, cancel := context.WithCancelCause(t.Context())
+		s.set(func(_ http.ResponseWriter, r *http.Request, i int64) bool {
+			if i <= n {
+				return false
+			}
+			cancel(gone)
+			<-r.Context().Done()
+			return true
+		})
+		if w, err := Load(ctx, dev, far, o); w != nil || !errors.Is(err, gone) {
+			t.Errorf("cancelled at request %d: %v", n+1, err)
+		}
+		cancel(nil)
+		far.Close()
+		c.Close()
+		s.CloseClientConnections()
+		s.set(func(http.ResponseWriter, *http.Request, int64) bool { return false })
+		wantBack(t, sw, before)
+	}
+}
+
+// TestRemoteChanges: a file that is replaced while it is loaded is an error, not a mixture.
+func TestRemoteChanges(t *testing.T) {
+	dir := t.TempDir()
+	data, err := os.ReadFile(sample)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "m.gguf")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := serveFiles(t, dir)
+	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
+	far := openRemote(t, remoteClient(t), s.URL+"/m.gguf")
+	other := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(path, other, other); err != nil {
+		t.Fatal(err)
+	}
+	w, err := Load(t.Context(), dev, far, Options{})
+	if w != nil || !errors.Is(err, remote.ErrChanged) || sw.Stats().Allocations != 0 {
+		t.Errorf("got %v, %+v", err, sw.Stats())
+	}
+	if w, err := LoadSync(t.Context(), dev, far, Options{}); w != nil || !errors.Is(err, remote.ErrChanged) {
+		t.Errorf("LoadSync: %v", err)
+	}
+}
+
+func TestRemoteOptions(t *testing.T) {
+	s := serveFiles(t, filepath.Dir(sample))
+	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	far := openRemote(t, remoteClient(t), s.URL+"/"+filepath.Base(sample))
+	for _, o := range []Options{{IO: IOMapped}, {IO: IODirect}, {Connections: -1}, {Connections: 257}} {
+		if _, err := Load(t.Context(), dev, far, o); !errors.Is(err, ErrBadOption) {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+}
+
+// stub is a gguf.Source of zeros behind a header. read is called before every read of what is not the header.
+type stub struct {
+	header []byte
+	size   int64
+	read   func(ctx context.Context, first bool)
+
+	ranges, open, most atomic.Int64
+	longest            atomic.Int64
+}
+
+// newStub returns a model of n tensors of F16, each of so many elements.
+func newStub(t *testing.T, n int, elems uint64) (*stub, *gguf.Model) {
+	local := openModel(t, sparse(t, n, elems))
+	p := local.Parts()[0]
+	s := &stub{header: bytes.Clone(p.Bytes()[:p.DataOffset]), size: p.Size}
+	m, err := gguf.OpenSource(t.Context(), "x.gguf", func(context.Context, string) (gguf.Source, error) { return s, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	s.ranges.Store(0)
+	return s, m
+}
+
+func (s *stub) Path() string { return "far://x" }
+func (s *stub) Size() int64  { return s.size }
+func (s *stub) Close() error { return nil }
+
+func (s *stub) Range(ctx context.Context, off, n int64) io.ReadCloser {
+	s.ranges.Add(1)
+	atomicMax(&s.most, s.open.Add(1))
+	atomicMax(&s.longest, n)
+	return &stubReader{s: s, ctx: ctx, at: off, end: off + n, first: true}
+}
+
+func atomicMax(to *atomic.Int64, n int64) {
+	for old := to.Load(); n > old && !to.CompareAndSwap(old, n); old = to.Load() {
+	}
+}
+
+type stubReader struct {
+	s       *stub
+	ctx     context.Context
+	at, end int64
+	first   bool
+}
+
+func (r *stubReader) Read(b []byte) (int, error) {
+	if r.at == r.end {
+		return 0, io.EOF
+	}
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	b = b[:min(int64(len(b)), r.end-r.at)]
+	clear(b)
+	if head := int64(len(r.s.header)); r.at < head {
+		copy(b, r.s.header[r.at:])
+	} else if r.s.read != nil {
+		r.s.read(r.ctx, r.first)
+	}
+	r.first = false
+	r.at += int64(len(b))
+	return len(b), nil
+}
+
+func (r *stubReader) Close() error { r.s.open.Add(-1); return nil }
+
+// TestConnections: as many ranges are in flight as are asked for, though there are fewer threads, and each is large.
+func TestConnections(t *testing.T) {
+	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	s, m := newStub(t, 8, 8<<20)
+	for _, d := range []DType{Raw, BF16} {
+		const connections = 12
+		var all sync.WaitGroup
+		all.Add(connections)
+		var waiting atomic.Int64
+		s.read = func(ctx context.Context, first bool) {
+			if first && waiting.Add(1) <= connections { // nobody goes on until that many are there
+				all.Done()
+				done := make(chan struct{})
+				go func() { all.Wait(); close(done) }()
+				select {
+				case <-done:
+				case <-ctx.Done():
+				}
+			}
+		}
+		s.ranges.Store(0)
+		s.most.Store(0)
+		w, err := Load(t.Context(), dev, m, Options{DType: d, Connections: connections, Threads: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := w.Report()
+		if n := s.most.Load(); n != connections || r.Connections != connections || r.Threads != 2 {
+			t.Errorf("%v: %d ranges in flight, %+v", d, n, r)
+		}
+		if n := s.ranges.Load(); n > 64 || s.longest.Load() > maxRange || s.open.Load() != 0 {
+			t.Errorf("%v: %d ranges of up to %d bytes for %d, %d are open still", d, n, s.longest.Load(), r.ReadBytes, s.open.Load())
+		}
+		mustClose(t, w)
+	}
+}
+
+// TestRemoteMemory: what a load from a server takes is its staging memory, and a little for each connection.
+func TestRemoteMemory(t *testing.T) {
+	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	_, m := newStub(t, 8, 8<<20)
+	for _, o := range []Options{{DType: Raw}, {DType: F32}, {DType: F32, Staging: 16 << 20, Connections: 64}, {DType: F32, Hash: true}} {
+		var before, now runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		var most uint64
+		calls := 0
+		o.Progress = func(int64, int64) {
+			if calls++; calls%8 == 0 {
+				runtime.ReadMemStats(&now)
+				most = max(most, now.HeapAlloc)
+			}
+		}
+		w, err := Load(t.Context(), dev, m, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := w.Report()
+		budget := w.plan.opts.Staging
+		if r.PinnedBytes > budget || o.Staging == 0 && budget > maxDefaultStaging {
+			t.Errorf("%+v: %d bytes are pinned, the budget is %d", o, r.PinnedBytes, budget)
+		}
+		// The device's own memory is not in the heap.
+		if limit := before.HeapAlloc + uint64(r.Connections)*pieceBytes + 4<<20; most > limit || most == 0 {
+			t.Errorf("%d connections: %d bytes of heap, %d before", r.Connections, most, before.HeapAlloc)
+		}
+		mustClose(t, w)
+	}
+}
+
+// TestSlowIsNotStalled: bytes that come slowly are progress, though no chunk is complete for longer than Stall.
+func TestSlowIsNotStalled(t *testing.T) {
+	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	s, m := newStub(t, 1, 2<<20)
+	var reads atomic.Int64
+	s.read = func(context.Context, bool) { reads.Add(1); time.Sleep(100 * time.Millisecond) }
+	w, err := Load(t.Context(), dev, m, Options{DType: Raw, Connections: 1, Chunk: 8 << 20, Stall: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if reads.Load() < 12 {
+		t.Errorf("only %d reads: the test does not last longer than Stall", reads.Load())
+	}
+	mustClose(t, w)
+	s.read = func(ctx context.Context, _ bool) { <-ctx.Done() }
+	w, err = Load(t.Context(), dev, m, Options{DType: Raw, Stall: 300 * time.Millisecond})
+	if w != nil || !errors.Is(err, ErrStalled) || !strings.Contains(err.Error(), "server") {
+		t.Errorf("got %v, want %v", err, ErrStalled)
+	}
+}
+
+// TestRemoteExpanded: chunks that the device converts hold the file's blocks, each segment in its place.
+func TestRemoteExpanded(t *testing.T) {
+	local := openModel(t, sample)
+	s := serveFiles(t, filepath.Dir(sample))
+	far := openRemote(t, remoteClient(t), s.URL+"/"+filepath.Base(sample))
+	p, err := NewPlan(far, Options{DType: F32})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range p.Tensors {
+		p.Tensors[i].expand = p.Tensors[i].Target != p.Tensors[i].Type
+	}
+	chunks := p.cut(64<<10, 0, true)
+	src, err := newSource(p, chunks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ker, err := kernels.For(kernels.Generic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill := filler{plan: p, ker: ker}
+	r := newReader(src, &fill, "")
+	defer r.close()
+	buf, expanded := make([]byte, 64<<10), 0
+	for i := range chunks {
+		c := &chunks[i]
+		r.ahead = chunks[i+1:]
+		fill.begin(buf[:c.bytes], c.expand)
+		if err := r.read(t.Context(), c.segs); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range c.segs {
+			x, _ := local.Tensor(p.Tensors[s.tensor].Name)
+			if !c.expand {
+				continue
+			}
+			expanded++
+			if !bytes.Equal(buf[s.dst:s.dst+s.dstBytes], local.Data(x)[s.src:s.src+int64(s.srcBytes)]) {
+				t.Errorf("%s differs", x.Name)
+			}
+		}
+	}
+	if n := s.requests.Load(); expanded == 0 || n > 3 {
+		t.Errorf("%d segments were expanded, %d requests", expanded, n)
+	}
+}
