@@ -139,7 +139,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Threads = min(runtime.GOMAXPROCS(0), maxDefaultThreads)
 	}
 	if o.Connections == 0 {
-		o.Connections = defaultConnections
+		o.Connections = DefaultConnections
 	}
 	if o.Streams == 0 {
 		o.Streams, o.defaultStreams = defaultStreams, true

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
 // benchReport is the JSON of bench. Speeds are in units of 10^9 bytes per second.
@@ -74,7 +76,7 @@ func newBenchCommand() *cobra.Command {
 		Long: `Measure what this machine can do at most (link, memory, disk), then load MODEL synchronously and asynchronously and show
 what share of that each reaches. All figures come from this process; runs are repeated and medians shown.
 
-The model should be in the page cache: it is read once before. Without MODEL a synthetic one is made in the directory for
+The model should be in the page cache: it is read once before. MODEL may be on a server; file read is then a plain download. Without MODEL a synthetic one is made in the directory for
 temporary files and removed afterwards.
 
 On a GPU with hipRTC loads that convert are measured both ways, by the CPU (async) and by the device (async-gpu), of which
@@ -105,7 +107,7 @@ On a GPU with hipRTC loads that convert are measured both ways, by the CPU (asyn
 		log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 		b := &bench{flags: f, runs: *runs, log: log}
 		defer func() { err = errors.Join(err, b.close()) }()
-		if err := b.open(path, cmd.ErrOrStderr()); err != nil {
+		if err := b.open(cmd.Context(), path, cmd.ErrOrStderr()); err != nil {
 			return err
 		}
 		dtypes := loader.DTypes()
@@ -154,20 +156,21 @@ type bench struct {
 	runs   int
 	log    *slog.Logger
 	file   *gguf.Model
+	client *remote.Client // nil: the model is a file
 	rt     *amdhip.Runtime
 	dev    *amdhip.Device
 	report benchReport
 }
 
-func (b *bench) open(path string, stderr io.Writer) (err error) {
+func (b *bench) open(ctx context.Context, path string, stderr io.Writer) (err error) {
 	if b.rt, b.dev, err = b.flags.device.open(stderr, b.log); err != nil {
 		return err
 	}
-	if b.file, err = gguf.Open(path); err != nil {
+	if b.file, b.client, err = b.flags.remote.open(ctx, path, b.log); err != nil {
 		return err
 	}
 	b.report = benchReport{
-		Model: path, FileBytes: b.file.Size(), CPUs: runtime.GOMAXPROCS(0), OpenRSS: currentRSS(),
+		Model: remote.Redact(path), FileBytes: b.file.Size(), CPUs: runtime.GOMAXPROCS(0), OpenRSS: currentRSS(),
 		Device: deviceReport{Kind: b.rt.Kind(), Index: b.dev.Index(), Name: b.dev.Name()},
 	}
 	return nil
@@ -177,6 +180,9 @@ func (b *bench) close() error {
 	var errs []error
 	if b.file != nil {
 		errs = append(errs, b.file.Close())
+	}
+	if b.client != nil {
+		b.client.Close()
 	}
 	if b.rt != nil {
 		errs = append(errs, b.rt.Close())
@@ -190,7 +196,7 @@ func (b *bench) measure(ctx context.Context, dtypes []loader.DType, cold, scalin
 		return err
 	}
 	// Cold runs come last: they throw the file out of the page cache.
-	if cold {
+	if cold && !b.file.Remote() {
 		return b.measureCold(ctx)
 	}
 	return nil
@@ -203,7 +209,11 @@ func (b *bench) measureLoads(ctx context.Context, dtypes []loader.DType, scaling
 	if threads == 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	if _, err = loader.ReadSpeed(ctx, b.file, threads, false); err != nil { // warms the cache
+	readers := threads
+	if b.file.Remote() {
+		readers = cmp.Or(*b.flags.conns, loader.DefaultConnections)
+	}
+	if _, err = loader.ReadSpeed(ctx, b.file, readers, false); err != nil { // warms the cache
 		return err
 	}
 	for _, m := range []struct {
@@ -211,7 +221,7 @@ func (b *bench) measureLoads(ctx context.Context, dtypes []loader.DType, scaling
 		measure func() (float64, error)
 	}{
 		{&c.H2D, func() (float64, error) { return loader.LinkSpeed(ctx, b.dev) }},
-		{&c.Read, func() (float64, error) { return loader.ReadSpeed(ctx, b.file, threads, false) }},
+		{&c.Read, func() (float64, error) { return loader.ReadSpeed(ctx, b.file, readers, false) }},
 	} {
 		speed, err := m.measure()
 		if err != nil {

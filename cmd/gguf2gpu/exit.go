@@ -8,6 +8,7 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
 // exitCode is what the process ends with. The numbers are part of the command's contract; exitStatus tells them to users.
@@ -81,7 +82,7 @@ func codeOf(ctx context.Context, err error) exitCode {
 		return exitNoMemory
 	case errors.Is(err, loader.ErrBadModel):
 		return exitBadModel
-	case errors.Is(err, loader.ErrBadOption):
+	case errors.Is(err, loader.ErrBadOption), errors.Is(err, remote.ErrAddress):
 		return exitUsage
 	case errors.Is(err, loader.ErrMismatch):
 		return exitMismatch

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
 // maxArray is the length from which a metadata array is told by its type and length only: vocabularies have 10^5 entries.
@@ -30,19 +31,23 @@ func newInspectCommand() *cobra.Command {
 		Short: "Show a model's header, metadata, tensors and sizes per dtype",
 		Long: `Show a model's header, metadata, tensors, and how many bytes its tensors need on a device in each dtype.
 
-MODEL is a GGUF file, or any part of a split model. Metadata arrays with more than 16 entries are shown by type and
+MODEL is a GGUF file, or any part of a split model. Of one on a server, https://HOST/PATH, the header alone is fetched. Metadata arrays with more than 16 entries are shown by type and
 length; --full shows them all. Integer tensors keep their bytes in every dtype.`,
 		Args: cobra.ExactArgs(1),
 	}
 	asJSON := jsonFlag(cmd)
+	far := addRemoteFlags(cmd.Flags())
 	full := cmd.Flags().Bool("full", false, "show long metadata arrays and strings in full")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		m, err := gguf.Open(args[0])
+		m, client, err := far.open(cmd.Context(), args[0], nil)
 		if err != nil {
 			return err
 		}
+		if client != nil {
+			defer client.Close()
+		}
 		defer m.Close()
-		r := inspect(args[0], m, *full)
+		r := inspect(remote.Redact(args[0]), m, *full)
 		if *asJSON {
 			return writeJSON(cmd.OutOrStdout(), r)
 		}

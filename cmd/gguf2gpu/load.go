@@ -16,6 +16,7 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
 // loadFlags are the flags of load that verify has, too: what goes where, and how.
@@ -30,6 +31,8 @@ type loadFlags struct {
 	chunk    *uint64
 	sync     *bool
 	io       *loader.IO
+	remote   remoteFlags
+	conns    *int
 	dequant  dequantFlags
 	check    *bool
 	stall    *time.Duration
@@ -52,6 +55,8 @@ func addLoadFlags(cmd *cobra.Command) *loadFlags {
 		chunk:    byteSizeFlag(fs, "chunk", "bytes of one copy, such as 4MiB (default chosen for the machine)"),
 		sync:     fs.Bool("sync", false, "the synchronous reference loader: one thread, one copy at a time"),
 		io:       parsedFlag(fs, "io", loader.IOAuto, "WAY", "how bytes come off the disk: auto, mmap, direct", loader.ParseIO),
+		remote:   addRemoteFlags(fs),
+		conns:    fs.Int("connections", 0, "ranges of a remote MODEL that are read at the same time (default 16)"),
 		dequant:  addDequantFlags(fs),
 		check:    fs.Bool("check", false, "fail if a value is not finite, in the file or as what it is converted to"),
 		stall:    fs.Duration("stall", time.Minute, "give up when nothing at all has happened for so long"),
@@ -96,7 +101,7 @@ func (f rulesFlag[T]) Set(s string) error {
 func (f *loadFlags) options(progress func(done, total int64), log *slog.Logger) loader.Options {
 	o := loader.Options{
 		DType: *f.dtype, Rules: f.rules, Tensors: *f.tensors,
-		Streams: *f.streams, Threads: *f.threads, Staging: int64(*f.staging), Chunk: int(*f.chunk), IO: *f.io,
+		Streams: *f.streams, Threads: *f.threads, Staging: int64(*f.staging), Chunk: int(*f.chunk), IO: *f.io, Connections: *f.conns,
 		Dequant: *f.dequant.by, Compiler: kernelCompiler(*f.dequant.cache, log),
 		Check: *f.check, Hash: f.hashes.wanted(),
 		Stall: *f.stall, Progress: progress, Logger: log,
@@ -111,6 +116,7 @@ func (f *loadFlags) options(progress func(done, total int64), log *slog.Logger) 
 type loaded struct {
 	path    string
 	file    *gguf.Model
+	client  *remote.Client // nil: the model is a file
 	rt      *amdhip.Runtime
 	dev     *amdhip.Device // the first
 	weights onDevices
@@ -126,7 +132,7 @@ type loaded struct {
 
 // load opens the model and the device and loads one into the other. The caller must close it.
 func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, trace *loader.Trace) (_ *loaded, err error) {
-	s := &loaded{path: path, checked: *f.check, shard: f.shard}
+	s := &loaded{path: remote.Redact(path), checked: *f.check, shard: f.shard}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -136,10 +142,10 @@ func (f *loadFlags) load(ctx context.Context, path string, stderr io.Writer, tra
 		return nil, err
 	}
 	start := time.Now()
-	if s.file, err = gguf.Open(path); err != nil {
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	if s.file, s.client, err = f.remote.open(ctx, path, log); err != nil {
 		return nil, err
 	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	if f.shard != nil {
 		f.device.local = f.shard.local
 	}
@@ -176,6 +182,9 @@ func (s *loaded) close() error {
 	}
 	if s.file != nil {
 		errs = append(errs, s.file.Close())
+	}
+	if s.client != nil {
+		s.client.Close()
 	}
 	return errors.Join(errs...)
 }
@@ -214,6 +223,7 @@ type loadReport struct {
 	Split          string       `json:"split,omitempty"` // with several devices
 	// Devices are those that the other fields are about together; Device is the first of them.
 	Devices []deviceShare `json:"devices"`
+	remoteReport
 }
 
 // deviceReport says which device a command used.
@@ -256,6 +266,10 @@ func (s *loaded) report(dtype loader.DType) loadReport {
 	if w, ok := s.weights.(*loader.SplitModel); ok {
 		out.Split = w.Split().By.String()
 	}
+	if s.client != nil {
+		st := s.client.Stats()
+		out.remoteReport = remoteReport{r.RemoteBytes, r.Connections, st.Requests, st.Retries}
+	}
 	if r.Transfer > 0 {
 		out.UploadGBps = float64(r.UploadBytes) / r.Transfer.Seconds() / 1e9
 		out.DeviceGBps = float64(r.DeviceBytes) / r.Transfer.Seconds() / 1e9
@@ -282,6 +296,7 @@ func (r *loadReport) print(w io.Writer) {
 		r.Seconds.Open, r.Seconds.Plan, r.Seconds.Kernels, r.Seconds.Alloc, r.Seconds.Pin, r.Seconds.Transfer)
 	fmt.Fprintf(w, "  %d threads, %d streams, chunks of %s, %s pinned, %s resident at most\n", r.Threads, r.Streams,
 		humanize.IBytes(uint64(r.ChunkBytes)), humanize.IBytes(uint64(r.PinnedBytes)), humanize.IBytes(r.PeakRSSBytes))
+	r.remoteReport.print(w)
 	if r.Verified {
 		fmt.Fprintln(w, "  verified: device memory equals the file")
 	}
@@ -299,7 +314,8 @@ func newLoadCommand() *cobra.Command {
 		Short: "Put a model on the device",
 		Long: `Put a model on the device: read, dequantize and upload its tensors, all at the same time.
 
-MODEL is a GGUF file, or any part of a split model.`,
+MODEL is a GGUF file, or any part of a split model. It may be on a server that supports ranges: https://HOST/PATH, with a token
+in GGUF2GPU_TOKEN (for huggingface.co in HF_TOKEN) and a proxy in HTTPS_PROXY. --verify then fetches it a second time.`,
 		Args: cobra.ExactArgs(1),
 	}
 	f := addLoadFlags(cmd)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
 // planReport is the JSON of load --plan. Sizes are in bytes.
@@ -69,14 +70,19 @@ func (f *loadFlags) plan(cmd *cobra.Command, path string) (err error) {
 	if err := errors.Join(f.split.check(*f.device.device, *f.sync), f.shard.resolve()); err != nil {
 		return err
 	}
-	m, err := gguf.Open(path)
+	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	m, client, err := f.remote.open(cmd.Context(), path, log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.Close()) }()
-	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	defer func() {
+		err = errors.Join(err, m.Close())
+		if client != nil {
+			client.Close()
+		}
+	}()
 	o := f.options(nil, log)
-	r := planReport{Model: path, Architecture: m.Architecture(), DType: f.dtype.String(), FileBytes: m.Size(), Devices: []devicePlan{}}
+	r := planReport{Model: remote.Redact(path), Architecture: m.Architecture(), DType: f.dtype.String(), FileBytes: m.Size(), Devices: []devicePlan{}}
 	if err := r.addRanks(m, o); err != nil {
 		return err
 	}

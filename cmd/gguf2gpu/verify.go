@@ -11,7 +11,7 @@ func newVerifyCommand() *cobra.Command {
 		Use:   "verify MODEL [flags]",
 		Short: "Load a model, read everything back and compare it with the file",
 		Long: `Load a model, read everything back from device memory and compare it, byte for byte, with what the reference kernels
-make of the file. Any NaN equals any other.`,
+make of the file. Any NaN equals any other. Of a MODEL on a server the file is fetched twice.`,
 		Args: cobra.ExactArgs(1),
 	}
 	f := addLoadFlags(cmd)
