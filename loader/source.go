@@ -29,7 +29,6 @@ type source struct {
 	plan  *Plan
 	io    IO
 	parts []partSource
-	most  int64         // bytes of one direct read, or of one request
 	busy  chan struct{} // of a remote model: has room for those who may work at the same time on what has come
 
 	mapped, direct, remote atomic.Int64 // bytes that came each way
@@ -61,9 +60,9 @@ const (
 
 // newSource prepares reading the segments of chunks. The caller must close it.
 func newSource(p *Plan, chunks []chunk) (*source, error) {
-	s := &source{model: p.model, plan: p, io: p.opts.IO, most: windowBytes}
+	s := &source{model: p.model, plan: p, io: p.opts.IO}
 	if p.model.Remote() {
-		s.most, s.busy = p.requestBytes(), make(chan struct{}, p.opts.Threads)
+		s.busy = make(chan struct{}, p.opts.Threads)
 	}
 	for _, part := range p.model.Parts() {
 		ps := partSource{part: part, bytes: part.Bytes(), remote: part.Source()}
@@ -228,7 +227,7 @@ func (r *reader) run(segs []segment) []segment {
 	first, lo, end := r.src.extent(&segs[0])
 	n := 1
 	for ; n < len(segs); n++ {
-		next, ok := r.src.follows(&segs[n], first, lo, end)
+		next, ok := r.src.follows(&segs[n], first, lo, end, windowBytes)
 		if !ok {
 			break
 		}
@@ -237,10 +236,11 @@ func (r *reader) run(segs []segment) []segment {
 	return segs[:n]
 }
 
-// follows reports whether one read, from lo in ps on and of bytes up to end so far, is to fetch seg, too, and where it ends then.
-func (s *source) follows(seg *segment, ps *partSource, lo, end int64) (next int64, ok bool) {
+// follows reports whether one read of at most so many bytes, from lo in ps on and up to end so far, is to fetch seg, too, and
+// where it ends then.
+func (s *source) follows(seg *segment, ps *partSource, lo, end, most int64) (next int64, ok bool) {
 	own, l, h := s.extent(seg)
-	return h, own == ps && l >= end && l-end <= maxGap && h-lo <= s.most
+	return h, own == ps && l >= end && l-end <= maxGap && h-lo <= most
 }
 
 // readDirect reads the extent of r.segs into the scratch buffer and fills them from there.

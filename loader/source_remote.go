@@ -13,9 +13,9 @@ const (
 	// round trip of 50 ms and requests of 8 MiB, 16 connections carry 2.5 GB/s.
 	DefaultConnections = 16
 	// maxRange is the most that one request asks for, though a segment is never cut: enough that a round trip between two
-	// requests costs little, little enough that the connections come to the end of the model about together.
+	// requests costs little.
 	maxRange = 8 << 20
-	// minRange is how little a request asks for, for the sake of having several of a small model.
+	// minRange is how little a request asks for, for the sake of having several at the end, and of a small model.
 	minRange = 1 << 20
 )
 
@@ -37,26 +37,27 @@ func (p *Plan) suitRemote(asked Options) error {
 	return nil
 }
 
-// requestBytes is the most that one request is to ask for.
-func (p *Plan) requestBytes() int64 {
-	return max(minRange, min(maxRange, int64(p.ReadBytes)/int64(4*p.opts.Connections)))
-}
-
-// requests returns the chunks at which runs begin that one worker reads with one request each.
+// requests returns the chunks at which runs begin that one worker reads with one request each. Towards the end they become
+// smaller, so that the connections come to it about together.
 func (s *source) requests(chunks []chunk) []int {
 	var starts []int
 	var ps *partSource
-	var lo, end int64
+	var lo, end, most int64
+	left := int64(s.plan.ReadBytes) // from the chunk on
 	for i := range chunks {
 		segs := chunks[i].segs
 		joined := i > 0
 		for j := 0; j < len(segs) && joined; j++ {
-			end, joined = s.follows(&segs[j], ps, lo, end)
+			end, joined = s.follows(&segs[j], ps, lo, end, most)
 		}
 		if !joined {
 			starts = append(starts, i)
 			ps, lo, _ = s.extent(&segs[0])
 			_, _, end = s.extent(&segs[len(segs)-1])
+			most = max(minRange, min(maxRange, left/int64(2*s.plan.opts.Connections)))
+		}
+		for j := range segs {
+			left -= int64(segs[j].srcBytes)
 		}
 	}
 	return starts
@@ -143,7 +144,7 @@ func (r *reader) seek(ctx context.Context, segs []segment) error {
 func (r *reader) reach(ps *partSource, lo, end int64, segs []segment) int64 {
 	for i := 0; ; i++ {
 		for j := range segs {
-			next, ok := r.src.follows(&segs[j], ps, lo, end)
+			next, ok := r.src.follows(&segs[j], ps, lo, end, maxRange)
 			if !ok {
 				return end
 			}
