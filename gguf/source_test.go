@@ -164,7 +164,12 @@ func TestOpenSource(t *testing.T) {
 		}
 	}
 	mustPanic(t, func() { m.Range(t.Context(), &m.Tensors()[0], 1, m.Tensors()[0].Size) })
-	if m.Close() != nil || m.Close() != nil || s.closed.Load() != 1 || s.open.Load() != 0 {
+	for range 2 {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if s.closed.Load() != 1 || s.open.Load() != 0 {
 		t.Errorf("closed %d times, %d readers open", s.closed.Load(), s.open.Load())
 	}
 }

@@ -12,6 +12,9 @@
 //	defer weights.Close()
 //	q, err := weights.Tensor("blk.0.attn_q.weight") // q.Ptr, q.DType, q.Shape, q.Bytes
 //
+// A model may also be on a server: what [gguf.OpenSource] opens is read by ranges, many at a time; package loader/remote opens
+// addresses.
+//
 // [LoadSplit] and [StartSplit] spread a model over several devices of the process, whole layers or a copy on each; Options.Shard
 // is the share that this process, one of several ranks, loads: a run of layers, or a slice of every matrix. Both can be combined.
 //

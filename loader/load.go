@@ -252,7 +252,7 @@ func (p *pipeline) transfer(ctx context.Context) (took time.Duration, stuck bool
 		}()
 	}
 	watch := make(chan struct{})
-	go p.watch(watch)
+	go p.watch(watch, p.src)
 
 	if len(p.model.chunks) == 0 {
 		close(p.last)
@@ -324,7 +324,7 @@ func (p *pipeline) chunkError(c *chunk, err error) error {
 }
 
 // watch gives up on a load that makes no progress, and warns before that. It ends when stop is closed.
-func (p *pipeline) watch(stop <-chan struct{}) {
+func (p *pipeline) watch(stop <-chan struct{}, src *source) {
 	tick := time.NewTicker(max(p.opts.Stall/12, time.Millisecond))
 	defer tick.Stop()
 	var seen int64
@@ -334,7 +334,7 @@ func (p *pipeline) watch(stop <-chan struct{}) {
 		case <-stop:
 			return
 		case now := <-tick.C:
-			if n := p.arrived.Load() + p.next.Load() + p.src.remote.Load(); n != seen {
+			if n := p.arrived.Load() + p.next.Load() + src.remote.Load(); n != seen {
 				seen, since, warned = n, now, false
 				continue
 			}

@@ -39,6 +39,10 @@ const (
 	defaultAttempts = 8
 	defaultPause    = 200 * time.Millisecond
 	defaultStall    = 30 * time.Second
+	// openAttempts is the most for the first reply of a file: an address that is wrong should not take half a minute to show it.
+	openAttempts = 4
+	// dialTimeout bounds connecting, if Options.Stall does not: hosts that answer do so quickly.
+	dialTimeout = 10 * time.Second
 	// maxPause bounds a pause between two attempts, also one that the server asks for.
 	maxPause = 30 * time.Second
 	// maxHeader bounds the headers of a reply in bytes; real ones are below 4 kB.
@@ -54,7 +58,8 @@ type Options struct {
 	Token func(host string) string
 	// AllowHTTP allows addresses, and redirects from such ones, without TLS to other hosts than this one.
 	AllowHTTP bool
-	// Attempts is how often a range is asked for without a single byte coming before it is given up; 0: 8.
+	// Attempts is how often a range is asked for without a single byte coming before it is given up; 0: 8. Opening a file takes 4
+	// at most.
 	Attempts int
 	// Pause is the time before the second attempt, about; it doubles with each further one up to half a minute. 0: 200 ms.
 	Pause time.Duration
@@ -94,9 +99,9 @@ func NewClient(o Options) *Client {
 	protocols.SetHTTP1(true)
 	return &Client{o: o, transport: &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: o.Stall}).DialContext,
+		DialContext:            (&net.Dialer{Timeout: min(o.Stall, dialTimeout)}).DialContext,
 		TLSClientConfig:        o.TLS,
-		TLSHandshakeTimeout:    o.Stall,
+		TLSHandshakeTimeout:    min(o.Stall, dialTimeout),
 		ResponseHeaderTimeout:  o.Stall,
 		IdleConnTimeout:        3 * o.Stall,
 		MaxIdleConnsPerHost:    maxIdle,

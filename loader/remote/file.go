@@ -40,7 +40,7 @@ type identity struct {
 // openFile asks for the beginning of a file and finds out how large it is.
 func (c *Client) openFile(ctx context.Context, a *address) (*file, error) {
 	f := &file{c: c, a: a, path: redact(&a.url)}
-	r := &reader{f: f, ctx: ctx, end: firstBytes}
+	r := &reader{f: f, ctx: ctx, end: firstBytes, tries: min(c.o.Attempts, openAttempts)}
 	if err := r.connect(); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -65,7 +65,7 @@ func (f *file) Range(ctx context.Context, off, n int64) io.ReadCloser {
 			_ = r.Close()
 		}
 	}
-	return &reader{f: f, ctx: ctx, off: off, end: off + n}
+	return &reader{f: f, ctx: ctx, off: off, end: off + n, tries: f.c.o.Attempts}
 }
 
 // Close closes the file, whose readers have to be closed before.

@@ -478,6 +478,21 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+// TestOpenGivesUpEarly: with many attempts for a range there are few for the first.
+func TestOpenGivesUpEarly(t *testing.T) {
+	s := newSite(t, random(2<<20))
+	o := quick()
+	o.Attempts = 9
+	c := newClient(t, o)
+	f := mustOpen(t, c, s.URL)
+	wantRange(t, f, s.data, 0, firstBytes)
+	s.setFault(func(w http.ResponseWriter, _ *http.Request, _ int) bool { w.WriteHeader(500); return true })
+	_, err := openTestFile(t, c, s.URL)
+	wantError(t, "first", err, nil, "(after 4 attempts)")
+	_, err = readRange(t, f, 0, 100)
+	wantError(t, "later", err, nil, "(after 9 attempts)")
+}
+
 func TestEmptyFile(t *testing.T) {
 	s := newSite(t, nil)
 	s.setFault(func(w http.ResponseWriter, _ *http.Request, _ int) bool {

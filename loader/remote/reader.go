@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"time"
@@ -15,6 +16,7 @@ type reader struct {
 	f        *file
 	ctx      context.Context
 	off, end int64 // the next byte, and the one behind the last
+	tries    int   // attempts without a byte before it gives up
 	attempts int   // that failed since the last byte came
 	err      error // that ended it
 
@@ -126,7 +128,7 @@ func (r *reader) again(err error) error {
 	}
 	c := r.f.c
 	r.attempts++
-	if !transient(err) || r.attempts >= c.o.Attempts {
+	if !transient(err) || r.attempts >= r.tries {
 		return r.failure(err)
 	}
 	pause := min(c.o.Pause<<min(r.attempts-1, 20), maxPause)
@@ -135,7 +137,11 @@ func (r *reader) again(err error) error {
 		pause = max(pause, s.after)
 	}
 	c.retries.Add(1)
-	c.o.Logger.Info("trying again", "url", r.f.path, "offset", r.off, "in", pause, "error", err)
+	level := slog.LevelInfo
+	if r.attempts > 2 { // it is not just a connection that broke
+		level = slog.LevelWarn
+	}
+	c.o.Logger.Log(r.ctx, level, "trying again", "url", r.f.path, "offset", r.off, "in", pause, "error", err)
 	wait := time.NewTimer(pause)
 	defer wait.Stop()
 	select {
