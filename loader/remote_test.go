@@ -501,7 +501,7 @@ func TestSlowIsNotStalled(t *testing.T) {
 	s, m := newStub(t, 1, 2<<20)
 	var reads atomic.Int64
 	s.read = func(context.Context, bool) { reads.Add(1); time.Sleep(100 * time.Millisecond) }
-	w, err := Load(t.Context(), dev, m, Options{DType: Raw, Connections: 1, Chunk: 8 << 20, Stall: time.Second})
+	w, err := Load(t.Context(), dev, m, Options{DType: Raw, Threads: 1, Connections: 1, Chunk: 8 << 20, Stall: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

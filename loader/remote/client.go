@@ -106,7 +106,6 @@ func NewClient(o Options) *Client {
 		IdleConnTimeout:        3 * o.Stall,
 		MaxIdleConnsPerHost:    maxIdle,
 		MaxResponseHeaderBytes: maxHeader,
-		DisableCompression:     true, // a range of what is compressed is none of the file
 		Protocols:              protocols,
 	}}
 }

@@ -81,7 +81,7 @@ func (f *file) get(ctx context.Context, off, end int64) (*http.Response, error) 
 	header := http.Header{
 		"Range":           {fmt.Sprintf("bytes=%d-%d", off, end-1)},
 		"Accept":          {"*/*"},
-		"Accept-Encoding": {"identity"},
+		"Accept-Encoding": {"identity"}, // a range of what is compressed is none of the file
 		"User-Agent":      {"gguf2gpu"},
 	}
 	u := f.target.Load()
