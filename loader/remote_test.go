@@ -563,3 +563,32 @@ func TestRemoteExpanded(t *testing.T) {
 		t.Errorf("%d segments were expanded, %d requests", expanded, n)
 	}
 }
+
+// BenchmarkConnections loads from a server that takes 50 ms for each reply, as one on another continent does.
+func BenchmarkConnections(b *testing.B) {
+	path := sparse(b, 16, 8<<20) // 256 MiB
+	s := serveFiles(b, filepath.Dir(path))
+	s.set(func(http.ResponseWriter, *http.Request, int64) bool { time.Sleep(50 * time.Millisecond); return false })
+	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer rt.Close()
+	dev, err := rt.Device(0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	m := openRemote(b, remoteClient(b), s.URL+"/"+filepath.Base(path))
+	for _, n := range []int{1, 2, 4, 8, 16, 32} {
+		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
+			b.SetBytes(int64(m.Size()))
+			for b.Loop() {
+				w, err := Load(b.Context(), dev, m, Options{DType: BF16, Connections: n})
+				if err != nil {
+					b.Fatal(err)
+				}
+				w.Close()
+			}
+		})
+	}
+}
