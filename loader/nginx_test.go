@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/edsrzf/mmap-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
@@ -309,14 +310,16 @@ func BenchmarkRemote(b *testing.B) {
 	for _, at := range []string{"/paced/", "/"} {
 		address := n.address + at + filepath.Base(path)
 		m := openRemote(b, remoteClient(b), address)
-		b.Run("at="+at+"/what=download", func(b *testing.B) {
-			b.SetBytes(int64(m.Size()))
-			for b.Loop() {
-				if err := download(address, int64(m.Size()), connections); err != nil {
-					b.Fatal(err)
+		for _, what := range []string{"download", "keep"} {
+			b.Run("at="+at+"/what="+what, func(b *testing.B) {
+				b.SetBytes(int64(m.Size()))
+				for b.Loop() {
+					if err := download(address, int64(m.Size()), connections, what == "keep"); err != nil {
+						b.Fatal(err)
+					}
 				}
-			}
-		})
+			})
+		}
 		for _, d := range []DType{Raw, BF16} {
 			b.Run("at="+at+"/what=load/dtype="+d.String(), func(b *testing.B) {
 				b.SetBytes(int64(m.Size()))
@@ -335,8 +338,17 @@ func BenchmarkRemote(b *testing.B) {
 	}
 }
 
-// download fetches size bytes with requests of maxRange over so many connections, and does nothing with them.
-func download(address string, size int64, connections int) error {
+// download fetches size bytes with requests of maxRange over so many connections. It keeps them in memory of their own, copied
+// out of its buffers as a device has to, or does nothing with them.
+func download(address string, size int64, connections int, keep bool) error {
+	var kept mmap.MMap
+	if keep {
+		var err error
+		if kept, err = mmap.MapRegion(nil, int(size), mmap.RDWR, mmap.ANON, 0); err != nil {
+			return err
+		}
+		defer kept.Unmap()
+	}
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: connections}}
 	defer client.CloseIdleConnections()
 	var next atomic.Int64
@@ -356,6 +368,9 @@ func download(address string, size int64, connections int) error {
 					return err
 				}
 				_, err = io.ReadFull(resp.Body, buf[:end-off])
+				if keep {
+					copy(kept[off:end], buf)
+				}
 				if err = errors.Join(err, resp.Body.Close()); err != nil {
 					return err
 				}
