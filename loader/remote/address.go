@@ -75,6 +75,10 @@ func (c *Client) parse(s string) (*address, error) {
 	case u.Scheme == "http" && !c.o.AllowHTTP && !loopback(u):
 		return refuse("http is for this host only, as anyone on the way can read and change what it carries: use https, or allow it")
 	}
+	secure := u.Scheme == "https" || loopback(u)
+	if u.User != nil && !secure {
+		return refuse("credentials are not sent without TLS, where anyone on the way can read them")
+	}
 	a := &address{url: *u, allowHTTP: c.o.AllowHTTP}
 	a.url.User, a.url.Fragment, a.url.RawFragment = nil, "", ""
 	if u.User != nil {
@@ -82,7 +86,7 @@ func (c *Client) parse(s string) (*address, error) {
 		a.auth = "Basic " + base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password))
 		return a, nil
 	}
-	if u.Scheme == "https" || loopback(u) {
+	if secure {
 		if token := c.o.Token(u.Hostname()); token != "" {
 			if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 				return refuse("the token for it holds characters that no token has")

@@ -63,6 +63,10 @@ func TestRefusedAddresses(t *testing.T) {
 	if _, err := newClient(t, Options{AllowHTTP: true}).parse("http://example.com/"); err != nil {
 		t.Error(err)
 	}
+	if _, err := newClient(t, Options{AllowHTTP: true}).parse("http://me:secret@example.com/"); !errors.Is(err, ErrAddress) ||
+		strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "without TLS") {
+		t.Errorf("credentials in the clear: %v", err)
+	}
 	bad := func(string) string { return "a\r\nX: y" }
 	if _, err := newClient(t, Options{Token: bad}).parse("https://h/"); !errors.Is(err, ErrAddress) {
 		t.Errorf("a token with a line break: %v", err)
@@ -131,7 +135,7 @@ func TestAuthorization(t *testing.T) {
 		{"http://localhost/m", "http://localhost/m", "Bearer for-localhost"},
 		{"http://localhost/m", "http://localhost:81/m", ""},
 		{"http://far/m", "http://far/m", ""}, // in the clear
-		{"http://me:pw@far/m", "http://far/m", basic},
+		{"http://me:pw@localhost/m", "http://localhost/m", basic},
 	} {
 		a, err := newClient(t, Options{Token: token, AllowHTTP: true}).parse(tt.named)
 		if err != nil {
