@@ -73,15 +73,16 @@ type Options struct {
 	Tensors *regexp.Regexp // only the tensors whose names match; nil: all
 	Shard   Shard          // of these, the part that one of several ranks loads
 
-	Streams int   // streams that copies are spread over; 0: chosen
-	Threads int   // workers that read and dequantize; 0: chosen from the number of cores
-	Staging int64 // bytes of staging memory, the bound on host memory; 0: chosen
-	Chunk   int   // bytes of one copy; 0: 4 MiB
-	IO      IO    // how bytes come off the disk
+	Streams int         // streams that copies are spread over; 0: chosen
+	Threads int         // workers that read and dequantize; 0: chosen from the number of cores
+	Staging int64       // bytes of staging memory, the bound on host memory; 0: chosen
+	Chunk   int         // bytes of one copy; 0: 4 MiB
+	IO      IO          // how bytes come off the disk
+	ISA     kernels.ISA // dequantization kernels; kernels.Auto: GGUF2GPU_ISA, else the best that the CPU has
+
 	// Connections is how many ranges of a remote model are read at the same time, each by a worker of its own with a staging buffer
 	// of its own, so that there are no more than staging buffers; 0: 16. Threads is how many of them may convert at the same time.
 	Connections int
-	ISA         kernels.ISA // dequantization kernels; kernels.Auto: GGUF2GPU_ISA, else the best that the CPU has
 
 	// Dequant says who converts. On the device, blocks travel as they are in the file: fewer bytes than what they become.
 	Dequant Dequant

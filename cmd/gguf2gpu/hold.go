@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"text/tabwriter"
@@ -21,6 +22,7 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
 // holdFlags are the flags of hold beside those of load.
@@ -75,6 +77,8 @@ model with --name, --dtype, --dtype-for and --tensors; all else is as that proce
 			return usageErrorf("--list and --drop take no MODEL")
 		case (*f.name != "" || f.load.hashes.wanted()) && len(args) != 1:
 			return usageErrorf("--name, --hash and --expect are for one MODEL")
+		case slices.ContainsFunc(args, remote.IsAddress):
+			return usageErrorf("hold takes files: those who attach compare them with what is held, which cannot be done with addresses")
 		case *f.load.sync:
 			return usageErrorf("--sync is not for hold: models are attached to while they are loaded")
 		case *f.add || *f.list || *f.drop != "":

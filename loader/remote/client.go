@@ -88,6 +88,7 @@ func NewClient(o Options) *Client {
 	if o.Pause <= 0 {
 		o.Pause = defaultPause
 	}
+	o.Pause = min(o.Pause, maxPause) // so that doubling it does not overflow
 	if o.Stall <= 0 {
 		o.Stall = defaultStall
 	}
