@@ -180,6 +180,17 @@ func TestNginxResets(t *testing.T) {
 	}
 }
 
+// TestNginxMemory: HTTP takes no memory worth mentioning besides.
+func TestNginxMemory(t *testing.T) {
+	path := sparse(t, 8, 8<<20) // 128 MiB
+	n := startNginx(t, filepath.Dir(path))
+	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	m := openRemote(t, remoteClient(t), n.address+"/"+filepath.Base(path))
+	for _, d := range []DType{Raw, BF16} {
+		boundedMemory(t, dev, m, Options{DType: d})
+	}
+}
+
 // startResetting forwards connections to another address and resets each when so many bytes have come back. It returns where it
 // listens.
 func startResetting(t *testing.T, to string, after int64) string {
