@@ -10,10 +10,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
 )
 
 // stub is a gguf.Source of zeros behind a header. read is called before every read of what is not the header.
@@ -118,6 +120,49 @@ func TestConnections(t *testing.T) {
 			t.Errorf("%v: %d ranges of up to %d bytes for %d, %d are open still", d, n, s.longest.Load(), r.ReadBytes, s.open.Load())
 		}
 		mustClose(t, w)
+	}
+}
+
+// TestConvertersTakeTurns: when as many convert as there are threads, another waits before it does; copying needs no turn.
+func TestConvertersTakeTurns(t *testing.T) {
+	_, m := newStub(t, 1, 1<<10)
+	ker, err := kernels.For(kernels.Generic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d, waits := range map[DType]bool{BF16: true, Raw: false} {
+		synctest.Test(t, func(t *testing.T) {
+			p, err := NewPlan(m, Options{DType: d, Threads: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			chunks := p.cut(p.opts.Chunk, 0, true)
+			src, err := newSource(p, chunks)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range p.opts.Threads {
+				src.busy <- struct{}{}
+			}
+			fill := filler{plan: p, ker: ker}
+			fill.begin(make([]byte, chunks[0].bytes), false)
+			done := false
+			go func() {
+				if err := newReader(src, &fill, "").read(t.Context(), chunks[0].segs); err != nil {
+					t.Error(err)
+				}
+				done = true
+			}()
+			synctest.Wait()
+			if done == waits {
+				t.Errorf("%v: done %t while all threads convert", d, done)
+			}
+			<-src.busy
+			synctest.Wait()
+			if !done || len(src.busy) != 1 {
+				t.Errorf("%v: done %t when a turn is free, %d are taken", d, done, len(src.busy))
+			}
+		})
 	}
 }
 
