@@ -58,7 +58,7 @@ http {
 }
 `
 
-// startNginx serves dir. Without nginx it skips the test, or fails it if AMDHIP_REQUIRE names nginx.
+// startNginx serves dir. Without nginx it skips the test, or fails it if GGUF2GPU_REQUIRE names nginx.
 func startNginx(t testing.TB, dir string) *nginx {
 	t.Helper()
 	program, err := exec.LookPath("nginx")
@@ -67,10 +67,10 @@ func startNginx(t testing.TB, dir string) *nginx {
 	}
 	switch {
 	case err == nil:
-	case strings.Contains(os.Getenv("AMDHIP_REQUIRE"), "nginx"):
-		t.Fatalf("AMDHIP_REQUIRE names nginx, but: %v", err)
+	case strings.Contains(os.Getenv("GGUF2GPU_REQUIRE"), "nginx"):
+		t.Fatalf("GGUF2GPU_REQUIRE names nginx, but: %v", err)
 	default:
-		t.Skipf("there is no nginx (Debian: nginx-light; set AMDHIP_REQUIRE=nginx to make this a failure): %v", err)
+		t.Skipf("there is no nginx (Debian: nginx-light; set GGUF2GPU_REQUIRE=nginx to make this a failure): %v", err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0") // finds a free port
 	if err != nil {

@@ -358,6 +358,8 @@ func (w *SplitModel) Report() Report {
 		sum.MappedBytes += r.MappedBytes
 		sum.DirectBytes += r.DirectBytes
 		sum.FetchedBytes += r.FetchedBytes
+		sum.RemoteBytes += r.RemoteBytes
+		sum.Connections += r.Connections
 		sum.Threads += r.Threads
 		sum.PinnedBytes += r.PinnedBytes
 		sum.UnpinnedCopies += r.UnpinnedCopies
