@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -50,8 +51,9 @@ type Split struct {
 	Ratio []float64 // with SplitLayers, the devices' shares, each above 0; nil: by free memory
 }
 
-// Plans lays out m on devs, one plan for each; with SplitNone it is the same for all. Options.Staging, or what is chosen for it, and
-// Options.Threads are for all devices together, but every device has at least one thread. Nothing is allocated; see [Plan.Check].
+// Plans lays out m on devs, one plan for each; with SplitNone it is the same for all. Options.Staging and Options.Threads are for all
+// devices together, but every device has at least one thread. Where they are left open, each device has what a load to it alone
+// would have, as far as there are cores. Nothing is allocated; see [Plan.Check].
 func (s Split) Plans(devs []*amdhip.Device, m *gguf.Model, o Options) ([]*Plan, error) {
 	if err := s.check(devs); err != nil {
 		return nil, err
@@ -134,9 +136,16 @@ func (s Split) check(devs []*amdhip.Device) error {
 // share is what device i of n has of o, which is filled: asked tells what was left open.
 func (o Options) share(asked Options, i, n int) (Options, error) {
 	threads := o.Threads
+	if asked.Threads == 0 {
+		threads = min(runtime.GOMAXPROCS(0), n*maxDefaultThreads)
+	}
 	o.Threads = max(1, threads/n)
 	if i < threads%n && threads > n {
 		o.Threads++
+	}
+	if asked.Staging == 0 {
+		o.Staging = max(defaultStaging(o.Threads, o.Chunk), 2*int64(o.Chunk))
+		return o, nil
 	}
 	o.Staging /= int64(n)
 	switch {
