@@ -22,5 +22,14 @@
 // memory before anything is allocated. A load that fails or is cancelled gives back all that it took, with one exception: when
 // the device does not come to rest ([ErrStalled]), what it may still touch is never freed.
 //
+// A [Holder] keeps models for other processes of the host, and [Attach] maps one of them, in milliseconds and without another copy:
+//
+//	weights, err := loader.Attach(ctx, "", "") // the only model at the usual place
+//	if err != nil {
+//		return err
+//	}
+//	defer weights.Close()   // unmaps
+//	case <-weights.Gone():  // somewhere: the process that holds it has ended, its pointers must not be used
+//
 // Functions and methods are safe for concurrent use; several loads may run at once, on one device or on several.
 package loader
