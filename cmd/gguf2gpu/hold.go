@@ -37,6 +37,8 @@ type holdFlags struct {
 	add, list  *bool
 	drop       *string
 	verify     *bool
+	readback   *string
+	trace      *string
 }
 
 func newHoldCommand() *cobra.Command {
@@ -65,6 +67,8 @@ model with --name, --dtype, --dtype-for and --tensors; all else is as that proce
 		drop:       fs.String("drop", "", "make it drop the model of this name"),
 		list:       fs.Bool("list", false, "list what it holds"),
 		verify:     fs.Bool("verify", false, "read device memory back before being ready, and compare it with the file"),
+		readback:   fs.String("readback", "", "write what is in device memory to this safetensors file, before being ready"),
+		trace:      fs.String("trace", "", "write the loads' timeline to this file (Chrome trace events; opens in Perfetto)"),
 	}
 	f.load.hashes = addHashFlags(cmd, f.load.json)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -75,8 +79,8 @@ model with --name, --dtype, --dtype-for and --tensors; all else is as that proce
 			return usageErrorf("--add takes one MODEL")
 		case (*f.list || *f.drop != "") && len(args) > 0:
 			return usageErrorf("--list and --drop take no MODEL")
-		case (*f.name != "" || f.load.hashes.wanted()) && len(args) != 1:
-			return usageErrorf("--name, --hash and --expect are for one MODEL")
+		case (*f.name != "" || *f.readback != "" || f.load.hashes.wanted()) && len(args) != 1:
+			return usageErrorf("--name, --readback, --hash and --expect are for one MODEL")
 		case slices.ContainsFunc(args, remote.IsAddress):
 			return usageErrorf("hold takes files: those who attach compare them with what is held, which cannot be done with addresses")
 		case *f.load.sync:
@@ -184,6 +188,9 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 		}
 	}
 	o := loader.HolderOptions{Load: f.load.options(update, log), AllowGroup: *f.allowGroup, Logger: log}
+	if *f.trace != "" {
+		o.Load.Trace = new(loader.Trace)
+	}
 	if metrics != "" {
 		if o.LinkBytesPerSecond, err = loader.LinkSpeed(ctx, dev); err != nil {
 			return err
@@ -203,6 +210,9 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 	serve := sync.OnceFunc(func() { go func() { served <- h.Serve(serving, l, *f.grace) }() })
 	err = f.loadAll(ctx, h, paths, serve, &bar, stderr)
 	serve()
+	if err == nil && o.Load.Trace != nil {
+		err = writeFile(*f.trace, func(out *outputFile) error { _, err := o.Load.Trace.WriteTo(out); return err })
+	}
 	if err == nil {
 		err = f.announce(cmd, h, l.Addr().String(), dev, ready)
 	}
@@ -254,6 +264,11 @@ func (f *holdFlags) loadOne(ctx context.Context, h *loader.Holder, path string, 
 	}
 	if *f.verify {
 		if err := verifyWith(ctx, w, path); err != nil {
+			return err
+		}
+	}
+	if *f.readback != "" {
+		if err := writeFile(*f.readback, func(o *outputFile) error { return w.WriteSafetensors(ctx, o) }); err != nil {
 			return err
 		}
 	}

@@ -146,6 +146,7 @@ func TestHoldUsage(t *testing.T) {
 		"--list x":                   {exitUsage, "take no MODEL"},
 		"--list --drop x":            {exitUsage, "exclude each other"},
 		"--sync x":                   {exitUsage, "--sync is not for hold"},
+		"--readback x a b":           {exitUsage, "for one MODEL"},
 		"--name x a b":               {exitUsage, "for one MODEL"},
 		"--hash x a b":               {exitUsage, "for one MODEL"},
 		"--ready-fd 77 x":            {exitUsage, "--ready-fd 77"},
@@ -164,8 +165,18 @@ func TestHoldUsage(t *testing.T) {
 			t.Errorf("%s: the socket is left", args)
 		}
 	}
-	h := r.hold(t, samplePath, "--hash", hash, "--verify").isReady(t)
+	readback, trace := filepath.Join(r.dir, "x.safetensors"), filepath.Join(r.dir, "trace.json")
+	h := r.hold(t, samplePath, "--hash", hash, "--verify", "--readback", readback, "--trace", trace).isReady(t)
+	again := filepath.Join(r.dir, "y.safetensors")
+	r.attach(t, "--readback", again)
 	h.ends(t, r)
+	held, err := os.ReadFile(readback)
+	if attached, err2 := os.ReadFile(again); err != nil || err2 != nil || !bytes.Equal(held, attached) {
+		t.Errorf("what hold reads back differs from what attach does: %v, %v", err, err2)
+	}
+	if b, err := os.ReadFile(trace); err != nil || !bytes.Contains(b, []byte("traceEvents")) {
+		t.Errorf("the trace: %v, %.100s", err, b)
+	}
 	r.hold(t, samplePath, "--expect", hash).isReady(t).ends(t, r)
 	r.start(t, "attach", "--file", "x").exits(t, exitUsage, "--file is for --verify")
 }
