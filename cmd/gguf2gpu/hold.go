@@ -70,6 +70,9 @@ model with --name, --dtype, --dtype-for and --tensors; all else is as that proce
 		readback:   fs.String("readback", "", "write what is in device memory to this safetensors file, before being ready"),
 		trace:      fs.String("trace", "", "write the loads' timeline to this file (Chrome trace events; opens in Perfetto)"),
 	}
+	for _, name := range []string{"sync", "allow-http", "connections"} { // refused, or without a meaning here
+		_ = fs.MarkHidden(name) // it is there
+	}
 	f.load.hashes = addHashFlags(cmd, f.load.json)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		switch {
