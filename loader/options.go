@@ -81,7 +81,7 @@ type Options struct {
 	ISA     kernels.ISA // dequantization kernels; kernels.Auto: GGUF2GPU_ISA, else the best that the CPU has
 
 	// Connections is how many ranges of a remote model are read at the same time, each by a worker of its own with a staging buffer
-	// of its own, so that there are no more than staging buffers; 0: 16. Threads is how many of them may convert at the same time.
+	// of its own, so that there are no more than staging buffers; 0: 32. Threads is how many of them may convert at the same time.
 	Connections int
 
 	// Dequant says who converts. On the device, blocks travel as they are in the file: fewer bytes than what they become.

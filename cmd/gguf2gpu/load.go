@@ -56,7 +56,7 @@ func addLoadFlags(cmd *cobra.Command) *loadFlags {
 		sync:     fs.Bool("sync", false, "the synchronous reference loader: one thread, one copy at a time"),
 		io:       parsedFlag(fs, "io", loader.IOAuto, "WAY", "how bytes come off the disk: auto, mmap, direct", loader.ParseIO),
 		remote:   addRemoteFlags(fs),
-		conns:    fs.Int("connections", 0, "ranges of a remote MODEL that are read at the same time (default 16)"),
+		conns:    fs.Int("connections", 0, "ranges of a remote MODEL that are read at the same time (default 32)"),
 		dequant:  addDequantFlags(fs),
 		check:    fs.Bool("check", false, "fail if a value is not finite, in the file or as what it is converted to"),
 		stall:    fs.Duration("stall", time.Minute, "give up when nothing at all has happened for so long"),
