@@ -26,12 +26,7 @@ var dtypeNames = [...]string{F16: "f16", F32: "f32", BF16: "bf16", Raw: "raw"}
 func DTypes() []DType { return []DType{Raw, F16, BF16, F32} }
 
 // String returns the name that ParseDType takes: "f16", "f32", "bf16" or "raw".
-func (d DType) String() string {
-	if int(d) >= len(dtypeNames) {
-		return fmt.Sprintf("dtype %d", uint8(d))
-	}
-	return dtypeNames[d]
-}
+func (d DType) String() string { return nameOf(d, dtypeNames[:], "dtype") }
 
 // ParseDType returns the policy of that name; upper and lower case are the same.
 func ParseDType(s string) (DType, error) {
@@ -71,17 +66,6 @@ func (r Rule) String() string { return fmt.Sprintf("%v=%v", r.Name, r.DType) }
 
 // ParseRule reads the form 'REGEXP=DTYPE'; the last '=' divides.
 func ParseRule(s string) (Rule, error) {
-	i := strings.LastIndexByte(s, '=')
-	if i <= 0 {
-		return Rule{}, fmt.Errorf("rule %q is not of the form REGEXP=DTYPE", s)
-	}
-	d, err := ParseDType(s[i+1:])
-	if err != nil {
-		return Rule{}, fmt.Errorf("rule %q: %w", s, err)
-	}
-	re, err := regexp.Compile(s[:i])
-	if err != nil {
-		return Rule{}, fmt.Errorf("rule %q: %w", s, err)
-	}
-	return Rule{Name: re, DType: d}, nil
+	name, d, err := parseRule(s, "DTYPE", ParseDType)
+	return Rule{Name: name, DType: d}, err
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
@@ -27,21 +26,11 @@ const (
 var dequantNames = [...]string{DequantAuto: "auto", DequantCPU: "cpu", DequantGPU: "gpu"}
 
 // String returns the name that ParseDequant takes.
-func (d Dequant) String() string {
-	if int(d) >= len(dequantNames) {
-		return fmt.Sprintf("dequant %d", uint8(d))
-	}
-	return dequantNames[d]
-}
+func (d Dequant) String() string { return nameOf(d, dequantNames[:], "dequant") }
 
 // ParseDequant returns the choice of that name: "auto", "cpu" or "gpu".
 func ParseDequant(s string) (Dequant, error) {
-	for d, name := range dequantNames {
-		if s == name {
-			return Dequant(d), nil
-		}
-	}
-	return 0, fmt.Errorf("unknown way to dequantize %q: use %s", s, strings.Join(dequantNames[:], ", "))
+	return parseName[Dequant](s, dequantNames[:], "way to dequantize")
 }
 
 const (

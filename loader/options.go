@@ -7,7 +7,6 @@ import (
 	"os"
 	"regexp"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/kernels"
@@ -28,22 +27,10 @@ const (
 var ioNames = [...]string{IOAuto: "auto", IOMapped: "mmap", IODirect: "direct"}
 
 // String returns the name that ParseIO takes.
-func (o IO) String() string {
-	if int(o) >= len(ioNames) {
-		return fmt.Sprintf("io %d", uint8(o))
-	}
-	return ioNames[o]
-}
+func (o IO) String() string { return nameOf(o, ioNames[:], "io") }
 
 // ParseIO returns the way of reading of that name: "auto", "mmap" or "direct".
-func ParseIO(s string) (IO, error) {
-	for o, name := range ioNames {
-		if s == name {
-			return IO(o), nil
-		}
-	}
-	return 0, fmt.Errorf("unknown way of reading %q: use %s", s, strings.Join(ioNames[:], ", "))
-}
+func ParseIO(s string) (IO, error) { return parseName[IO](s, ioNames[:], "way of reading") }
 
 const (
 	// maxDefaultThreads bounds the default number of workers. Twelve fill any link of today; more have more buffers under way

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strings"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
@@ -23,21 +22,11 @@ const (
 var shardNames = [...]string{ShardNone: "none", ShardLayers: "layer", ShardTensors: "tensor"}
 
 // String returns the name that ParseShardBy takes.
-func (s ShardBy) String() string {
-	if int(s) >= len(shardNames) {
-		return fmt.Sprintf("shard %d", uint8(s))
-	}
-	return shardNames[s]
-}
+func (s ShardBy) String() string { return nameOf(s, shardNames[:], "shard") }
 
 // ParseShardBy returns the way of that name: "none", "layer" or "tensor".
 func ParseShardBy(s string) (ShardBy, error) {
-	for by, name := range shardNames {
-		if s == name {
-			return ShardBy(by), nil
-		}
-	}
-	return 0, fmt.Errorf("unknown way to shard %q: use %s", s, strings.Join(shardNames[:], ", "))
+	return parseName[ShardBy](s, shardNames[:], "way to shard")
 }
 
 // Shard is the part of a model that one rank loads. The zero value is all of it.
@@ -70,12 +59,7 @@ const (
 var divisionNames = [...]string{Replicate: "replicate", DivideRows: "rows", DivideColumns: "columns", DivideExperts: "experts"}
 
 // String returns the name that ParseShardRule takes.
-func (d Division) String() string {
-	if int(d) >= len(divisionNames) {
-		return fmt.Sprintf("division %d", uint8(d))
-	}
-	return divisionNames[d]
-}
+func (d Division) String() string { return nameOf(d, divisionNames[:], "division") }
 
 // ShardRule says how the tensors whose names match are divided.
 type ShardRule struct {
@@ -88,20 +72,10 @@ func (r ShardRule) String() string { return fmt.Sprintf("%v=%v", r.Name, r.As) }
 
 // ParseShardRule reads the form 'REGEXP=rows', or columns, experts, replicate in place of rows; the last '=' divides.
 func ParseShardRule(s string) (ShardRule, error) {
-	i := strings.LastIndexByte(s, '=')
-	if i <= 0 {
-		return ShardRule{}, fmt.Errorf("rule %q is not of the form REGEXP=rows|columns|experts|replicate", s)
-	}
-	re, err := regexp.Compile(s[:i])
-	if err != nil {
-		return ShardRule{}, fmt.Errorf("rule %q: %w", s, err)
-	}
-	for d, name := range divisionNames {
-		if s[i+1:] == name {
-			return ShardRule{Name: re, As: Division(d)}, nil
-		}
-	}
-	return ShardRule{}, fmt.Errorf("rule %q: unknown division %q: use %s", s, s[i+1:], strings.Join(divisionNames[:], ", "))
+	name, as, err := parseRule(s, "rows|columns|experts|replicate", func(s string) (Division, error) {
+		return parseName[Division](s, divisionNames[:], "division")
+	})
+	return ShardRule{Name: name, As: as}, err
 }
 
 // maxWorld bounds the number of ranks: more than any model has layers, heads or rows for.

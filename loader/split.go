@@ -9,7 +9,6 @@ import (
 	"io"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
@@ -28,21 +27,11 @@ const (
 var splitNames = [...]string{SplitLayers: "layer", SplitNone: "none"}
 
 // String returns the name that ParseSplitBy takes.
-func (s SplitBy) String() string {
-	if int(s) >= len(splitNames) {
-		return fmt.Sprintf("split %d", uint8(s))
-	}
-	return splitNames[s]
-}
+func (s SplitBy) String() string { return nameOf(s, splitNames[:], "split") }
 
 // ParseSplitBy returns the way of that name: "layer" or "none".
 func ParseSplitBy(s string) (SplitBy, error) {
-	for by, name := range splitNames {
-		if s == name {
-			return SplitBy(by), nil
-		}
-	}
-	return 0, fmt.Errorf("unknown way to split %q: use %s", s, strings.Join(splitNames[:], ", "))
+	return parseName[SplitBy](s, splitNames[:], "way to split")
 }
 
 // Split says how a model is spread over devices. The zero value is by layers, in proportion to free memory.

@@ -101,7 +101,7 @@ func TestHoldSeveral(t *testing.T) {
 		"hold --add " + samplePath:          {exitFailed, "held already"},
 		"hold --add holdproc_linux_test.go": {exitBadModel, "not a GGUF file"},
 		"hold --add none.gguf":              {exitFailed, "no such file"},
-		"hold --add " + samplePath + " --name x --dtype f32 --dtype-for .=f32 --tensors xxx": {exitFailed, "no tensor's name matches"},
+		"hold --add " + samplePath + " --name x --dtype f32 --dtype-for .=f32 --tensors nothing": {exitFailed, "no tensor's name matches"},
 		"hold " + samplePath:                         {exitFailed, "another process holds models"},
 		"attach small --verify --file " + samplePath: {exitMismatch, "not, or not any more, what was loaded"},
 	} {

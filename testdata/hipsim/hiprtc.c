@@ -68,7 +68,7 @@ int hiprtcCreateProgram(void **out, const char *source, const char *name, int n,
 	struct program *p = calloc(1, sizeof *p);
 	if (!p) return OUT_OF_MEMORY;
 	say(&p->source, source);
-	say(&p->name, name && *name ? name : "CompileSourceXXXX");
+	say(&p->name, name && *name ? name : "program.hip");
 	pthread_mutex_lock(&lock);
 	p->next = programs;
 	programs = p;
