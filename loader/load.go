@@ -505,7 +505,7 @@ func (f *filler) pieces(s *segment, at int64, dst, src []byte) error {
 func (f *filler) piece(tensor int, at int64, dst, src []byte) error {
 	t := &f.plan.Tensors[tensor]
 	if t.Target == t.Type || f.expand {
-		copy(dst, src)
+		kernels.Copy(dst, src)
 		return f.inspect.see(tensor, at, dst)
 	}
 	if err := f.inspect.see(tensor, at, src); err != nil {

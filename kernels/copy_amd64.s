@@ -1,0 +1,12 @@
+//go:build !purego
+
+#include "textflag.h"
+
+// func repCopy(dst, src *byte, n int)
+TEXT ·repCopy(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), DI
+	MOVQ src+8(FP), SI
+	MOVQ n+16(FP), CX
+	CLD
+	REP; MOVSB
+	RET
