@@ -115,8 +115,11 @@ func (s *Stream) Launch(f *Function, blocks, threads uint32, args ...uint64) err
 	for i := range args {
 		params[i] = unsafe.Pointer(&args[i])
 	}
-	return s.dev.onThread("hipModuleLaunchKernel", fmt.Sprintf("%s with %d blocks of %d threads", f.name, blocks, threads),
-		func() Status {
-			return rt.api.hipModuleLaunchKernel(f.raw, blocks, 1, 1, threads, 1, 1, 0, s.raw, &params[0], nil)
-		})
+	err := s.dev.onThread("hipModuleLaunchKernel", "", func() Status {
+		return rt.api.hipModuleLaunchKernel(f.raw, blocks, 1, 1, threads, 1, 1, 0, s.raw, &params[0], nil)
+	})
+	if e, ok := errors.AsType[*Error](err); ok { // put together here only: launches are on the hot path
+		e.Detail = fmt.Sprintf("%s with %d blocks of %d threads, %s", f.name, blocks, threads, e.Detail)
+	}
+	return err
 }
