@@ -85,6 +85,9 @@ func (s *softStream) copy(op *softOp) Status {
 			begin = l.reserve(begin, n)
 		}
 	}
+	if way != nil && way.rate > 0 && !op.dst.raw {
+		prefault(dst.mem) // while another stream has the link, so that fresh pages do not cost time on it: a device has none
+	}
 	s.wakeAt(begin)
 	piece, started := way.piece(), s.sw.now()
 	for off := 0; off < n; off += piece {

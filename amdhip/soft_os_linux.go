@@ -2,6 +2,7 @@ package amdhip
 
 import (
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +15,16 @@ const maxNap = 1200 * time.Microsecond
 func nap(d time.Duration) {
 	t := unix.NsecToTimespec(int64(d))
 	_ = unix.Nanosleep(&t, nil) // the caller looks at the clock
+}
+
+// prefault gives b pages, if it has none yet. It changes nothing else, and kernels before 5.14 do not know it.
+func prefault(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	p := unsafe.Pointer(unsafe.SliceData(b))
+	before := int(uintptr(p) % softPage) // bytes of the mapping that b is a part of
+	_ = unix.Madvise(unsafe.Slice((*byte)(unsafe.Add(p, -before)), before+len(b)), unix.MADV_POPULATE_WRITE)
 }
 
 // hostMemory returns the host's memory in bytes.

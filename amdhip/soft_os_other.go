@@ -28,3 +28,6 @@ func threadID() uint64 {
 const maxNap = 0
 
 func nap(time.Duration) {}
+
+// prefault is for Linux.
+func prefault([]byte) {}

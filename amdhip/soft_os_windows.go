@@ -33,3 +33,6 @@ func threadID() uint64 { return uint64(windows.GetCurrentThreadId()) }
 const maxNap = 0
 
 func nap(time.Duration) {}
+
+// prefault is for Linux.
+func prefault([]byte) {}
