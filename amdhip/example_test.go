@@ -68,7 +68,7 @@ func ExampleSoftware_Offer() {
 	if err := run(rt, source); err != nil {
 		log.Fatal(err)
 	}
-	// Output: xxxxx
+	// Output: 77777
 }
 
 func run(rt *amdhip.Runtime, source string) error {
@@ -105,7 +105,7 @@ func run(rt *amdhip.Runtime, source string) error {
 	}
 	defer stream.Close()
 	err = errors.Join(
-		stream.Launch(fill, 1, 64, uint64(mem.Ptr()), 5, 'x'),
+		stream.Launch(fill, 1, 64, uint64(mem.Ptr()), 5, '7'),
 		stream.CopyToHost(host, 0, mem.Ptr(), 5),
 		stream.Synchronize(),
 	)

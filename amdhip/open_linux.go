@@ -130,7 +130,7 @@ func mappedFile(addr uintptr) string {
 // fraction of the garbage of those made by reflection.
 func (t *api) bindHot(lib uintptr) {
 	symbol := func(name string) uintptr {
-		p, _ := purego.Dlsym(lib, name) // bindTable has found it
+		p, _ := purego.Dlsym(lib, name) // bind has found it
 		return p
 	}
 	one := func(name string) func(uintptr) Status {
