@@ -3,16 +3,22 @@
 GO          ?= go
 # A number of executions: with a duration, go test now and then reports its own deadline as a failure.
 FUZZTIME    ?= 60000x
+# The same for FuzzCombinations, which runs whole commands.
+COMBINATIONS ?= 2000x
 BENCH       ?= .
+# The CPUs that 'make qemu' emulates, each with the kernel tier that it must be seen to have.
+QEMU_CPUS   ?= Haswell:avx2 Nehalem:generic
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI    := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+ACTIONLINT  := $(GO) run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 PLATFORMS   := linux/amd64 linux/arm64 windows/amd64 darwin/arm64
 DTYPES      := raw f32 f16 bf16
 DEVICE      ?= auto
 BIN         := bin/gguf2gpu
 
 .DEFAULT_GOAL := help
-.PHONY: build test race lint golangci fuzz bench cross generate generated qemu gpu-kernels e2e hipsim rig smoke check clean help
+.PHONY: build test race lint line-width workflows golangci fuzz bench cross 32bit generate generated qemu gpu-kernels \
+	e2e hipsim hipsim-test rig rig-test python smoke dist dist-check check clean help
 
 build: ## build the command into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/gguf2gpu
@@ -23,7 +29,7 @@ test: ## run the tests
 race: ## run the tests with the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race ./...
 
-lint: ## gofmt, go vet for every kind of build, staticcheck
+lint: line-width ## gofmt, line width, go vet for every kind of build, staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags purego ./...
@@ -33,14 +39,21 @@ lint: ## gofmt, go vet for every kind of build, staticcheck
 	$(STATICCHECK) ./...
 	$(GO) -C kernels/_asm vet ./...
 
+line-width: ## fail when a line is longer than 120 characters
+	@.ci/line-width
+
+workflows: ## check the workflows of GitHub Actions
+	$(ACTIONLINT) -shellcheck= -pyflakes=
+
 golangci: ## golangci-lint; slow to build, so not part of lint
 	$(GOLANGCI) run ./...
 
-fuzz: ## fuzz every fuzz target for FUZZTIME
+fuzz: ## fuzz every fuzz target for FUZZTIME, combinations of flags for COMBINATIONS
 	@for pkg in $$($(GO) list ./...); do \
 		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
-			echo "fuzz $$pkg $$target for $(FUZZTIME)"; \
-			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x $$pkg || exit 1; \
+			case $$target in FuzzCombinations) time=$(COMBINATIONS);; *) time=$(FUZZTIME);; esac; \
+			echo "fuzz $$pkg $$target for $$time"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $$time -fuzzminimizetime 20x $$pkg || exit 1; \
 		done; \
 	done
 
@@ -53,6 +66,16 @@ cross: ## build for every platform, without cgo
 		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) build ./... || exit 1; \
 	done
 
+32bit: ## fail unless building for a 32-bit CPU says that a 64-bit one is needed
+	@for p in gguf amdhip; do \
+		if said=$$(GOARCH=386 CGO_ENABLED=0 $(GO) vet ./$$p 2>&1); then \
+			echo "32bit: package $$p builds for 386, where it cannot work"; exit 1; \
+		elif ! echo "$$said" | grep -qi '64[-_ ]bit'; then \
+			echo "$$said"; echo "32bit: for 386 the compiler does not say that package $$p needs a 64-bit CPU"; exit 1; \
+		fi; \
+		echo "32bit: $$p says that it needs a 64-bit CPU"; \
+	done
+
 generate: ## regenerate generated code: the assembly kernels
 	$(GO) -C kernels/_asm run . -dir ..
 
@@ -60,12 +83,15 @@ generated: ## fail when regenerating changes anything
 	@state() { git ls-files -z -co --exclude-standard | xargs -0 cksum | cksum; }; before=$$(state); \
 	$(MAKE) --no-print-directory generate && test "$$before" = "$$(state)" || { git status --short; exit 1; }
 
-qemu: ## run the kernels on an emulated CPU without AVX-512 (needs qemu-user)
-	@if command -v qemu-x86_64 >/dev/null; then \
-		CGO_ENABLED=0 GOARCH=amd64 KERNELS_REQUIRE=avx2 $(GO) test -short -exec 'qemu-x86_64 -cpu Haswell' ./kernels; \
-	else \
-		echo 'qemu: skipped, there is no qemu-x86_64 (package qemu-user)'; \
-	fi
+qemu: ## run the kernels on emulated CPUs: one with AVX2 alone, one with neither AVX2 nor AVX-512 (needs qemu-user)
+	@if ! command -v qemu-x86_64 >/dev/null; then \
+		echo 'qemu: skipped, there is no qemu-x86_64 (package qemu-user)'; exit 0; \
+	fi; \
+	for cpu in $(QEMU_CPUS); do \
+		echo "kernels on $${cpu%:*}, which must have the tier $${cpu#*:}"; \
+		CGO_ENABLED=0 GOARCH=amd64 KERNELS_REQUIRE=$${cpu#*:} \
+			$(GO) test -short -exec "qemu-x86_64 -cpu $${cpu%:*}" ./kernels || exit 1; \
+	done
 
 gpu-kernels: ## compile the GPU kernels with AMD's compilers that are there, and show what they take of a GPU
 	$(GO) test -count 1 -v -run 'TestAMDCompiles|TestClangCompiles' ./kernels/gpu
@@ -81,15 +107,28 @@ e2e: build ## inspect MODEL=path, load it in every dtype, verify each; DEVICE=so
 
 hipsim: bin/libamdhip64.so ## build the simulator of AMD's library (needs a C compiler)
 
-bin/libamdhip64.so: testdata/hipsim/hipsim.c testdata/hipsim/hiprtc.c
+bin/libamdhip64.so: testdata/hipsim/hipsim.c testdata/hipsim/hiprtc.c $(wildcard testdata/hipsim/parts/*.c)
 	mkdir -p bin
-	$${CC:-cc} -std=c11 -O1 -g -Wall -fPIC -shared -o $@ $^ -lpthread
+	$${CC:-cc} -std=c11 -O1 -g -Wall -fPIC -shared -o $@ testdata/hipsim/hipsim.c testdata/hipsim/hiprtc.c -lpthread
+
+hipsim-test: hipsim bin/selftest ## test the simulator itself (needs C and C++ compilers)
+	bin/selftest $(CURDIR)/bin/libamdhip64.so
+
+bin/selftest: testdata/hipsim/selftest.c testdata/hipsim/selftest_strict.c
+	mkdir -p bin
+	$${CC:-cc} -std=c11 -O1 -g -Wall -o $@ $< -ldl -lpthread
 
 rig: bin/rig/libamdhip64.so ## build the HIP library over NVIDIA's driver (needs a C compiler; see testdata/rigs)
 
-bin/rig/libamdhip64.so: testdata/rigs/hip-on-cuda/hipcuda.c
+bin/rig/libamdhip64.so: testdata/rigs/hip-on-cuda/hipcuda.c $(wildcard testdata/rigs/hip-on-cuda/parts/*.c)
 	mkdir -p bin/rig
 	$${CC:-cc} -O2 -Wall -fPIC -shared -o $@ $< -ldl -lpthread
+
+rig-test: rig bin/selftest ## test the HIP library over NVIDIA's driver (needs an NVIDIA GPU and NVRTC)
+	bin/selftest $(CURDIR)/bin/rig/libamdhip64.so
+
+python: build hipsim ## test the Python package (needs Python 3.9; PYTHONFLAGS=--no-install takes what it has)
+	.ci/python $(PYTHONFLAGS)
 
 smoke: build hipsim ## load the sample model on the software device and through the simulator
 	$(MAKE) e2e MODEL=testdata/tiny-llama.gguf DEVICE=soft
@@ -100,6 +139,12 @@ smoke: build hipsim ## load the sample model on the software device and through 
 	else \
 		echo 'smoke: no kernels through the simulator, there is no c++'; \
 	fi
+
+dist: ## archives, deb, rpm, container layer, SBOMs and checksums of the commit, in bin/dist; IMAGE_BASE=image@digest
+	@GO='$(GO)' DIST_PLATFORMS='$(PLATFORMS)' IMAGE_BASE='$(IMAGE_BASE)' .ci/dist bin/dist
+
+dist-check: ## fail unless two builds of the archive and the deb for linux/amd64 are the same, bit for bit
+	@GO='$(GO)' .ci/dist-check bin/dist-check
 
 check: ## all that CI runs, with what this machine has
 	.ci/run --no-install

@@ -17,23 +17,64 @@ import (
 const module = "github.com/gguf2gpu/gguf2gpu"
 
 // allowed lists, for each package, what it may import beyond the standard library: packages of this module by their
-// directory, others by the start of their path. Arrows point one way only: cmd → loader → pinned → amdhip and
-// loader → kernels → gguf.
+// directory, others by the start of their path. It is the table of ARCHITECTURE.md; arrows point one way only.
 var allowed = map[string][]string{
-	".":       {},
-	"amdhip":  {"github.com/ebitengine/purego", "golang.org/x/sys/"},
-	"gguf":    {"github.com/edsrzf/mmap-go", "golang.org/x/sys/"},
-	"kernels": {"gguf", "github.com/klauspost/cpuid/v2", "golang.org/x/sys/"},
-	"pinned":  {"amdhip", "golang.org/x/sys/"},
+	".": {},
 
-	"kernels/gpu": {"amdhip", "gguf", "kernels", "golang.org/x/sync/"},
+	"amdhip":                  {"amdhip/internal/hip", "amdhip/internal/hostmem", "github.com/ebitengine/purego", "golang.org/x/sys/"},
+	"amdhip/internal/hip":     {},
+	"amdhip/internal/hostmem": {"golang.org/x/sys/"},
+	"amdhip/soft":             {"internal/cgroup", "amdhip", "amdhip/internal/hip", "amdhip/internal/hostmem", "golang.org/x/sys/"},
+
+	"gguf":            {"internal/term", "github.com/edsrzf/mmap-go", "golang.org/x/sys/"},
+	"internal/term":   {},
+	"internal/cgroup": {},
+	"internal/watch":  {},
+	"kernels":         {"gguf", "github.com/klauspost/cpuid/v2", "golang.org/x/sys/"},
+	"kernels/gpu":     {"amdhip", "gguf", "kernels", "internal/watch", "golang.org/x/sync/"},
+	"pinned":          {"amdhip", "golang.org/x/sys/"},
+
+	"loader/plan":          {"gguf", "github.com/dustin/go-humanize"},
+	"loader/trace":         {},
+	"loader/internal/read": {"gguf", "loader/plan", "loader/trace", "golang.org/x/sys/"},
 	"loader": {
-		"amdhip", "gguf", "kernels", "kernels/gpu", "pinned", "golang.org/x/sys/", "golang.org/x/sync/", "github.com/dustin/go-humanize",
+		"internal/cgroup", "internal/watch", "amdhip", "gguf", "kernels", "kernels/gpu", "pinned", "loader/plan", "loader/trace", "loader/internal/read",
+		"github.com/dustin/go-humanize",
 	},
-	"loader/remote": {"gguf"},
+	"loader/readback": {"gguf", "kernels", "loader", "loader/plan", "loader/internal/read"},
+	"loader/hold": {
+		"amdhip", "gguf", "internal/watch", "loader", "loader/plan", "golang.org/x/sys/", "github.com/dustin/go-humanize",
+	},
+	"loader/measure":                  {"amdhip", "gguf", "loader/internal/read"},
+	"loader/rank":                     {},
+	"loader/remote":                   {"gguf", "internal/term", "golang.org/x/sync/"},
+	"loader/remote/hf":                {"gguf", "loader/remote"},
+	"loader/remote/ollama":            {"gguf", "loader/remote", "loader/remote/internal/manifest"},
+	"loader/remote/internal/manifest": {},
+	"loader/remote/oci": {
+		"gguf", "loader/remote", "loader/remote/internal/manifest", "oras.land/oras-go/v2/", "golang.org/x/net/publicsuffix",
+	},
+	"loader/remote/s3":     {"gguf", "loader/remote", "github.com/aws/aws-sdk-go-v2/"},
+	"loader/remote/stream": {"gguf"},
+	"loader/remote/models": {
+		"gguf", "loader/remote", "loader/remote/hf", "loader/remote/oci", "loader/remote/ollama", "loader/remote/s3", "loader/remote/stream",
+	},
+	"internal/fake": {"gguf"},
+
+	"cmd/gguf2gpu/internal/bench": {
+		"amdhip", "cmd/gguf2gpu/internal/synth", "gguf", "internal/term", "kernels", "kernels/gpu", "github.com/dustin/go-humanize",
+	},
+	"cmd/gguf2gpu/internal/doctor": {"internal/cgroup", "amdhip", "golang.org/x/sys/", "github.com/dustin/go-humanize"},
+	"cmd/gguf2gpu/internal/synth":  {"gguf", "kernels", "golang.org/x/sync/"},
 	"cmd/gguf2gpu": {
-		"amdhip", "gguf", "kernels", "kernels/gpu", "pinned", "loader", "loader/remote", "golang.org/x/sys/", "golang.org/x/sync/", "golang.org/x/term",
+		"internal/term",
+		"amdhip", "amdhip/soft", "gguf", "kernels", "kernels/gpu", "pinned", "loader", "loader/plan", "loader/trace",
+		"loader/readback", "loader/hold", "loader/measure", "loader/rank", "loader/remote", "loader/remote/models",
+		"cmd/gguf2gpu/internal/bench", "cmd/gguf2gpu/internal/doctor",
+		"cmd/gguf2gpu/internal/synth",
+		"golang.org/x/sys/", "golang.org/x/sync/", "golang.org/x/term",
 		"github.com/spf13/", "github.com/vbauerster/mpb/v8", "github.com/dustin/go-humanize", "github.com/coreos/go-systemd/v22/",
+		"github.com/klauspost/cpuid/v2",
 	},
 }
 
@@ -106,8 +147,8 @@ func TestLibraryIsSilent(t *testing.T) {
 	})
 }
 
-// forEachSource parses every Go file of the module that is not a test. Directories that the go command skips are modules of
-// their own or test data.
+// forEachSource parses every Go file of the module that is not a test. Directories that the go command skips are
+// modules of their own or test data.
 func forEachSource(t *testing.T, visit func(t *testing.T, file string, f *ast.File)) {
 	t.Helper()
 	files := 0

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
 )
 
 // openAMD opens AMD's own runtime where the dynamic loader finds it.
@@ -37,11 +39,11 @@ func TestAMDLibrary(t *testing.T) {
 		t.Errorf("got version %d", r)
 	}
 	// The library's own names of the codes are ours.
-	for code, want := range statusNames {
-		if got := rt.api.hipGetErrorName(code); got != want {
+	for code, want := range hip.StatusNames {
+		if got := rt.api.HipGetErrorName(code); got != want {
 			t.Errorf("code %d: the library says %s, we say %s", code, got, want)
 		}
-		if rt.api.hipGetErrorString(code) == "" {
+		if rt.api.HipGetErrorString(code) == "" {
 			t.Errorf("code %d: no text", code)
 		}
 	}
@@ -82,7 +84,8 @@ func TestAMDDevice(t *testing.T) {
 	addOne(t, d)
 }
 
-// TestAMDCompile compiles with AMD's own compiler, which needs no GPU. The architecture is one that every version knows.
+// TestAMDCompile compiles with AMD's own compiler, which needs no GPU. The architecture is one that every version
+// knows.
 func TestAMDCompile(t *testing.T) {
 	t.Setenv("GGUF2GPU_HIPRTC_LIBRARY", "")
 	rt := openAMD(t)
@@ -103,9 +106,11 @@ func TestAMDCompile(t *testing.T) {
 		code         RTCStatus
 		log          string
 	}{
-		{"source", `extern "C" __global__ void f() { no_such_thing(); }`, []string{arch}, ErrRTCCompilation, "'no_such_thing'"},
+		{"source", `extern "C" __global__ void f() { no_such_thing(); }`, []string{arch}, ErrRTCCompilation,
+			"'no_such_thing'"},
 		{"option", addOneSource, []string{arch, "--no-such-option"}, ErrRTCCompilation, "'--no-such-option'"},
-		{"long log", "#error " + strings.Repeat("long ", 5000), []string{arch}, ErrRTCCompilation, strings.Repeat("long ", 5000)[:24999]},
+		{"long log", "#error " + strings.Repeat("long ", 5000), []string{arch}, ErrRTCCompilation,
+			strings.Repeat("long ", 5000)[:24999]},
 		{"no source", "", []string{arch}, ErrRTCInvalidInput, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hostmem"
 )
 
 const roundTripSize = 1 << 16
@@ -42,8 +44,10 @@ func TestDevices(t *testing.T) {
 		t.Fatalf("got %d, %v, want 2 devices", n, err)
 	}
 	d := device(t, rt, 1)
-	got := fmt.Sprint(d.Index(), d.Name(), d.Arch(), d.PCIBusID(), d.UUID(), d.TotalMemory(), d.Integrated(), d.Multiprocessors())
-	want := fmt.Sprint(1, "Simulated GPU 1", "gfx90a:sramecc+:xnack-", "0000:c2:00.0", "GPU-000000000000abc1", 65536, true, 104)
+	got := fmt.Sprint(d.Index(), d.Name(), d.Arch(), d.PCIBusID(), d.UUID(), d.TotalMemory(), d.Integrated(),
+		d.Multiprocessors())
+	want := fmt.Sprint(1, "Simulated GPU 1", "gfx90a:sramecc+:xnack-", "0000:c2:00.0", "GPU-000000000000abc1", 65536,
+		true, 104)
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -180,7 +184,7 @@ func TestRegisterReadOnly(t *testing.T) {
 		}
 	}
 	d := device(t, rt, 0)
-	_, err := d.HostRegister(bytesAt(from, 4096))
+	_, err := d.HostRegister(hostmem.At(from, 4096))
 	wantCode(t, err, "hipHostRegister", ErrInvalidValue)
 }
 
@@ -226,13 +230,13 @@ func TestCurrentDevice(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	for _, mine := range []int32{1, 0} {
-		if st := rt.api.hipSetDevice(mine); st != Success {
+		if st := rt.api.HipSetDevice(mine); st != Success {
 			t.Fatal(st)
 		}
 		check(t, devices[1-mine].Synchronize())
 		check(t, devices[mine].Synchronize())
 		var now int32
-		if st := rt.api.hipGetDevice(&now); st != Success || now != mine {
+		if st := rt.api.HipGetDevice(&now); st != Success || now != mine {
 			t.Errorf("the thread's current device: got %d, %v, want %d", now, st, mine)
 		}
 	}

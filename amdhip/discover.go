@@ -35,7 +35,7 @@ func listAttempts(attempts []Attempt) string {
 	return b.String()
 }
 
-// attemptErrors returns the errors of the attempts behind what.
+// attemptErrors returns what, followed by the errors of the attempts.
 func attemptErrors(what error, attempts []Attempt) []error {
 	errs := []error{what}
 	for _, a := range attempts {
@@ -58,7 +58,7 @@ func (e *LibraryError) Error() string {
 // Unwrap returns ErrNoLibrary and the errors of the attempts.
 func (e *LibraryError) Unwrap() []error { return attemptErrors(ErrNoLibrary, e.Attempts) }
 
-// finder searches for a library. Its parts that differ in tests are fields.
+// finder searches for a library. What tests replace is a field.
 type finder struct {
 	root     string // of the file system, for /opt
 	env      func(string) string
@@ -75,7 +75,7 @@ func (f *finder) find(explicit string) (string, error) {
 		if e.path == "" {
 			continue
 		}
-		// Who names a file wants that file: taking another one silently would hide the mistake.
+		// Whoever names a file wants that file: to take another one silently would hide the mistake.
 		if f.try(e.source, e.path) {
 			return e.path, nil
 		}
@@ -103,7 +103,7 @@ func (f *finder) find(explicit string) (string, error) {
 	return "", &LibraryError{Attempts: f.attempts}
 }
 
-// optDirs returns the library directories below /opt. That there is none is an attempt, too.
+// optDirs returns the library directories below /opt. If there are none, that counts as a failed attempt.
 func (f *finder) optDirs() []string {
 	dirs := optDirs(f.root)
 	if len(dirs) == 0 {
@@ -112,9 +112,10 @@ func (f *finder) optDirs() []string {
 	return dirs
 }
 
-// findCompiler opens hipRTC for the HIP library of that major version, which was opened as hip and whose file is real, "" if
-// that is unknown, and returns its path. Up to HIP 6 its functions are in the HIP library, too. One of another major version
-// is never taken: it would bring another HIP library into the process.
+// findCompiler opens hipRTC for the HIP library of that major version and returns its path. hip is the path or name
+// under which the HIP library was opened, real the file that it is, "" if that is unknown. Up to HIP 6 the HIP library
+// has the functions of hipRTC, too. A hipRTC of another major version is never taken, because it would bring another
+// HIP library into the process.
 func (f *finder) findCompiler(major int, hip, real string) (string, error) {
 	if path := f.env("GGUF2GPU_HIPRTC_LIBRARY"); path != "" {
 		if f.try("GGUF2GPU_HIPRTC_LIBRARY", path) {

@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// makeTree creates files (and their directories) below a new root. "a -> b" is a symbolic link to b, relative to the root.
+// makeTree creates files (and their directories) below a new root. "a -> b" is a symbolic link to b, relative to the
+// root.
 func makeTree(t *testing.T, entries ...string) string {
 	t.Helper()
 	root, err := filepath.EvalSymlinks(t.TempDir())
@@ -37,7 +38,9 @@ func makeTree(t *testing.T, entries ...string) string {
 var errNotLibrary = errors.New("not a library")
 
 // search runs a finder in root and returns the paths that were tried, relative to root, and the one that opened.
-func search(root, explicit string, env map[string]string, good func(string) bool) (tried []string, found string, err error) {
+func search(
+	root, explicit string, env map[string]string, good func(string) bool,
+) (tried []string, found string, err error) {
 	f := finder{
 		root: root,
 		env:  func(key string) string { return env[key] },
@@ -106,8 +109,9 @@ func TestFind(t *testing.T) {
 			env: map[string]string{"ROCM_PATH": in("env"), "HIP_PATH": in("other")}, tried: inEnv[:1],
 		},
 		{
-			name: "HIP_PATH after a ROCM_PATH that is not there", good: "env/lib/libamdhip64.so", found: "/env/lib/libamdhip64.so",
-			env: map[string]string{"ROCM_PATH": in("missing"), "HIP_PATH": in("env")},
+			name: "HIP_PATH after a ROCM_PATH that is not there", good: "env/lib/libamdhip64.so",
+			found: "/env/lib/libamdhip64.so",
+			env:   map[string]string{"ROCM_PATH": in("missing"), "HIP_PATH": in("env")},
 			tried: []string{
 				"ROCM_PATH /missing/lib", "HIP_PATH /env/lib/libamdhip64.so.7", "HIP_PATH /env/lib/libamdhip64.so.6",
 				"HIP_PATH /env/lib/libamdhip64.so.5",
@@ -214,5 +218,25 @@ func TestOptDirs(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestHiddenBy names the environment variables that hide GPUs, those most of all that are set and empty.
+func TestHiddenBy(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		env  map[string]string
+		want string
+	}{
+		{nil, ""},
+		{map[string]string{"ROCR_VISIBLE_DEVICES": ""},
+			"; the environment hides GPUs: ROCR_VISIBLE_DEVICES is set and empty, so that none is seen"},
+		{map[string]string{"HIP_VISIBLE_DEVICES": "7"}, `; the environment hides GPUs: HIP_VISIBLE_DEVICES is "7"`},
+		{map[string]string{"HIP_VISIBLE_DEVICES": "", "CUDA_VISIBLE_DEVICES": "-1"}, "; the environment hides GPUs: " +
+			`HIP_VISIBLE_DEVICES is set and empty, so that none is seen, CUDA_VISIBLE_DEVICES is "-1"`},
+	} {
+		if got := hiddenBy(func(name string) (string, bool) { v, ok := tt.env[name]; return v, ok }); got != tt.want {
+			t.Errorf("%v: %q, want %q", tt.env, got, tt.want)
+		}
 	}
 }

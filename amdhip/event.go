@@ -2,7 +2,8 @@ package amdhip
 
 import (
 	"time"
-	"unsafe"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
 )
 
 // EventOptions says what an event must be able to do. The zero value is the cheapest: it only tells when work is done.
@@ -20,16 +21,16 @@ type Event struct {
 
 // NewEvent creates an event for streams of this device.
 func (d *Device) NewEvent(o EventOptions) (*Event, error) {
-	flags := eventDefault
+	flags := hip.EventDefault
 	if !o.Timing {
-		flags |= eventDisableTiming
+		flags |= hip.EventDisableTiming
 	}
 	if o.BlockingSync {
-		flags |= eventBlockingSync
+		flags |= hip.EventBlockingSync
 	}
 	var raw uintptr
 	err := d.current("hipEventCreateWithFlags", "", func() Status {
-		return d.rt.api.hipEventCreateWithFlags(&raw, flags)
+		return d.rt.api.HipEventCreateWithFlags(&raw, flags)
 	})
 	if err != nil {
 		return nil, err
@@ -49,17 +50,17 @@ func (e *Event) Query() (done bool, err error) {
 		return false, err
 	}
 	defer e.leave()
-	return e.answer("hipEventQuery", e.dev.rt.api.hipEventQuery(e.raw))
+	return e.answer("hipEventQuery", e.dev.rt.api.HipEventQuery(e.raw))
 }
 
-// Synchronize waits until the recorded work is done. It holds an OS thread meanwhile: to wait for many events, poll them
-// with Query.
+// Synchronize waits until the recorded work is done. It holds an OS thread meanwhile: to wait for many events, poll
+// them with Query.
 func (e *Event) Synchronize() error {
 	if err := e.enter(); err != nil {
 		return err
 	}
 	defer e.leave()
-	if st := e.dev.rt.api.hipEventSynchronize(e.raw); st != Success {
+	if st := e.dev.rt.api.HipEventSynchronize(e.raw); st != Success {
 		return e.dev.rt.fail("hipEventSynchronize", st, "%s", e.what)
 	}
 	return nil
@@ -68,26 +69,17 @@ func (e *Event) Synchronize() error {
 // Elapsed returns the time on the device between since and e. Both need EventOptions.Timing and one device. When one of
 // them is not done yet the error matches ErrNotReady.
 func (e *Event) Elapsed(since *Event) (time.Duration, error) {
-	// In one order for every caller, see handle; and once only, if it is the same event.
-	first, second := e, since
-	if uintptr(unsafe.Pointer(first)) > uintptr(unsafe.Pointer(second)) {
-		first, second = second, first
+	for _, h := range []*handle{&e.handle, &since.handle} {
+		if err := h.enter(); err != nil {
+			return 0, err
+		}
+		defer h.leave()
 	}
-	if err := first.enter(); err != nil {
+	if err := e.sameRuntime(&since.handle); err != nil {
 		return 0, err
 	}
-	defer first.leave()
-	if first != second {
-		if err := second.enter(); err != nil {
-			return 0, err
-		}
-		defer second.leave()
-		if err := e.sameRuntime(&since.handle); err != nil {
-			return 0, err
-		}
-	}
 	var ms float32
-	if st := e.dev.rt.api.hipEventElapsedTime(&ms, since.raw, e.raw); st != Success {
+	if st := e.dev.rt.api.HipEventElapsedTime(&ms, since.raw, e.raw); st != Success {
 		return 0, e.dev.rt.fail("hipEventElapsedTime", st, "%s since %s", e.what, since.what)
 	}
 	return time.Duration(float64(ms) * float64(time.Millisecond)), nil
@@ -96,9 +88,13 @@ func (e *Event) Elapsed(since *Event) (time.Duration, error) {
 // Close releases the event. Work that was recorded goes on. It is idempotent.
 func (e *Event) Close() error {
 	return e.shut(func() error {
-		if st := e.dev.rt.api.hipEventDestroy(e.raw); st != Success {
+		if st := e.dev.rt.api.HipEventDestroy(e.raw); st != Success {
 			return e.dev.rt.fail("hipEventDestroy", st, "%s", e.what)
 		}
 		return nil
 	})
 }
+
+// Handle returns HIP's own handle of the event (hipEvent_t), for code that uses HIP by other means. It is valid until
+// Close.
+func (e *Event) Handle() uintptr { return e.raw }

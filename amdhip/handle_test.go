@@ -9,7 +9,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"unsafe"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
 )
 
 // nullRuntime has one device whose calls succeed and do nothing.
@@ -17,34 +20,34 @@ func nullRuntime(t *testing.T, log *slog.Logger) *Device {
 	t.Helper()
 	ok := func(uintptr) Status { return Success }
 	out := func(p *uintptr) Status { *p = 4096; return Success }
-	rt := newRuntime(&api{
-		hipGetDeviceCount:        func(n *int32) Status { *n = 1; return Success },
-		hipGetDevice:             func(*int32) Status { return Success },
-		hipDeviceGetName:         func(*byte, int32, int32) Status { return Success },
-		hipDeviceTotalMem:        func(*uintptr, int32) Status { return Success },
-		hipDeviceGetAttribute:    func(*int32, deviceAttribute, int32) Status { return Success },
-		hipDeviceGetPCIBusId:     func(*byte, int32, int32) Status { return Success },
-		hipDeviceSynchronize:     func() Status { return Success },
-		hipMalloc:                func(p *uintptr, _ uintptr) Status { return out(p) },
-		hipFree:                  ok,
-		hipStreamCreateWithFlags: func(p *uintptr, _ uint32) Status { return out(p) },
-		hipStreamDestroy:         ok,
-		hipStreamQuery:           ok,
-		hipStreamWaitEvent:       func(uintptr, uintptr, uint32) Status { return Success },
-		hipEventCreateWithFlags:  func(p *uintptr, _ uint32) Status { return out(p) },
-		hipEventDestroy:          ok,
-		hipEventRecord:           func(uintptr, uintptr) Status { return Success },
-		hipEventQuery:            func(uintptr) Status { return ErrNotReady },
-		hipMemcpyAsync:           func(uintptr, uintptr, uintptr, memcpyKind, uintptr) Status { return Success },
-		hipMemsetAsync:           func(uintptr, int32, uintptr, uintptr) Status { return Success },
-		hipModuleLoadData:        func(p *uintptr, _ uintptr) Status { return out(p) },
-		hipModuleUnload:          ok,
-		hipModuleGetFunction:     func(p *uintptr, _ uintptr, _ string) Status { return out(p) },
-		hipModuleLaunchKernel: func(uintptr, uint32, uint32, uint32, uint32, uint32, uint32, uint32, uintptr, *unsafe.Pointer,
+	rt := NewRuntime(hip.Backend{Kind: "test", API: &hip.API{
+		HipGetDeviceCount:        func(n *int32) Status { *n = 1; return Success },
+		HipGetDevice:             func(*int32) Status { return Success },
+		HipDeviceGetName:         func(*byte, int32, int32) Status { return Success },
+		HipDeviceTotalMem:        func(*uintptr, int32) Status { return Success },
+		HipDeviceGetAttribute:    func(*int32, hip.DeviceAttribute, int32) Status { return Success },
+		HipDeviceGetPCIBusId:     func(*byte, int32, int32) Status { return Success },
+		HipDeviceSynchronize:     func() Status { return Success },
+		HipMalloc:                func(p *uintptr, _ uintptr) Status { return out(p) },
+		HipFree:                  ok,
+		HipStreamCreateWithFlags: func(p *uintptr, _ uint32) Status { return out(p) },
+		HipStreamDestroy:         ok,
+		HipStreamQuery:           ok,
+		HipStreamWaitEvent:       func(uintptr, uintptr, uint32) Status { return Success },
+		HipEventCreateWithFlags:  func(p *uintptr, _ uint32) Status { return out(p) },
+		HipEventDestroy:          ok,
+		HipEventRecord:           func(uintptr, uintptr) Status { return Success },
+		HipEventQuery:            func(uintptr) Status { return ErrNotReady },
+		HipMemcpyAsync:           func(uintptr, uintptr, uintptr, hip.MemcpyKind, uintptr) Status { return Success },
+		HipMemsetAsync:           func(uintptr, int32, uintptr, uintptr) Status { return Success },
+		HipModuleLoadData:        func(p *uintptr, _ uintptr) Status { return out(p) },
+		HipModuleUnload:          ok,
+		HipModuleGetFunction:     func(p *uintptr, _ uintptr, _ string) Status { return out(p) },
+		HipModuleLaunchKernel: func(uintptr, uint32, uint32, uint32, uint32, uint32, uint32, uint32, uintptr, *unsafe.Pointer,
 			*uintptr) Status {
 			return Success
 		},
-	}, "test", "", log)
+	}}, log)
 	d, err := rt.Device(0)
 	if err != nil {
 		t.Fatal(err)
@@ -208,4 +211,42 @@ func TestPinTable(t *testing.T) {
 	if got, want := fmt.Sprint(len(pins.ranges)), "3"; got != want {
 		t.Errorf("got %s ranges, want %s", got, want)
 	}
+}
+
+// TestCloseDuringCalls: while a call on a handle lasts, Close waits for it and every other call is refused at once.
+func TestCloseDuringCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := nullRuntime(t, nil)
+		release, destroyed := make(chan struct{}), 0
+		d.rt.api.HipStreamSynchronize = func(uintptr) Status { <-release; return Success }
+		d.rt.api.HipStreamDestroy = func(uintptr) Status { destroyed++; return Success }
+		s, err := d.NewStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		results := make(chan error, 4)
+		for range 2 {
+			go func() { results <- s.Synchronize() }()
+		}
+		synctest.Wait()
+		for range 2 {
+			go func() { results <- s.Close() }()
+		}
+		synctest.Wait()
+		if _, err := s.Query(); !errors.Is(err, ErrClosed) {
+			t.Errorf("a call after Close has begun: %v, want ErrClosed", err)
+		}
+		if len(results) > 0 || destroyed > 0 {
+			t.Errorf("%d calls have returned and %d streams are destroyed while calls last", len(results), destroyed)
+		}
+		close(release)
+		for range 4 {
+			if err := <-results; err != nil {
+				t.Error(err)
+			}
+		}
+		if err := s.Close(); err != nil || destroyed != 1 {
+			t.Errorf("%v, destroyed %d times", err, destroyed)
+		}
+	})
 }

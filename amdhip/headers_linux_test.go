@@ -9,11 +9,13 @@ import (
 	"strings"
 	"testing"
 	"unsafe"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
 )
 
-// prototypes are the parameters of the entry points in C. They stand between AMD's headers and the symbol tables and are
-// compared with both. Functions of hipRTC return hiprtcResult, those that end with Name or String text, the others hipError_t.
-// NAMES is a type that HIP 7 made constant.
+// prototypes are the parameters of the entry points in C. They stand between AMD's headers and the symbol tables and
+// are compared with both. Functions of hipRTC return hiprtcResult, those that end with Name or String text, the others
+// hipError_t. NAMES is a type that HIP 7 made constant.
 var prototypes = map[string]string{
 	"hipRuntimeGetVersion":       "int*",
 	"hipDriverGetVersion":        "int*",
@@ -60,8 +62,28 @@ var prototypes = map[string]string{
 	"hipModuleLoadData":          "hipModule_t*, const void*",
 	"hipModuleUnload":            "hipModule_t",
 	"hipModuleGetFunction":       "hipFunction_t*, hipModule_t, const char*",
-	"hipModuleLaunchKernel": "hipFunction_t, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, hipStream_t, " +
-		"void*[], void**",
+	"hipModuleLaunchKernel": "hipFunction_t, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, " +
+		"hipStream_t, void*[], void**",
+	"hipMemGetAddressRange":          "void**, size_t*, void*",
+	"hipMemGetAllocationGranularity": "size_t*, const hipMemAllocationProp*, hipMemAllocationGranularity_flags",
+	"hipMemCreate": "hipMemGenericAllocationHandle_t*, size_t, const hipMemAllocationProp*, " +
+		"unsigned long long",
+	"hipMemRelease":        "hipMemGenericAllocationHandle_t",
+	"hipMemAddressReserve": "void**, size_t, size_t, void*, unsigned long long",
+	"hipMemAddressFree":    "void*, size_t",
+	"hipMemMap":            "void*, size_t, size_t, hipMemGenericAllocationHandle_t, unsigned long long",
+	"hipMemUnmap":          "void*, size_t",
+	"hipMemSetAccess":      "void*, size_t, const hipMemAccessDesc*, size_t",
+	"hipMemExportToShareableHandle": "ANY*, hipMemGenericAllocationHandle_t, hipMemAllocationHandleType, " +
+		"unsigned long long",
+	"hipMemImportFromShareableHandle": "hipMemGenericAllocationHandle_t*, void*, hipMemAllocationHandleType",
+	"hipStreamBeginCapture":           "hipStream_t, hipStreamCaptureMode",
+	"hipStreamEndCapture":             "hipStream_t, hipGraph_t*",
+	"hipGraphDestroy":                 "hipGraph_t",
+	"hipGraphInstantiate":             "hipGraphExec_t*, hipGraph_t, hipGraphNode_t*, char*, size_t",
+	"hipGraphLaunch":                  "hipGraphExec_t, hipStream_t",
+	"hipGraphExecDestroy":             "hipGraphExec_t",
+
 	"hiprtcCreateProgram":     "hiprtcProgram*, const char*, const char*, int, NAMES, NAMES",
 	"hiprtcCompileProgram":    "hiprtcProgram, int, NAMES",
 	"hiprtcGetProgramLogSize": "hiprtcProgram, size_t*",
@@ -79,17 +101,29 @@ var goTypes = map[string]reflect.Type{
 	"int": reflect.TypeFor[int32](), "hipDevice_t": reflect.TypeFor[int32](), "unsigned": reflect.TypeFor[uint32](),
 	"size_t": reflect.TypeFor[uintptr](), "void*": reflect.TypeFor[uintptr](), "const void*": reflect.TypeFor[uintptr](),
 	"hipStream_t": reflect.TypeFor[uintptr](), "hipEvent_t": reflect.TypeFor[uintptr](),
-	"hipMemcpyKind": reflect.TypeFor[memcpyKind](), "hipDeviceAttribute_t": reflect.TypeFor[deviceAttribute](),
+	"hipMemcpyKind": reflect.TypeFor[hip.MemcpyKind](), "hipDeviceAttribute_t": reflect.TypeFor[hip.DeviceAttribute](),
 	"hipError_t": reflect.TypeFor[Status](), "hipIpcMemHandle_t": reflect.TypeFor[IPCHandle](),
 	"int*": reflect.TypeFor[*int32](), "char*": reflect.TypeFor[*byte](), "float*": reflect.TypeFor[*float32](),
-	"size_t*": reflect.TypeFor[*uintptr](), "void**": reflect.TypeFor[*uintptr](), "hipStream_t*": reflect.TypeFor[*uintptr](),
-	"hipEvent_t*": reflect.TypeFor[*uintptr](), "hipIpcMemHandle_t*": reflect.TypeFor[*IPCHandle](),
+	"size_t*": reflect.TypeFor[*uintptr](), "void**": reflect.TypeFor[*uintptr](),
+	"hipStream_t*": reflect.TypeFor[*uintptr](),
+	"hipEvent_t*":  reflect.TypeFor[*uintptr](), "hipIpcMemHandle_t*": reflect.TypeFor[*IPCHandle](),
 	"hipDeviceProp_t*": reflect.TypeFor[*byte](), "hipUUID*": reflect.TypeFor[*[16]byte](),
 	"hipModule_t": reflect.TypeFor[uintptr](), "hipModule_t*": reflect.TypeFor[*uintptr](),
 	"hipFunction_t": reflect.TypeFor[uintptr](), "hipFunction_t*": reflect.TypeFor[*uintptr](),
 	"hiprtcProgram": reflect.TypeFor[uintptr](), "hiprtcProgram*": reflect.TypeFor[*uintptr](),
 	"hiprtcResult": reflect.TypeFor[RTCStatus](), "const char*": reflect.TypeFor[string](),
-	"NAMES": reflect.TypeFor[**byte](), "void*[]": reflect.TypeFor[*unsafe.Pointer](),
+	"unsigned long long": reflect.TypeFor[uint64](), "ANY*": reflect.TypeFor[*int32](), // void*: a descriptor goes there
+	"hipMemGenericAllocationHandle_t":   reflect.TypeFor[uintptr](),
+	"hipMemGenericAllocationHandle_t*":  reflect.TypeFor[*uintptr](),
+	"const hipMemAllocationProp*":       reflect.TypeFor[*hip.AllocationProp](),
+	"const hipMemAccessDesc*":           reflect.TypeFor[*hip.AccessDesc](),
+	"hipMemAllocationHandleType":        reflect.TypeFor[hip.HandleType](),
+	"hipMemAllocationGranularity_flags": reflect.TypeFor[hip.Granularity](),
+	"hipStreamCaptureMode":              reflect.TypeFor[hip.CaptureMode](),
+	"hipGraph_t":                        reflect.TypeFor[uintptr](), "hipGraph_t*": reflect.TypeFor[*uintptr](),
+	"hipGraphExec_t": reflect.TypeFor[uintptr](), "hipGraphExec_t*": reflect.TypeFor[*uintptr](),
+	"hipGraphNode_t*": reflect.TypeFor[*uintptr](),
+	"NAMES":           reflect.TypeFor[**byte](), "void*[]": reflect.TypeFor[*unsafe.Pointer](),
 }
 
 // resultOf returns what the function returns, in C and in the symbol table.
@@ -105,41 +139,72 @@ func resultOf(name string) (string, reflect.Type) {
 
 // headerConstants are C expressions and what this package takes them for.
 var headerConstants = map[string]any{
-	"hipMemcpyHostToHost": memcpyHostToHost, "hipMemcpyHostToDevice": memcpyHostToDevice,
-	"hipMemcpyDeviceToHost": memcpyDeviceToHost, "hipMemcpyDeviceToDevice": memcpyDeviceToDevice,
-	"hipMemcpyDefault":                       memcpyDefault,
-	"hipDeviceAttributeAsyncEngineCount":     attrAsyncEngineCount,
-	"hipDeviceAttributeCanMapHostMemory":     attrCanMapHostMemory,
-	"hipDeviceAttributeIntegrated":           attrIntegrated,
-	"hipDeviceAttributeMultiprocessorCount":  attrMultiprocessorCount,
-	"hipDeviceAttributePciBusId":             attrPCIBusID,
-	"hipDeviceAttributePciDeviceId":          attrPCIDeviceID,
-	"hipDeviceAttributeWarpSize":             attrWarpSize,
-	"hipDeviceAttributeMemoryPoolsSupported": attrMemoryPoolsSupported,
-	"hipHostMallocPortable":                  hostMallocPortable,
-	"hipHostMallocMapped":                    hostMallocMapped,
-	"hipHostRegisterPortable":                hostRegisterPortable,
-	"hipHostRegisterMapped":                  hostRegisterMapped,
-	"hipStreamNonBlocking":                   streamNonBlocking,
-	"hipEventDefault":                        eventDefault,
-	"hipEventBlockingSync":                   eventBlockingSync,
-	"hipEventDisableTiming":                  eventDisableTiming,
+	"hipMemcpyHostToHost": hip.MemcpyHostToHost, "hipMemcpyHostToDevice": hip.MemcpyHostToDevice,
+	"hipMemcpyDeviceToHost": hip.MemcpyDeviceToHost, "hipMemcpyDeviceToDevice": hip.MemcpyDeviceToDevice,
+	"hipMemcpyDefault":                       hip.MemcpyDefault,
+	"hipDeviceAttributeAsyncEngineCount":     hip.AttrAsyncEngineCount,
+	"hipDeviceAttributeCanMapHostMemory":     hip.AttrCanMapHostMemory,
+	"hipDeviceAttributeIntegrated":           hip.AttrIntegrated,
+	"hipDeviceAttributeMultiprocessorCount":  hip.AttrMultiprocessorCount,
+	"hipDeviceAttributePciBusId":             hip.AttrPCIBusID,
+	"hipDeviceAttributePciDeviceId":          hip.AttrPCIDeviceID,
+	"hipDeviceAttributeWarpSize":             hip.AttrWarpSize,
+	"hipDeviceAttributeMemoryPoolsSupported": hip.AttrMemoryPoolsSupported,
+	"hipHostMallocPortable":                  hip.HostMallocPortable,
+	"hipHostMallocMapped":                    hip.HostMallocMapped,
+	"hipHostRegisterPortable":                hip.HostRegisterPortable,
+	"hipHostRegisterMapped":                  hip.HostRegisterMapped,
+	"hipStreamNonBlocking":                   hip.StreamNonBlocking,
+	"hipEventDefault":                        hip.EventDefault,
+	"hipEventBlockingSync":                   hip.EventBlockingSync,
+	"hipEventDisableTiming":                  hip.EventDisableTiming,
+
+	"hipStreamCaptureModeGlobal":      hip.CaptureGlobal,
+	"hipStreamCaptureModeThreadLocal": hip.CaptureThreadLocal,
+	"hipStreamCaptureModeRelaxed":     hip.CaptureRelaxed,
 
 	"sizeof(hipIpcMemHandle_t)":                  unsafe.Sizeof(IPCHandle{}),
 	"sizeof(hipUUID)":                            16,
 	"sizeof(hipError_t)":                         unsafe.Sizeof(Status(0)),
 	"sizeof(hiprtcResult)":                       unsafe.Sizeof(RTCStatus(0)),
-	"sizeof(hipMemcpyKind)":                      unsafe.Sizeof(memcpyKind(0)),
-	"sizeof(hipDeviceAttribute_t)":               unsafe.Sizeof(deviceAttribute(0)),
+	"sizeof(hipMemcpyKind)":                      unsafe.Sizeof(hip.MemcpyKind(0)),
+	"sizeof(hipDeviceAttribute_t)":               unsafe.Sizeof(hip.DeviceAttribute(0)),
 	"sizeof(hipDeviceProp_t) <= 4096":            1,
 	"offsetof(hipDeviceProp_t, name)":            0,
 	"(HIP_VERSION_MAJOR >= 6 ? 1160 : 396)":      "(int)offsetof(hipDeviceProp_t, gcnArchName)",
-	"sizeof(((hipDeviceProp_t*)0)->gcnArchName)": archSize,
+	"sizeof(((hipDeviceProp_t*)0)->gcnArchName)": hip.PropNameSize,
 	"hipIpcMemLazyEnablePeerAccess":              "(HIP_VERSION_MAJOR >= 6 ? 1 : 0)",
 }
 
-// TestHeaders compares numbers, layouts and prototypes with those of the installed HIP headers, through a C program that
-// includes them: a constant that differs prints a line, a prototype that differs does not compile.
+// virtualConstants are headerConstants for HIP 5.7 and later: hipMemAllocationProp had another layout before.
+var virtualConstants = map[string]any{
+	"hipDeviceAttributeVirtualMemoryManagementSupported":              hip.AttrVirtualMemory,
+	"hipMemLocationTypeDevice":                                        hip.LocationDevice,
+	"hipMemAllocationTypePinned":                                      hip.AllocationPinned,
+	"hipMemHandleTypeNone":                                            hip.HandleNone,
+	"hipMemHandleTypePosixFileDescriptor":                             hip.HandleDescriptor,
+	"hipMemAllocationGranularityMinimum":                              hip.GranularityMinimum,
+	"hipMemAllocationGranularityRecommended":                          hip.GranularityRecommended,
+	"hipMemAccessFlagsProtNone":                                       hip.AccessNone,
+	"hipMemAccessFlagsProtRead":                                       hip.AccessRead,
+	"hipMemAccessFlagsProtReadWrite":                                  hip.AccessReadWrite,
+	"sizeof(hipMemAllocationProp)":                                    unsafe.Sizeof(hip.AllocationProp{}),
+	"offsetof(hipMemAllocationProp, type)":                            unsafe.Offsetof(hip.AllocationProp{}.Type),
+	"offsetof(hipMemAllocationProp, HANDLES)":                         unsafe.Offsetof(hip.AllocationProp{}.HandleTypes),
+	"offsetof(hipMemAllocationProp, location)":                        unsafe.Offsetof(hip.AllocationProp{}.Location),
+	"offsetof(hipMemAllocationProp, win32HandleMetaData)":             unsafe.Offsetof(hip.AllocationProp{}.Win32),
+	"offsetof(hipMemAllocationProp, allocFlags)":                      unsafe.Offsetof(hip.AllocationProp{}.Compression),
+	"offsetof(hipMemAllocationProp, allocFlags.gpuDirectRDMACapable)": unsafe.Offsetof(hip.AllocationProp{}.RDMA),
+	"offsetof(hipMemAllocationProp, allocFlags.usage)":                unsafe.Offsetof(hip.AllocationProp{}.Usage),
+	"sizeof(hipMemAccessDesc)":                                        unsafe.Sizeof(hip.AccessDesc{}),
+	"offsetof(hipMemAccessDesc, location)":                            unsafe.Offsetof(hip.AccessDesc{}.Location),
+	"offsetof(hipMemAccessDesc, flags)":                               unsafe.Offsetof(hip.AccessDesc{}.Flags),
+	"offsetof(hipMemLocation, id)":                                    unsafe.Offsetof(hip.Location{}.ID),
+	"sizeof(hipMemLocation)":                                          unsafe.Sizeof(hip.Location{}),
+}
+
+// TestHeaders compares numbers, layouts and prototypes with those of the installed HIP headers, through a C program
+// that includes them: a constant that differs prints a line, a prototype that differs does not compile.
 func TestHeaders(t *testing.T) {
 	cc := compiler(t, "headers")
 	dir := t.TempDir()
@@ -149,9 +214,14 @@ func TestHeaders(t *testing.T) {
 		return exec.Command(cc, "-Werror=incompatible-pointer-types", "-D__HIP_PLATFORM_AMD__", "-I/opt/rocm/include",
 			"-o", program, source).CombinedOutput()
 	}
-	const head = "#include <stdio.h>\n#include <stddef.h>\n#include <hip/hip_version.h>\n#include <hip/hip_runtime_api.h>\n" +
+	const head = "#include <stdio.h>\n#include <stddef.h>\n#include <hip/hip_version.h>\n" +
+		"#include <hip/hip_runtime_api.h>\n" +
 		"#include <hip/hiprtc.h>\n" +
-		"#if HIP_VERSION_MAJOR >= 7\n#define NAMES const char *const *\n#else\n#define NAMES const char **\n#endif\n"
+		"#if HIP_VERSION_MAJOR >= 7\n#define NAMES const char *const *\n#else\n#define NAMES const char **\n#endif\n" +
+		// The plural is HIP 7's.
+		"#if HIP_VERSION_MAJOR >= 7\n#define HANDLES requestedHandleTypes\n#else\n" +
+		"#define HANDLES requestedHandleType\n#endif\n" +
+		"#define ANY void\n"
 	if out, err := compile(head + "int main(void) { return 0; }\n"); err != nil {
 		require(t, "headers", fmt.Sprintf("the HIP headers cannot be compiled (Debian: libamdhip64-dev): %s", out))
 	}
@@ -164,16 +234,14 @@ func TestHeaders(t *testing.T) {
 	b.WriteString("#define SAME(c, ours) if ((long long)(c) != (long long)(ours)) \\\n" +
 		"\tprintf(\"%s is %lld, we have %lld\\n\", #c, (long long)(c), (long long)(ours));\n" +
 		"int main(int argc, char **argv) {\n(void)argv;\n")
-	for c, ours := range headerConstants {
-		if _, text := ours.(string); !text {
-			ours = fmt.Sprintf("%d", ours)
-		}
-		fmt.Fprintf(&b, "SAME(%s, %s)\n", c, ours)
-	}
-	for code, name := range statusNames {
+	same(&b, headerConstants)
+	b.WriteString("#if HIP_VERSION >= 50700000\n")
+	same(&b, virtualConstants)
+	b.WriteString("#endif\n")
+	for code, name := range hip.StatusNames {
 		fmt.Fprintf(&b, "SAME(%s, %d)\n", name, code)
 	}
-	for code, name := range rtcNames {
+	for code, name := range hip.RTCNames {
 		fmt.Fprintf(&b, "SAME(%s, %d)\n", name, code)
 	}
 	// sizeof keeps the functions from being linked: the headers are there without the library, too.
@@ -189,9 +257,19 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
+// same writes the comparisons of constants.
+func same(b *strings.Builder, constants map[string]any) {
+	for c, ours := range constants {
+		if _, text := ours.(string); !text {
+			ours = fmt.Sprintf("%d", ours)
+		}
+		fmt.Fprintf(b, "SAME(%s, %s)\n", c, ours)
+	}
+}
+
 // TestPrototypes compares the symbol tables with the C prototypes.
 func TestPrototypes(t *testing.T) {
-	for _, table := range []reflect.Type{reflect.TypeFor[api](), reflect.TypeFor[rtcAPI]()} {
+	for _, table := range []reflect.Type{reflect.TypeFor[hip.API](), reflect.TypeFor[hip.RTC]()} {
 		for field := range table.Fields() {
 			if field.Name != "_" {
 				comparePrototype(t, field)
@@ -202,7 +280,7 @@ func TestPrototypes(t *testing.T) {
 
 func comparePrototype(t *testing.T, field reflect.StructField) {
 	t.Helper()
-	name := field.Name
+	name := hip.Symbol(field.Name)
 	c, ok := prototypes[strings.TrimSuffix(name, "R0600")]
 	if !ok {
 		t.Errorf("%s: no prototype", name)

@@ -14,8 +14,8 @@ import (
 	"github.com/ebitengine/purego"
 )
 
-// require skips the test, or fails it if the environment says that what it needs must be there: AMDHIP_REQUIRE is a list
-// of "cc" (a C compiler), "amd" (AMD's runtime) and "headers" (its headers).
+// require skips the test, or fails it if the environment says that what it needs must be there: AMDHIP_REQUIRE is a
+// list of "cc" (a C compiler), "amd" (AMD's runtime) and "headers" (its headers).
 func require(t *testing.T, what, reason string) {
 	t.Helper()
 	if strings.Contains(os.Getenv("AMDHIP_REQUIRE"), what) {
@@ -44,8 +44,8 @@ func compiler(t *testing.T, what string) string {
 var simulators sync.Map
 
 // buildSim compiles the simulator and returns the path of a copy of its own, which the dynamic loader takes for another
-// library: no test sees the state of another. It has hipRTC in it, as HIP 5 and 6 have, unless a define says that it has only
-// what is required.
+// library: no test sees the state of another. It has hipRTC in it, as HIP 5 and 6 have, unless a define says that it
+// has only what is required.
 func buildSim(t *testing.T, defines ...string) string {
 	t.Helper()
 	sources := []string{"hipsim.c", "hiprtc.c"}

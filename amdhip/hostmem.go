@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"sync"
 	"unsafe"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hostmem"
 )
 
 // HostMemory is memory of the host that streams copy from and to. It is never part of Go's heap: an asynchronous copy
@@ -17,8 +20,8 @@ type HostMemory struct {
 	release func() error
 }
 
-// HostMalloc allocates n bytes, at least one, page-locked and mapped into the address space of every device
-// (hipHostMallocPortable and hipHostMallocMapped, so DevicePtr works whichever device asks). The content is undefined.
+// HostMalloc allocates n bytes, at least one, of page-locked memory that is mapped into the address space of every
+// device: kernels use it through DevicePtr. The content is undefined.
 func (d *Device) HostMalloc(n int) (*HostMemory, error) {
 	if err := checkHostSize(n); err != nil {
 		return nil, err
@@ -26,15 +29,15 @@ func (d *Device) HostMalloc(n int) (*HostMemory, error) {
 	api := d.rt.api
 	var p uintptr
 	err := d.current("hipHostMalloc", fmt.Sprintf("%d bytes", n), func() Status {
-		return api.hipHostMalloc(&p, uintptr(n), hostMallocPortable|hostMallocMapped)
+		return api.HipHostMalloc(&p, uintptr(n), hip.HostMallocPortable|hip.HostMallocMapped)
 	})
 	if err != nil {
 		return nil, err
 	}
 	d.rt.pins.add(p, n)
-	return d.newHostMemory("pinned memory", bytesAt(p, uintptr(n)), true, func() error {
+	return d.newHostMemory("pinned memory", hostmem.At(p, uintptr(n)), true, func() error {
 		d.rt.pins.remove(p)
-		if st := api.hipHostFree(p); st != Success {
+		if st := api.HipHostFree(p); st != Success {
 			return d.rt.fail("hipHostFree", st, "%d bytes at %#x", n, p)
 		}
 		return nil
@@ -57,7 +60,7 @@ func (d *Device) HostRegister(b []byte) (*HostMemory, error) {
 			n, p, ErrHostMemoryAlreadyRegistered)
 	}
 	err := d.current("hipHostRegister", fmt.Sprintf("%d bytes at %#x", n, p), func() Status {
-		return api.hipHostRegister(p, uintptr(n), hostRegisterPortable|hostRegisterMapped)
+		return api.HipHostRegister(p, uintptr(n), hip.HostRegisterPortable|hip.HostRegisterMapped)
 	})
 	if err != nil {
 		d.rt.pins.remove(p)
@@ -65,7 +68,7 @@ func (d *Device) HostRegister(b []byte) (*HostMemory, error) {
 	}
 	return d.newHostMemory("registered memory", b[:n:n], true, func() error {
 		defer d.rt.pins.remove(p)
-		if st := api.hipHostUnregister(p); st != Success {
+		if st := api.HipHostUnregister(p); st != Success {
 			return d.rt.fail("hipHostUnregister", st, "%d bytes at %#x", n, p)
 		}
 		return nil
@@ -81,14 +84,14 @@ func (d *Device) HostPlain(n int) (*HostMemory, error) {
 	if err := d.rt.usable(); err != nil {
 		return nil, err
 	}
-	b, err := mapAnonymous(n)
+	b, err := hostmem.Map(n)
 	if err != nil {
 		return nil, fmt.Errorf("amdhip: mapping %d bytes: %w", n, err)
 	}
 	return d.newHostMemory("plain memory", b, false, func() error {
 		// As hipHostFree does on its own: no copy may be under way when the pages go.
-		err := d.onThread("hipDeviceSynchronize", "", d.rt.api.hipDeviceSynchronize)
-		return errors.Join(err, unmapAnonymous(b))
+		err := d.onThread("hipDeviceSynchronize", "", d.rt.api.HipDeviceSynchronize)
+		return errors.Join(err, hostmem.Unmap(b))
 	}), nil
 }
 
@@ -105,8 +108,8 @@ func checkHostSize(n int) error {
 	return nil
 }
 
-// Bytes returns the memory, nil after Close. The slice dies with Close, and while a copy is under way the GPU reads or
-// writes what it is made of.
+// Bytes returns the memory, nil after Close. The slice is invalid after Close, and the GPU reads or writes it while a
+// copy is in progress.
 func (h *HostMemory) Bytes() []byte {
 	if h.enter() != nil {
 		return nil
@@ -133,7 +136,7 @@ func (h *HostMemory) DevicePtr() (DevicePtr, error) {
 	}
 	var p uintptr
 	err := h.dev.onThread("hipHostGetDevicePointer", fmt.Sprintf("of %#x", h.addr),
-		func() Status { return h.dev.rt.api.hipHostGetDevicePointer(&p, h.addr, 0) })
+		func() Status { return h.dev.rt.api.HipHostGetDevicePointer(&p, h.addr, 0) })
 	return DevicePtr(p), err
 }
 

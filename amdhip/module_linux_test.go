@@ -45,7 +45,8 @@ func addOne(t *testing.T, d *Device) {
 	check(t, m.Close())
 }
 
-// openSim7 opens a simulator of HIP 7, where hipRTC is a library of its own, and returns the path at which that is expected.
+// openSim7 opens a simulator of HIP 7, where hipRTC is a library of its own, and returns the path at which that is
+// expected.
 func openSim7(t *testing.T) (*Runtime, string) {
 	t.Helper()
 	t.Setenv("GGUF2GPU_HIPRTC_LIBRARY", "")
@@ -78,7 +79,8 @@ func TestNoCompiler(t *testing.T) {
 	// A file that is there but is none is an attempt with the loader's reason.
 	rt = must(Open(Options{Library: rt.Library()}))(t)
 	_, err = rt.Compiler()
-	if e, ok := errors.AsType[*CompilerError](err); !ok || e.Attempts[0].Path != beside || errors.Is(e.Attempts[0].Err, fs.ErrNotExist) {
+	if e, ok := errors.AsType[*CompilerError](err); !ok || e.Attempts[0].Path != beside ||
+		errors.Is(e.Attempts[0].Err, fs.ErrNotExist) {
 		t.Errorf("got %v, want the loader's reason for %s", err, beside)
 	}
 	check(t, rt.Close())
@@ -143,7 +145,8 @@ func TestKernels(t *testing.T) {
 func TestSimCompileError(t *testing.T) {
 	rt, _ := openSim(t)
 	_, err := rt.Compile("wrong.hip", `extern "C" __global__ void f() { no_such_thing(); }`, "--gpu-architecture=gfx90a")
-	if e, ok := errors.AsType[*CompileError](err); !ok || e.Code != ErrRTCCompilation || !strings.Contains(e.Log, "no_such_thing") {
+	if e, ok := errors.AsType[*CompileError](err); !ok || e.Code != ErrRTCCompilation ||
+		!strings.Contains(e.Log, "no_such_thing") {
 		t.Errorf("got %v, want %v with a log", err, ErrRTCCompilation)
 	}
 }
@@ -184,3 +187,10 @@ func TestMappedFile(t *testing.T) {
 		t.Errorf("of address 0: got %q, want nothing", got)
 	}
 }
+
+// addOneSource has one kernel, which adds 1 to n numbers. All parameters have 8 bytes.
+const addOneSource = `typedef unsigned long long u64;
+extern "C" __global__ __launch_bounds__(256) void add_one(u64 *p, u64 n) {
+	for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += gridDim.x * (u64)blockDim.x) p[i]++;
+}
+`

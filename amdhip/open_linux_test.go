@@ -10,27 +10,19 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
 )
 
-// symbols returns the names of the table's fields.
-func symbols() (required, optional []string) {
-	list := &required
-	for field := range reflect.TypeFor[api]().Fields() {
-		if field.Name == "_" {
-			list = &optional
-		} else {
-			*list = append(*list, field.Name)
-		}
-	}
-	return required, optional
-}
+// symbols returns the names of the table's functions.
+func symbols() (required, optional []string) { return hip.Symbols(reflect.TypeFor[hip.API]()) }
 
 // unbound returns the fields of the table that are nil.
-func unbound(table *api) (names []string) {
+func unbound(table *hip.API) (names []string) {
 	v := reflect.ValueOf(table).Elem()
 	for i := range v.NumField() {
 		if f := v.Field(i); f.Kind() == reflect.Func && f.IsNil() {
-			names = append(names, v.Type().Field(i).Name)
+			names = append(names, hip.Symbol(v.Type().Field(i).Name))
 		}
 	}
 	return names
@@ -41,8 +33,8 @@ func TestOpenBindsAll(t *testing.T) {
 	if names := unbound(rt.api); len(names) > 0 {
 		t.Errorf("not bound: %v", names)
 	}
-	if rt.Kind() != "hip" || filepath.Base(rt.Library()) != "libamdhip64.so" || rt.Software() != nil {
-		t.Errorf("got kind %q, library %q, software %v", rt.Kind(), rt.Library(), rt.Software())
+	if rt.Kind() != "hip" || filepath.Base(rt.Library()) != "libamdhip64.so" || rt.Backend() != nil {
+		t.Errorf("got kind %q, library %q, backend %v", rt.Kind(), rt.Library(), rt.Backend())
 	}
 	// Twice is fine, and so is a second runtime after the first is closed.
 	again := must(Open(Options{Library: rt.Library()}))(t)

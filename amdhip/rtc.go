@@ -2,42 +2,13 @@ package amdhip
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"unsafe"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
 )
-
-// RTCStatus is a hiprtcResult, what hipRTC's functions answer. Other than RTCSuccess it is an error.
-type RTCStatus int32
-
-// The codes that callers are likely to tell apart; any other number is a valid RTCStatus too.
-const (
-	RTCSuccess           RTCStatus = 0
-	ErrRTCOutOfMemory    RTCStatus = 1
-	ErrRTCInvalidInput   RTCStatus = 3
-	ErrRTCInvalidProgram RTCStatus = 4
-	ErrRTCInvalidOption  RTCStatus = 5
-	ErrRTCCompilation    RTCStatus = 6 // the source has an error; the log says which
-	ErrRTCInternal       RTCStatus = 11
-)
-
-// rtcNames holds hipRTC's own names.
-var rtcNames = map[RTCStatus]string{
-	RTCSuccess: "HIPRTC_SUCCESS", ErrRTCOutOfMemory: "HIPRTC_ERROR_OUT_OF_MEMORY",
-	2: "HIPRTC_ERROR_PROGRAM_CREATION_FAILURE", ErrRTCInvalidInput: "HIPRTC_ERROR_INVALID_INPUT",
-	ErrRTCInvalidProgram: "HIPRTC_ERROR_INVALID_PROGRAM", ErrRTCInvalidOption: "HIPRTC_ERROR_INVALID_OPTION",
-	ErrRTCCompilation: "HIPRTC_ERROR_COMPILATION", 7: "HIPRTC_ERROR_BUILTIN_OPERATION_FAILURE",
-	8: "HIPRTC_ERROR_NO_NAME_EXPRESSIONS_AFTER_COMPILATION", 9: "HIPRTC_ERROR_NO_LOWERED_NAMES_BEFORE_COMPILATION",
-	10: "HIPRTC_ERROR_NAME_EXPRESSION_NOT_VALID", ErrRTCInternal: "HIPRTC_ERROR_INTERNAL_ERROR",
-}
-
-// Error returns hipRTC's name of the code and its number.
-func (s RTCStatus) Error() string {
-	if name, ok := rtcNames[s]; ok {
-		return fmt.Sprintf("%s (%d)", name, int32(s))
-	}
-	return fmt.Sprintf("hiprtcResult %d", int32(s))
-}
 
 // CompileError is a hipRTC call that failed.
 type CompileError struct {
@@ -78,48 +49,43 @@ type CompilerError struct {
 
 // Error lists every attempt on a line of its own.
 func (e *CompilerError) Error() string {
-	return "amdhip: no hipRTC, which compiles kernels, could be opened: " + ErrUnsupported.Error() + listAttempts(e.Attempts)
+	return "amdhip: no hipRTC, which compiles kernels, could be opened: " + ErrUnsupported.Error() +
+		listAttempts(e.Attempts)
 }
 
 // Unwrap returns ErrUnsupported and the errors of the attempts.
 func (e *CompilerError) Unwrap() []error { return attemptErrors(ErrUnsupported, e.Attempts) }
 
-// rtcLibrary is hipRTC where it was found.
-type rtcLibrary struct {
-	api  *rtcAPI
-	path string
-}
-
 // compiler returns hipRTC. The search is made once.
-func (rt *Runtime) compiler() (*rtcLibrary, error) {
+func (rt *Runtime) compiler() (*hip.Compiler, error) {
 	if err := rt.usable(); err != nil {
 		return nil, err
 	}
-	if rt.rtc == nil {
+	if rt.backend.Compiler == nil {
 		return nil, rt.missing("hiprtcCreateProgram")
 	}
-	return rt.rtc()
+	return rt.backend.Compiler()
 }
 
-// Compiler finds hipRTC, on the first call, and returns where: the path or name of its library, that of the HIP library
-// if it is in there, or "software device". When it is not found the error is a *CompilerError that matches ErrUnsupported.
-// The package documentation says where it is searched for.
+// Compiler finds hipRTC on the first call and returns where it is: the path or name of its library, which is that of
+// the HIP library if hipRTC is part of it, or "software device". When it is not found the error is a *CompilerError
+// that matches ErrUnsupported. The package documentation says where it is searched for.
 func (rt *Runtime) Compiler() (path string, err error) {
 	lib, err := rt.compiler()
 	if err != nil {
 		return "", err
 	}
-	return lib.path, nil
+	return lib.Path, nil
 }
 
-// Compile compiles HIP C++ with hipRTC and returns the code object for LoadModule. The name stands for the source in the
-// compiler's messages. One of the options must name the architecture, "--gpu-architecture=" and Device.Arch; there are no
-// headers. No GPU is needed. It takes a fraction of a second to several seconds, during which an OS thread is held, and
-// cannot be cancelled. A call that fails gives a *CompileError, with the compiler's log.
+// Compile compiles HIP C++ with hipRTC and returns the code object for LoadModule. The name stands for the source in
+// the compiler's messages. One of the options must name the architecture, "--gpu-architecture=" and Device.Arch; there
+// are no headers. No GPU is needed. It takes a fraction of a second to several seconds, during which an OS thread is
+// held, and cannot be cancelled. A call that fails gives a *CompileError, with the compiler's log.
 //
-// SOME VERSIONS OF AMD'S COMPILER END THE WHOLE PROCESS (SIGABRT, which nothing can catch) for an architecture that they
-// do not know, instead of returning an error. Compile for the architecture of a device that is present only; and where
-// the process must not die, compile in a child process and hand the code over.
+// SOME VERSIONS OF AMD'S COMPILER END THE WHOLE PROCESS (SIGABRT, which nothing can catch) for an architecture that
+// they do not know, instead of returning an error. Compile for the architecture of a device that is present only; and
+// where the process must not die, compile in a child process and hand the code over.
 func (rt *Runtime) Compile(name, source string, options ...string) (code []byte, err error) {
 	lib, err := rt.compiler()
 	if err != nil {
@@ -131,12 +97,12 @@ func (rt *Runtime) Compile(name, source string, options ...string) (code []byte,
 				Log: "not called: a zero byte in the name, the source or an option"}
 		}
 	}
-	c := compilation{api: lib.api, name: name}
-	if st := c.api.hiprtcCreateProgram(&c.program, source, name, 0, nil, nil); st != RTCSuccess {
+	c := compilation{api: lib.RTC, name: name}
+	if st := c.api.HiprtcCreateProgram(&c.program, source, name, 0, nil, nil); st != RTCSuccess {
 		return nil, c.fail("hiprtcCreateProgram", st)
 	}
 	defer func() {
-		if st := c.api.hiprtcDestroyProgram(&c.program); st != RTCSuccess && err == nil {
+		if st := c.api.HiprtcDestroyProgram(&c.program); st != RTCSuccess && err == nil {
 			code, err = nil, c.fail("hiprtcDestroyProgram", st)
 		}
 	}()
@@ -153,7 +119,7 @@ func (rt *Runtime) Compile(name, source string, options ...string) (code []byte,
 
 // compilation is one program on its way through hipRTC.
 type compilation struct {
-	api     *rtcAPI
+	api     *hip.RTC
 	name    string
 	program uintptr
 	log     string
@@ -162,27 +128,32 @@ type compilation struct {
 // fail makes the error of a call that answered st.
 func (c *compilation) fail(call string, st RTCStatus) error {
 	e := &CompileError{Func: call, Code: st, Name: c.name, Log: c.log}
-	if _, named := rtcNames[st]; !named {
-		e.Text = c.api.hiprtcGetErrorString(st)
+	if _, named := hip.RTCNames[st]; !named {
+		e.Text = c.api.HiprtcGetErrorString(st)
 	}
 	return e
 }
 
-// compile hands over pointers to Go memory, which stays where it is during the call, as it is on the heap.
+// compile calls hiprtcCompileProgram.
 func (c *compilation) compile(options []string) RTCStatus {
 	if len(options) == 0 {
-		return c.api.hiprtcCompileProgram(c.program, 0, nil)
+		return c.api.HiprtcCompileProgram(c.program, 0, nil)
 	}
+	// hipRTC reads the texts through these pointers during the call, so they are pinned for as long.
+	var pins runtime.Pinner
+	defer pins.Unpin()
 	texts := make([]*byte, len(options))
 	for i, option := range options {
 		texts[i] = unsafe.SliceData(append([]byte(option), 0))
+		pins.Pin(texts[i])
 	}
-	return c.api.hiprtcCompileProgram(c.program, int32(len(texts)), &texts[0])
+	return c.api.HiprtcCompileProgram(c.program, int32(len(texts)), &texts[0])
 }
 
-// fetchLog takes over the log. Its failure does not decide anything, so it is told in the log's place.
+// fetchLog gets the compiler's log. A failure to get it decides nothing, so it is reported in place of the log.
 func (c *compilation) fetchLog() {
-	b, err := c.bytes("hiprtcGetProgramLogSize", c.api.hiprtcGetProgramLogSize, "hiprtcGetProgramLog", c.api.hiprtcGetProgramLog)
+	b, err := c.bytes("hiprtcGetProgramLogSize", c.api.HiprtcGetProgramLogSize, "hiprtcGetProgramLog",
+		c.api.HiprtcGetProgramLog)
 	if err != nil {
 		c.log = "no log: " + err.Error()
 		return
@@ -191,7 +162,7 @@ func (c *compilation) fetchLog() {
 }
 
 func (c *compilation) code() ([]byte, error) {
-	b, err := c.bytes("hiprtcGetCodeSize", c.api.hiprtcGetCodeSize, "hiprtcGetCode", c.api.hiprtcGetCode)
+	b, err := c.bytes("hiprtcGetCodeSize", c.api.HiprtcGetCodeSize, "hiprtcGetCode", c.api.HiprtcGetCode)
 	if err != nil {
 		return nil, err
 	}

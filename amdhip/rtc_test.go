@@ -10,129 +10,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
 )
-
-func TestSoftCompile(t *testing.T) {
-	const b = "\nextern \"C\"\n\t__global__ __launch_bounds__( 64 ) __attribute__ (x) void b (u64 *p) {}\n"
-	for _, tt := range []struct {
-		name, source string
-		options      []string
-		arch         string
-		kernels      []string
-		code         RTCStatus
-		log          string
-	}{
-		{name: "one kernel", source: addOneSource, arch: softArch, kernels: []string{"add_one"}},
-		{name: "two kernels", source: addOneSource + b, arch: softArch, kernels: []string{"add_one", "b"}},
-		{
-			name: "architecture", source: addOneSource, kernels: []string{"add_one"},
-			options: []string{"-O3", "--gpu-architecture=gfx90a:xnack-"}, arch: "gfx90a:xnack-",
-		},
-		{
-			name: "architecture, last one wins", source: addOneSource, kernels: []string{"add_one"},
-			options: []string{"--gpu-architecture=x", "--offload-arch=gfx1100"}, arch: "gfx1100",
-		},
-		{
-			name: "comments", source: "// extern \"C\" __global__ void old(\n/* extern \"C\" __global__ void\nolder( */" + b,
-			arch: softArch, kernels: []string{"b"},
-		},
-		{
-			name: "no stand-in", source: addOneSource + `extern "C" __global__ void c() extern "C" __global__ void d()`,
-			code: ErrRTCCompilation,
-			log: "test.hip: error: no Go function stands in for kernel c on the software device\n" +
-				"test.hip: error: no Go function stands in for kernel d on the software device",
-		},
-		{
-			name: "no kernel", source: "__global__ void add_one() {}", code: ErrRTCCompilation,
-			log: `test.hip: error: no kernel is declared extern "C" __global__ void`,
-		},
-		{name: "bad option", source: addOneSource, options: []string{"gfx90a"}, code: ErrRTCInvalidOption},
-		{name: "no source", code: ErrRTCInvalidInput},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			rt, _ := openSoft(t, SoftwareOptions{})
-			offerAddOne(rt)
-			rt.Software().Offer("b", 1, func(*SoftLaunch) Status { return Success })
-			code, err := rt.Compile("test.hip", tt.source, tt.options...)
-			if tt.code != RTCSuccess {
-				e, ok := errors.AsType[*CompileError](err)
-				if !ok || code != nil || !errors.Is(err, tt.code) || e.Code != tt.code || e.Name != "test.hip" || e.Log != tt.log {
-					t.Fatalf("got %v, want %v with the log\n%s", err, tt.code, tt.log)
-				}
-			} else if arch, kernels, ok := parseSoftCode(string(code)); err != nil || !ok || arch != tt.arch ||
-				!slices.Equal(kernels, tt.kernels) {
-				t.Errorf("got %q, %v, want code for %s with %q", code, err, tt.arch, tt.kernels)
-			}
-			if got := len(rt.Software().programs); got != 0 {
-				t.Errorf("%d programs are left", got)
-			}
-		})
-	}
-}
-
-// Every call of hipRTC fails in turn. The error names it and its code, and no program is left behind.
-func TestCompileFaults(t *testing.T) {
-	rt, _ := openSoft(t, SoftwareOptions{})
-	offerAddOne(rt)
-	sw := rt.Software()
-	for _, call := range []string{
-		"hiprtcCreateProgram", "hiprtcCompileProgram", "hiprtcGetCodeSize", "hiprtcGetCode", "hiprtcDestroyProgram",
-	} {
-		t.Run(call, func(t *testing.T) {
-			sw.Inject(Fault{Func: call, N: 1, Code: Status(ErrRTCOutOfMemory)})
-			code, err := rt.Compile("test.hip", addOneSource)
-			e, ok := errors.AsType[*CompileError](err)
-			if !ok || code != nil || e.Func != call || e.Code != ErrRTCOutOfMemory || e.Name != "test.hip" {
-				t.Errorf("got %q, %v, want %s: %v", code, err, call, ErrRTCOutOfMemory)
-			}
-			want := 0
-			if call == "hiprtcDestroyProgram" {
-				want = 1 // hipRTC has refused to let go
-			}
-			if got := len(sw.programs); got != want {
-				t.Errorf("%d programs are left, want %d", got, want)
-			}
-			clear(sw.programs)
-		})
-	}
-	// The log is not what decides.
-	for _, call := range []string{"hiprtcGetProgramLogSize", "hiprtcGetProgramLog"} {
-		t.Run(call, func(t *testing.T) {
-			sw.Inject(Fault{Func: call, N: 1, Code: Status(ErrRTCInternal)})
-			if _, err := rt.Compile("test.hip", addOneSource); err != nil {
-				t.Errorf("source that is right: %v", err)
-			}
-			sw.Inject(Fault{Func: call, N: 1, Code: Status(ErrRTCInternal)})
-			_, err := rt.Compile("test.hip", "nothing")
-			e, ok := errors.AsType[*CompileError](err)
-			if !ok || e.Func != "hiprtcCompileProgram" || e.Code != ErrRTCCompilation || !strings.Contains(e.Log, call) {
-				t.Errorf("source that is wrong: %v, want %v that tells about %s", err, ErrRTCCompilation, call)
-			}
-		})
-	}
-	// An error is not covered by one of destroying.
-	sw.Inject(Fault{Func: "hiprtcDestroyProgram", N: 1, Code: Status(ErrRTCInternal)})
-	if _, err := rt.Compile("test.hip", "nothing"); !errors.Is(err, ErrRTCCompilation) || errors.Is(err, ErrRTCInternal) {
-		t.Errorf("got %v, want %v", err, ErrRTCCompilation)
-	}
-}
-
-// A zero byte would end the text for C.
-func TestCompileZeroBytes(t *testing.T) {
-	rt, _ := openSoft(t, SoftwareOptions{})
-	offerAddOne(rt)
-	for name, args := range map[string][]string{
-		"name": {"a\x00b", addOneSource}, "source": {"a", addOneSource + "\x00"}, "option": {"a", addOneSource, "-D\x00"},
-	} {
-		_, err := rt.Compile(args[0], args[1], args[2:]...)
-		if e, ok := errors.AsType[*CompileError](err); !ok || e.Code != ErrRTCInvalidInput {
-			t.Errorf("%s: %v, want %v", name, err, ErrRTCInvalidInput)
-		}
-	}
-	if got := rt.Software().Calls()["hiprtcCreateProgram"]; got != 0 {
-		t.Errorf("hipRTC was called %d times", got)
-	}
-}
 
 // hipRTC is a C library: logs may or may not count the zero byte behind them, code may be empty, codes may be unknown.
 func TestCompileOddLibrary(t *testing.T) {
@@ -141,28 +22,29 @@ func TestCompileOddLibrary(t *testing.T) {
 		return func(_ uintptr, p *uintptr) RTCStatus { *p = n; return RTCSuccess }
 	}
 	text := func(s string) func(uintptr, *byte) RTCStatus {
-		return func(_ uintptr, p *byte) RTCStatus { return putBytes(RTCSuccess, p, s) }
+		return func(_ uintptr, p *byte) RTCStatus { copy(unsafe.Slice(p, len(s)), s); return RTCSuccess }
 	}
 	result := RTCSuccess
-	lib := &rtcLibrary{api: &rtcAPI{
-		hiprtcCreateProgram:     func(*uintptr, string, string, int32, **byte, **byte) RTCStatus { return RTCSuccess },
-		hiprtcCompileProgram:    func(uintptr, int32, **byte) RTCStatus { return result },
-		hiprtcGetProgramLogSize: size(4),
-		hiprtcGetProgramLog:     text("\nlog\x00"), // one more than it said
-		hiprtcGetCodeSize:       size(0),
-		hiprtcGetCode:           ok,
-		hiprtcDestroyProgram:    func(*uintptr) RTCStatus { return RTCSuccess },
-		hiprtcGetErrorString:    func(code RTCStatus) string { return strings.Repeat("w", int(code)%100) },
+	lib := &hip.Compiler{RTC: &hip.RTC{
+		HiprtcCreateProgram:     func(*uintptr, string, string, int32, **byte, **byte) RTCStatus { return RTCSuccess },
+		HiprtcCompileProgram:    func(uintptr, int32, **byte) RTCStatus { return result },
+		HiprtcGetProgramLogSize: size(4),
+		HiprtcGetProgramLog:     text("\nlog\x00"), // one more than it said
+		HiprtcGetCodeSize:       size(0),
+		HiprtcGetCode:           ok,
+		HiprtcDestroyProgram:    func(*uintptr) RTCStatus { return RTCSuccess },
+		HiprtcGetErrorString:    func(code RTCStatus) string { return strings.Repeat("w", int(code)%100) },
 	}}
 	var log lockedBuffer
 	d := nullRuntime(t, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
-	d.rt.rtc = func() (*rtcLibrary, error) { return lib, nil }
+	d.rt.backend.Compiler = func() (*hip.Compiler, error) { return lib, nil }
 	for _, tt := range []struct {
 		name string
 		code RTCStatus
 		want string
 	}{
-		{"empty code", RTCSuccess, "hiprtcGetCodeSize, program \"x\": HIPRTC_ERROR_INTERNAL_ERROR (11)\n\tthe code has 0 bytes\n\tlog"},
+		{"empty code", RTCSuccess,
+			"hiprtcGetCodeSize, program \"x\": HIPRTC_ERROR_INTERNAL_ERROR (11)\n\tthe code has 0 bytes\n\tlog"},
 		{"a code of the future", 103, "hiprtcCompileProgram, program \"x\": hiprtcResult 103: www\n\tlog"},
 		{"a code without text", 200, "hiprtcCompileProgram, program \"x\": hiprtcResult 200\n\tlog"},
 	} {
@@ -173,7 +55,7 @@ func TestCompileOddLibrary(t *testing.T) {
 			}
 		})
 	}
-	lib.api.hiprtcGetCodeSize, lib.api.hiprtcGetCode, result = size(3), text("\x7fEL"), RTCSuccess
+	lib.RTC.HiprtcGetCodeSize, lib.RTC.HiprtcGetCode, result = size(3), text("\x7fEL"), RTCSuccess
 	if code, err := d.rt.Compile("x", "y", "-a", "-b"); string(code) != "\x7fEL" || err != nil {
 		t.Errorf("got %q, %v", code, err)
 	}
@@ -197,7 +79,8 @@ func TestCompileErrorText(t *testing.T) {
 		{ErrRTCCompilation, "HIPRTC_ERROR_COMPILATION (6)"},
 		{RTCStatus(500), "hiprtcResult 500"},
 		{&CompileError{Func: "f", Code: 3, Name: "n"}, `f, program "n": HIPRTC_ERROR_INVALID_INPUT (3)`},
-		{&CompileError{Func: "f", Code: 6, Name: "n", Log: log(20)}, `f, program "n": HIPRTC_ERROR_COMPILATION (6)` + numbered(1, 20)},
+		{&CompileError{Func: "f", Code: 6, Name: "n", Log: log(20)},
+			`f, program "n": HIPRTC_ERROR_COMPILATION (6)` + numbered(1, 20)},
 		{
 			&CompileError{Func: "f", Code: 6, Name: "n", Log: log(22)},
 			`f, program "n": HIPRTC_ERROR_COMPILATION (6)` + numbered(1, 20) + "\n\t(2 more lines)",
@@ -212,7 +95,7 @@ func TestCompileErrorText(t *testing.T) {
 // Runtimes without these functions say so.
 func TestNoModules(t *testing.T) {
 	d := nullRuntime(t, nil)
-	d.rt.api.hipModuleLoadData = nil
+	d.rt.api.HipModuleLoadData = nil
 	_, loadErr := d.LoadModule([]byte("code"))
 	_, compileErr := d.rt.Compile("x", "y")
 	_, compilerErr := d.rt.Compiler()
@@ -224,7 +107,9 @@ func TestNoModules(t *testing.T) {
 }
 
 // searchCompiler runs findCompiler as search does find.
-func searchCompiler(root string, major int, hip, real, env string, good func(string) bool) (tried []string, found string, err error) {
+func searchCompiler(
+	root string, major int, hip, real, env string, good func(string) bool,
+) (tried []string, found string, err error) {
 	f := finder{root: root, env: func(string) string { return env }, open: func(path string) error {
 		if good(path) {
 			return nil
@@ -263,7 +148,8 @@ func TestFindCompiler(t *testing.T) {
 			name: "variable is final", major: 6, hip: "libamdhip64.so.6", env: "/x/rtc.so", good: ".6",
 			tried: []string{"GGUF2GPU_HIPRTC_LIBRARY /x/rtc.so"},
 		},
-		{name: "HIP 6 in the library", major: 6, hip: "libamdhip64.so.6", good: "libamdhip64.so.6", found: "libamdhip64.so.6"},
+		{name: "HIP 6 in the library", major: 6, hip: "libamdhip64.so.6", good: "libamdhip64.so.6",
+			found: "libamdhip64.so.6"},
 		{
 			name: "HIP 6 of its own", major: 6, hip: "libamdhip64.so.6", good: "libhiprtc.so.6", found: "libhiprtc.so.6",
 			tried: []string{"HIP library libamdhip64.so.6"},
@@ -277,7 +163,8 @@ func TestFindCompiler(t *testing.T) {
 			},
 		},
 		{
-			name: "HIP 7 beside the real file", major: 7, hip: in("link/libamdhip64.so.7"), real: in("real/libamdhip64.so.7.0.1"),
+			name: "HIP 7 beside the real file", major: 7, hip: in("link/libamdhip64.so.7"),
+			real: in("real/libamdhip64.so.7.0.1"),
 			good: "libhiprtc.so.7", found: "/real/libhiprtc.so.7",
 		},
 		{
@@ -332,7 +219,8 @@ func TestFindCompiler(t *testing.T) {
 func wantCompilerError(t *testing.T, err error, notExisting bool) {
 	t.Helper()
 	e, ok := errors.AsType[*CompilerError](err)
-	if !ok || !errors.Is(err, ErrUnsupported) || !errors.Is(err, errNotLibrary) || errors.Is(err, fs.ErrNotExist) != notExisting ||
+	if !ok || !errors.Is(err, ErrUnsupported) || !errors.Is(err, errNotLibrary) ||
+		errors.Is(err, fs.ErrNotExist) != notExisting ||
 		errors.Is(err, ErrNoLibrary) {
 		t.Fatalf("got %v, want a CompilerError that matches ErrUnsupported and its causes", err)
 	}

@@ -5,6 +5,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
 )
 
 // TestSimRefuses checks the instrument itself: the simulator must notice what the handles above it never do.
@@ -20,45 +22,45 @@ func TestSimRefuses(t *testing.T) {
 	check(t, closedStream.Close())
 	check(t, closedEvent.Close())
 	var freed uintptr
-	if st := api.hipMalloc(&freed, 64); st != Success || api.hipFree(freed) != Success {
+	if st := api.HipMalloc(&freed, 64); st != Success || api.HipFree(freed) != Success {
 		t.Fatal(st)
 	}
-	copyAsync := func(dst, src, n uintptr, kind memcpyKind) func() Status {
-		return func() Status { return api.hipMemcpyAsync(dst, src, n, kind, b.s.raw) }
+	copyAsync := func(dst, src, n uintptr, kind hip.MemcpyKind) func() Status {
+		return func() Status { return api.HipMemcpyAsync(dst, src, n, kind, b.s.raw) }
 	}
 	for _, tt := range []struct {
 		name string
 		call func() Status
 		want Status
 	}{
-		{"double free", func() Status { return api.hipFree(freed) }, 1},
-		{"free inside", func() Status { return api.hipFree(mem + 8) }, 1},
-		{"free of host memory", func() Status { return api.hipFree(host) }, 1},
-		{"host free of device memory", func() Status { return api.hipHostFree(mem) }, 1},
-		{"host flags", func() Status { return api.hipHostMalloc(&p, 64, 8) }, 1},
-		{"coherent and not", func() Status { return api.hipHostMalloc(&p, 64, 0xC0000000) }, 1},
-		{"register flags", func() Status { return api.hipHostRegister(plain.addr, 64, 16) }, 1},
-		{"register nothing", func() Status { return api.hipHostRegister(plain.addr, 0, 0) }, 1},
-		{"register twice", func() Status { return api.hipHostRegister(host+8, 8, 0) }, 712},
-		{"unregister", func() Status { return api.hipHostUnregister(plain.addr) }, 713},
-		{"pointer of unpinned", func() Status { return api.hipHostGetDevicePointer(&p, plain.addr, 0) }, 1},
-		{"stream flags", func() Status { return api.hipStreamCreateWithFlags(&p, 2) }, 1},
-		{"event flags", func() Status { return api.hipEventCreateWithFlags(&p, 8) }, 1},
-		{"interprocess with timing", func() Status { return api.hipEventCreateWithFlags(&p, 4) }, 1},
-		{"closed stream", func() Status { return api.hipStreamQuery(closedStream.raw) }, 709},
-		{"null stream", func() Status { return api.hipStreamQuery(0) }, 709},
-		{"event as stream", func() Status { return api.hipStreamQuery(b.e.raw) }, 709},
-		{"closed event", func() Status { return api.hipEventQuery(closedEvent.raw) }, 400},
-		{"wait flags", func() Status { return api.hipStreamWaitEvent(b.s.raw, b.e.raw, 1) }, 1},
+		{"double free", func() Status { return api.HipFree(freed) }, 1},
+		{"free inside", func() Status { return api.HipFree(mem + 8) }, 1},
+		{"free of host memory", func() Status { return api.HipFree(host) }, 1},
+		{"host free of device memory", func() Status { return api.HipHostFree(mem) }, 1},
+		{"host flags", func() Status { return api.HipHostMalloc(&p, 64, 8) }, 1},
+		{"coherent and not", func() Status { return api.HipHostMalloc(&p, 64, 0xC0000000) }, 1},
+		{"register flags", func() Status { return api.HipHostRegister(plain.addr, 64, 16) }, 1},
+		{"register nothing", func() Status { return api.HipHostRegister(plain.addr, 0, 0) }, 1},
+		{"register twice", func() Status { return api.HipHostRegister(host+8, 8, 0) }, 712},
+		{"unregister", func() Status { return api.HipHostUnregister(plain.addr) }, 713},
+		{"pointer of unpinned", func() Status { return api.HipHostGetDevicePointer(&p, plain.addr, 0) }, 1},
+		{"stream flags", func() Status { return api.HipStreamCreateWithFlags(&p, 2) }, 1},
+		{"event flags", func() Status { return api.HipEventCreateWithFlags(&p, 8) }, 1},
+		{"interprocess with timing", func() Status { return api.HipEventCreateWithFlags(&p, 4) }, 1},
+		{"closed stream", func() Status { return api.HipStreamQuery(closedStream.raw) }, 709},
+		{"null stream", func() Status { return api.HipStreamQuery(0) }, 709},
+		{"event as stream", func() Status { return api.HipStreamQuery(b.e.raw) }, 709},
+		{"closed event", func() Status { return api.HipEventQuery(closedEvent.raw) }, 400},
+		{"wait flags", func() Status { return api.HipStreamWaitEvent(b.s.raw, b.e.raw, 1) }, 1},
 		{"kind", copyAsync(mem, host, 64, 5), 21},
-		{"copy of freed memory", copyAsync(freed, host, 64, memcpyHostToDevice), 1},
-		{"copy past the end", copyAsync(mem+1, host, 64, memcpyHostToDevice), 1},
-		{"copy past pinned memory", copyAsync(mem, host+1, 64, memcpyHostToDevice), 1},
-		{"wrong direction", copyAsync(mem, host, 64, memcpyDeviceToHost), 1},
-		{"host to device from a device", copyAsync(mem, mem, 64, memcpyHostToDevice), 1},
-		{"device", func() Status { return api.hipSetDevice(2) }, 101},
-		{"attribute", func() Status { return api.hipDeviceGetAttribute(&n, 64, 0) }, 1},
-		{"attribute of no device", func() Status { return api.hipDeviceGetAttribute(&n, attrIntegrated, 2) }, 101},
+		{"copy of freed memory", copyAsync(freed, host, 64, hip.MemcpyHostToDevice), 1},
+		{"copy past the end", copyAsync(mem+1, host, 64, hip.MemcpyHostToDevice), 1},
+		{"copy past pinned memory", copyAsync(mem, host+1, 64, hip.MemcpyHostToDevice), 1},
+		{"wrong direction", copyAsync(mem, host, 64, hip.MemcpyDeviceToHost), 1},
+		{"host to device from a device", copyAsync(mem, mem, 64, hip.MemcpyHostToDevice), 1},
+		{"device", func() Status { return api.HipSetDevice(2) }, 101},
+		{"attribute", func() Status { return api.HipDeviceGetAttribute(&n, 64, 0) }, 1},
+		{"attribute of no device", func() Status { return api.HipDeviceGetAttribute(&n, hip.AttrIntegrated, 2) }, 101},
 	} {
 		before := sim.stat("misuses")
 		if got := tt.call(); got != tt.want {
@@ -74,7 +76,7 @@ func TestSimRefuses(t *testing.T) {
 func TestSimCrashes(t *testing.T) {
 	if os.Getenv("HIPSIM_VERSION") == "7" {
 		rt := must(Open(Options{}))(t)
-		rt.api.hipStreamQuery(4096)
+		rt.api.HipStreamQuery(4096)
 		return
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestSimCrashes$")

@@ -2,81 +2,100 @@ package amdhip
 
 import (
 	"errors"
-	"fmt"
+
+	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
 )
 
-// Status is a hipError_t. The numbers are the same in HIP 5.0 to 7.x. A Status other than Success is an error, so
-// errors.Is(err, amdhip.ErrOutOfMemory) works on what the package returns.
-type Status int32
+// Status is a hipError_t, what HIP's functions answer. The numbers are the same in HIP 5.0 to 7.x. A Status other than
+// Success is an error; its text is HIP's name of the code and the number. errors.Is(err, amdhip.ErrOutOfMemory) works
+// on what the package returns.
+type Status = hip.Status
 
 // The codes that callers are likely to tell apart; any other number is a valid Status too.
 const (
-	Success                        Status = 0
-	ErrInvalidValue                Status = 1
-	ErrOutOfMemory                 Status = 2
-	ErrNotInitialized              Status = 3
-	ErrDeinitialized               Status = 4
-	ErrInvalidDevicePointer        Status = 17
-	ErrInvalidMemcpyDirection      Status = 21
-	ErrInsufficientDriver          Status = 35
-	ErrNoDevice                    Status = 100
-	ErrInvalidDevice               Status = 101
-	ErrInvalidImage                Status = 200 // no code object
-	ErrInvalidContext              Status = 201 // also of a process that opens its own IPC handle
-	ErrMapFailed                   Status = 205
-	ErrNoBinaryForGPU              Status = 209 // a code object for another architecture
-	ErrECCNotCorrectable           Status = 214
-	ErrPeerAccessUnsupported       Status = 217
-	ErrInvalidSource               Status = 300
-	ErrInvalidHandle               Status = 400
-	ErrNotFound                    Status = 500
-	ErrNotReady                    Status = 600 // an answer, not a failure
-	ErrIllegalAddress              Status = 700
-	ErrLaunchOutOfResources        Status = 701
-	ErrPeerAccessAlreadyEnabled    Status = 704
-	ErrPeerAccessNotEnabled        Status = 705
-	ErrContextIsDestroyed          Status = 709
-	ErrHostMemoryAlreadyRegistered Status = 712
-	ErrHostMemoryNotRegistered     Status = 713
-	ErrLaunchFailure               Status = 719
-	ErrNotSupported                Status = 801
-	ErrUnknown                     Status = 999
+	Success                        = hip.Success
+	ErrInvalidValue                = hip.ErrInvalidValue
+	ErrOutOfMemory                 = hip.ErrOutOfMemory
+	ErrNotInitialized              = hip.ErrNotInitialized
+	ErrDeinitialized               = hip.ErrDeinitialized
+	ErrInvalidConfiguration        = hip.ErrInvalidConfiguration
+	ErrInvalidDevicePointer        = hip.ErrInvalidDevicePointer
+	ErrInvalidMemcpyDirection      = hip.ErrInvalidMemcpyDirection
+	ErrInsufficientDriver          = hip.ErrInsufficientDriver
+	ErrNoDevice                    = hip.ErrNoDevice
+	ErrInvalidDevice               = hip.ErrInvalidDevice
+	ErrInvalidImage                = hip.ErrInvalidImage   // no code object
+	ErrInvalidContext              = hip.ErrInvalidContext // also of a process that opens its own IPC handle
+	ErrMapFailed                   = hip.ErrMapFailed
+	ErrUnmapFailed                 = hip.ErrUnmapFailed
+	ErrAlreadyMapped               = hip.ErrAlreadyMapped
+	ErrNoBinaryForGPU              = hip.ErrNoBinaryForGPU // a code object for another architecture
+	ErrNotMapped                   = hip.ErrNotMapped
+	ErrECCNotCorrectable           = hip.ErrECCNotCorrectable
+	ErrPeerAccessUnsupported       = hip.ErrPeerAccessUnsupported
+	ErrInvalidSource               = hip.ErrInvalidSource
+	ErrInvalidHandle               = hip.ErrInvalidHandle
+	ErrIllegalState                = hip.ErrIllegalState
+	ErrNotFound                    = hip.ErrNotFound
+	ErrNotReady                    = hip.ErrNotReady // an answer, not a failure
+	ErrIllegalAddress              = hip.ErrIllegalAddress
+	ErrLaunchOutOfResources        = hip.ErrLaunchOutOfResources
+	ErrPeerAccessAlreadyEnabled    = hip.ErrPeerAccessAlreadyEnabled
+	ErrPeerAccessNotEnabled        = hip.ErrPeerAccessNotEnabled
+	ErrContextIsDestroyed          = hip.ErrContextIsDestroyed
+	ErrHostMemoryAlreadyRegistered = hip.ErrHostMemoryAlreadyRegistered
+	ErrHostMemoryNotRegistered     = hip.ErrHostMemoryNotRegistered
+	ErrLaunchFailure               = hip.ErrLaunchFailure
+	ErrNotSupported                = hip.ErrNotSupported
+	ErrStreamCaptureUnsupported    = hip.ErrStreamCaptureUnsupported // a call that cannot be recorded
+	ErrStreamCaptureInvalidated    = hip.ErrStreamCaptureInvalidated // by an earlier failure
+	ErrStreamCaptureMerge          = hip.ErrStreamCaptureMerge       // it would make two recordings one
+	ErrStreamCaptureUnmatched      = hip.ErrStreamCaptureUnmatched   // the stream has not begun to record
+	ErrStreamCaptureUnjoined       = hip.ErrStreamCaptureUnjoined    // a stream that was made to record was not waited for
+	ErrStreamCaptureIsolation      = hip.ErrStreamCaptureIsolation   // waits for work that is not recorded
+	ErrCapturedEvent               = hip.ErrCapturedEvent            // the event was recorded, not done
+	ErrStreamCaptureWrongThread    = hip.ErrStreamCaptureWrongThread
+	ErrUnknown                     = hip.ErrUnknown
+)
+
+// StopsWork reports whether err, from a question after a stream or an event, says that the work itself has failed for
+// good: HIP then executes nothing of that stream any more. Any other error says nothing about the work, which may still
+// be under way: the question has failed.
+func StopsWork(err error) bool {
+	for _, code := range []Status{
+		ErrECCNotCorrectable, ErrIllegalAddress, 702 /* LaunchTimeOut */, ErrContextIsDestroyed, 710, /* Assert */
+		ErrLaunchFailure,
+	} {
+		if errors.Is(err, code) {
+			return true
+		}
+	}
+	return false
+}
+
+// RTCStatus is a hiprtcResult, what hipRTC's functions answer. Other than RTCSuccess it is an error.
+type RTCStatus = hip.RTCStatus
+
+// The codes that callers are likely to tell apart; any other number is a valid RTCStatus too.
+const (
+	RTCSuccess           = hip.RTCSuccess
+	ErrRTCOutOfMemory    = hip.ErrRTCOutOfMemory
+	ErrRTCInvalidInput   = hip.ErrRTCInvalidInput
+	ErrRTCInvalidProgram = hip.ErrRTCInvalidProgram
+	ErrRTCInvalidOption  = hip.ErrRTCInvalidOption
+	ErrRTCCompilation    = hip.ErrRTCCompilation // the source has an error; the log says which
+	ErrRTCInternal       = hip.ErrRTCInternal
 )
 
 var (
 	// ErrNoLibrary is matched by the error of Open when no HIP library could be opened; the error lists every attempt.
 	ErrNoLibrary = errors.New("no HIP library could be opened")
-	// ErrUnsupported is matched when the library lacks an optional entry point, or the platform has no HIP at all.
-	ErrUnsupported = errors.New("not supported by this HIP library")
+	// ErrUnsupported is matched when the library lacks an optional function, when it answers that it cannot do what was
+	// asked, and when the platform has no HIP at all. Whatever matches it matches errors.ErrUnsupported, too.
+	ErrUnsupported = hip.ErrUnsupported
 	// ErrClosed is matched when a handle is used after its Close.
 	ErrClosed = errors.New("handle is closed")
 )
-
-// statusNames holds HIP's own names. They stand here, too, because HIP 5 answers unknown numbers with "hipErrorUnknown".
-var statusNames = map[Status]string{
-	Success: "hipSuccess", ErrInvalidValue: "hipErrorInvalidValue", ErrOutOfMemory: "hipErrorOutOfMemory",
-	ErrNotInitialized: "hipErrorNotInitialized", ErrDeinitialized: "hipErrorDeinitialized",
-	ErrInvalidDevicePointer: "hipErrorInvalidDevicePointer", ErrInvalidMemcpyDirection: "hipErrorInvalidMemcpyDirection",
-	ErrInsufficientDriver: "hipErrorInsufficientDriver", ErrNoDevice: "hipErrorNoDevice",
-	ErrInvalidDevice: "hipErrorInvalidDevice", ErrInvalidImage: "hipErrorInvalidImage",
-	ErrInvalidContext: "hipErrorInvalidContext", ErrMapFailed: "hipErrorMapFailed",
-	ErrNoBinaryForGPU: "hipErrorNoBinaryForGpu", ErrECCNotCorrectable: "hipErrorECCNotCorrectable",
-	ErrPeerAccessUnsupported: "hipErrorPeerAccessUnsupported", ErrInvalidSource: "hipErrorInvalidSource",
-	ErrInvalidHandle: "hipErrorInvalidHandle", ErrNotFound: "hipErrorNotFound", ErrNotReady: "hipErrorNotReady",
-	ErrIllegalAddress: "hipErrorIllegalAddress", ErrLaunchOutOfResources: "hipErrorLaunchOutOfResources",
-	ErrPeerAccessAlreadyEnabled: "hipErrorPeerAccessAlreadyEnabled", ErrPeerAccessNotEnabled: "hipErrorPeerAccessNotEnabled",
-	ErrContextIsDestroyed: "hipErrorContextIsDestroyed", ErrHostMemoryAlreadyRegistered: "hipErrorHostMemoryAlreadyRegistered",
-	ErrHostMemoryNotRegistered: "hipErrorHostMemoryNotRegistered", ErrLaunchFailure: "hipErrorLaunchFailure",
-	ErrNotSupported: "hipErrorNotSupported", ErrUnknown: "hipErrorUnknown",
-}
-
-// Error returns HIP's name of the code and its number.
-func (s Status) Error() string {
-	if name, ok := statusNames[s]; ok {
-		return fmt.Sprintf("%s (%d)", name, int32(s))
-	}
-	return fmt.Sprintf("hipError_t %d", int32(s))
-}
 
 // Error is a HIP call that failed.
 type Error struct {
@@ -101,6 +120,3 @@ func (e *Error) Error() string {
 
 // Unwrap returns the code, so that errors.Is finds it.
 func (e *Error) Unwrap() error { return e.Code }
-
-// Is makes code 801 match ErrUnsupported too.
-func (e *Error) Is(target error) bool { return target == ErrUnsupported && e.Code == ErrNotSupported }

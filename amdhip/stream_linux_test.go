@@ -173,7 +173,8 @@ func TestClosed(t *testing.T) {
 	rt, sim := openSim(t, "VERSION=7")
 	d := device(t, rt, 0)
 	b := newBench(t, d)
-	s, e, h, m := must(d.NewStream())(t), must(d.NewEvent(EventOptions{}))(t), must(d.HostMalloc(8))(t), must(d.Malloc(8))(t)
+	s, e, h, m := must(d.NewStream())(t), must(d.NewEvent(EventOptions{}))(t), must(d.HostMalloc(8))(t),
+		must(d.Malloc(8))(t)
 	for range 2 {
 		check(t, errors.Join(s.Close(), e.Close(), h.Close(), m.Close()))
 	}

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
+	"unicode"
 )
 
-// encode concatenates values in the form of the file: numbers little-endian, a string with its length, bytes as they are.
+// encode concatenates values in the form of the file: numbers little-endian, a string with its length, bytes as they
+// are.
 func encode(values ...any) []byte {
 	var b []byte
 	for _, v := range values {
@@ -38,7 +41,9 @@ type raw struct {
 	data    int      // bytes of data
 }
 
-func key(name string, k Kind, value ...any) []byte { return encode(name, uint32(k), encode(value...)) }
+func key(name string, k ValueKind, value ...any) []byte {
+	return encode(name, uint32(k), encode(value...))
+}
 
 func info(name string, t Type, offset uint64, dims ...uint64) []byte {
 	return encode(name, uint32(len(dims)), dims, uint32(t), offset)
@@ -79,28 +84,34 @@ func parseBytes(data []byte) (*Part, error) {
 	if err := p.parse(data); err != nil {
 		return p, err
 	}
-	_, err := newModel([]*Part{p})
+	_, err := newFile([]*Part{p})
 	return p, err
 }
 
 // walk reads all that a part tells, and reports a tensor outside the file.
 func walk(p *Part) error {
 	for k, v := range p.Metadata().All() {
-		if k == "" || v.String() == "" {
+		if k == "" || v.String() == "" || strings.ContainsFunc(v.String(), unicode.IsControl) {
 			return fmt.Errorf("key %q has value %q", k, v.String())
 		}
 		walkValue(v)
 	}
+	if text := p.Metadata().String(); strings.Count(text, "\n") != p.Metadata().Len() {
+		return fmt.Errorf("metadata of %d keys is %q", p.Metadata().Len(), text)
+	}
 	end := p.DataOffset
 	for _, t := range p.tensors {
 		aligned := (t.Offset-p.DataOffset)%int64(p.Alignment) == 0
-		if !aligned || t.Offset < end || t.Size < 0 || t.Offset > p.Size-t.Size {
-			return fmt.Errorf("tensor %+v does not lie in %+v", t, p)
+		if !aligned || t.Offset < end || t.Size < unknownSize || t.Offset > p.Size-max(t.Size, 0) {
+			return fmt.Errorf("tensor %+v does not lie in %v", t, p)
 		}
-		if n, ok := t.Type.Bytes(t.Elems()); !ok || n != uint64(t.Size) {
+		if n, ok := t.Type.Bytes(t.Elems()); ok != t.Type.Valid() || ok && n != uint64(t.Size) {
 			return fmt.Errorf("tensor %+v: size is not %d", t, n)
 		}
-		end = t.Offset + t.Size
+		if (t.Type.Err() == nil) != t.Type.Valid() || t.Type.Valid() && !t.Sized() {
+			return fmt.Errorf("tensor %+v: %v", t, t.Type.Err())
+		}
+		end = t.end()
 	}
 	return nil
 }

@@ -5,15 +5,16 @@ import (
 	"fmt"
 )
 
-// cursor reads little-endian values and remembers the first error; after it every read gives zero and stands still, so
-// that a record is read to its end and checked once.
+// cursor reads little-endian values from a file's beginning. It keeps the first error; after that, every read returns
+// zero and does not advance. So a record can be read to its end before the error is looked at.
 type cursor struct {
 	data []byte // the file, or its beginning
-	size uint64 // of the whole file
+	size uint64 // of the whole file, in bytes
 	pos  int
 	err  *FormatError
 
-	// What is being read, for the error. Names are slices of data, so that none is copied in vain.
+	// What is being read, for the error. Names are slices of data, so that nothing is copied for errors that do not
+	// come.
 	path, field string
 	key, tensor []byte
 }
@@ -32,17 +33,17 @@ func (c *cursor) failf(at int, format string, args ...any) {
 	}
 }
 
-// left is how many bytes of the file follow, whether they are in data or not.
+// left returns how many bytes of the file follow, whether data holds them or not.
 func (c *cursor) left() uint64 { return c.size - uint64(c.pos) }
 
-// beginningError says that data, the beginning of a file, does not hold what is needed, though the file may.
-type beginningError struct{ need uint64 } // bytes from the start of the file, at least
+// beginningError says that data, the beginning of a file, ends too early, though the file itself may not.
+type beginningError struct{ need uint64 } // bytes from the start of the file, or more
 
 func (e *beginningError) Error() string {
 	return fmt.Sprintf("%d bytes of the file are needed", e.need)
 }
 
-// bytes takes the next n bytes; nil when the data ends before them.
+// bytes reads the next n bytes. It returns nil if the data ends before them.
 func (c *cursor) bytes(n uint64) []byte {
 	if c.err != nil {
 		return nil
@@ -74,8 +75,9 @@ func (c *cursor) u64() uint64 {
 	return 0
 }
 
-// count reads the number of records that follow, each of at least size bytes. A number that the rest of the data cannot
-// hold, or that exceeds limit, is an error and gives 0: nothing is ever sized by an unchecked count.
+// count reads the number of records that follow, each of at least size bytes. If the rest of the file has no room for
+// them, or if there are more than limit, that is an error, and count returns 0. So nothing is ever sized by an
+// unchecked count.
 func (c *cursor) count(what string, size, limit uint64) uint64 {
 	at := c.pos
 	n := c.u64()
@@ -92,7 +94,7 @@ func (c *cursor) count(what string, size, limit uint64) uint64 {
 	return 0
 }
 
-// str takes a string: its length, then its bytes.
+// str reads a string: its length, then its bytes.
 func (c *cursor) str(limit uint64) []byte {
 	return c.bytes(c.count("bytes of text", 1, limit))
 }

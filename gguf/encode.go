@@ -10,14 +10,14 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.LittleEndian.AppendUint64(b, uint64(len(s))), s...)
 }
 
-// appendValue appends the kind and the value in the form of the file.
+// appendValue appends the kind and the value, encoded as in a file.
 func appendValue(b []byte, value any) ([]byte, error) {
 	if v, ok := value.(Value); ok {
 		return appendCopy(b, v)
 	}
 	k, n := kindOf(value)
 	if n != scalar {
-		return appendArray(binary.LittleEndian.AppendUint32(b, uint32(Array)), value, 1)
+		return appendArray(binary.LittleEndian.AppendUint32(b, uint32(KindArray)), value, 1)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(k))
 	if s, ok := value.(string); ok {
@@ -26,7 +26,7 @@ func appendValue(b []byte, value any) ([]byte, error) {
 	return binary.Append(b, binary.LittleEndian, value)
 }
 
-// appendArray appends an array without its own kind: the kind of its elements, their number, the elements.
+// appendArray appends an array after its own kind: the kind of its elements, their number, the elements.
 func appendArray(b []byte, value any, depth int) ([]byte, error) {
 	k, n := kindOf(value)
 	switch {
@@ -72,74 +72,75 @@ func appendCopy(b []byte, v Value) ([]byte, error) {
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(v.kind))
 	switch v.kind {
-	case String:
+	case KindString:
 		return appendString(b, v.data), nil
-	case Array:
+	case KindArray:
 		b = binary.LittleEndian.AppendUint32(b, uint32(v.elem))
 		b = binary.LittleEndian.AppendUint64(b, uint64(v.n))
 	}
 	return append(b, v.data...), nil
 }
 
-// What kindOf says of values that are not arrays.
+// What kindOf returns as n for values that are not arrays.
 const (
 	scalar    = -1
 	unknownGo = -2
 )
 
-// kindOf returns the kind of a scalar, or of an array's elements and their number.
-func kindOf(value any) (k Kind, n int) {
+// kindOf returns the kind of a scalar, with n being scalar, or the kind of an array's elements and their number n. For
+// other Go types, n is unknownGo.
+func kindOf(value any) (k ValueKind, n int) {
 	switch v := value.(type) {
 	case uint8:
-		return Uint8, scalar
+		return KindUint8, scalar
 	case int8:
-		return Int8, scalar
+		return KindInt8, scalar
 	case uint16:
-		return Uint16, scalar
+		return KindUint16, scalar
 	case int16:
-		return Int16, scalar
+		return KindInt16, scalar
 	case uint32:
-		return Uint32, scalar
+		return KindUint32, scalar
 	case int32:
-		return Int32, scalar
+		return KindInt32, scalar
 	case uint64:
-		return Uint64, scalar
+		return KindUint64, scalar
 	case int64:
-		return Int64, scalar
+		return KindInt64, scalar
 	case float32:
-		return Float32, scalar
+		return KindFloat32, scalar
 	case float64:
-		return Float64, scalar
+		return KindFloat64, scalar
 	case bool:
-		return Bool, scalar
+		return KindBool, scalar
 	case string:
-		return String, scalar
+		return KindString, scalar
 	case []uint8:
-		return Uint8, len(v)
+		return KindUint8, len(v)
 	case []int8:
-		return Int8, len(v)
+		return KindInt8, len(v)
 	case []uint16:
-		return Uint16, len(v)
+		return KindUint16, len(v)
 	case []int16:
-		return Int16, len(v)
+		return KindInt16, len(v)
 	case []uint32:
-		return Uint32, len(v)
+		return KindUint32, len(v)
 	case []int32:
-		return Int32, len(v)
+		return KindInt32, len(v)
 	case []uint64:
-		return Uint64, len(v)
+		return KindUint64, len(v)
 	case []int64:
-		return Int64, len(v)
+		return KindInt64, len(v)
 	case []float32:
-		return Float32, len(v)
+		return KindFloat32, len(v)
 	case []float64:
-		return Float64, len(v)
+		return KindFloat64, len(v)
 	case []bool:
-		return Bool, len(v)
+		return KindBool, len(v)
 	case []string:
-		return String, len(v)
+		return KindString, len(v)
 	case []any:
-		return Array, len(v)
+		return KindArray, len(v)
 	}
 	return 0, unknownGo
 }

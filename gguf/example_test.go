@@ -2,24 +2,27 @@ package gguf_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log"
+	"os"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
 
 func ExampleOpen() {
-	model, err := gguf.Open("../testdata/tiny-llama.gguf")
+	file, err := gguf.Open("../testdata/tiny-llama.gguf")
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer model.Close()
+	defer file.Close()
 
-	layers, _ := model.Metadata().Uint("llama.block_count")
-	fmt.Println(model.Architecture(), "with", layers, "layers and", len(model.Tensors()), "tensors")
+	layers, _ := file.Metadata().Uint("llama.block_count")
+	fmt.Println(file.Architecture(), "with", layers, "layers and", len(file.Tensors()), "tensors")
 
-	tokens, _ := model.Metadata().Get("tokenizer.ggml.tokens")
+	tokens, _ := file.Metadata().Get("tokenizer.ggml.tokens")
 	for i, token := range tokens.Strings() {
 		if i == 3 {
 			break
@@ -27,13 +30,13 @@ func ExampleOpen() {
 		fmt.Printf("token %d is %q\n", i, token)
 	}
 
-	q, ok := model.Tensor("blk.0.attn_q.weight")
+	q, ok := file.Tensor("blk.0.attn_q.weight")
 	if !ok {
 		log.Fatal("no such tensor")
 	}
 	// Mapped memory is read inside Guard, so that a file that is truncated meanwhile is an error and not the end.
-	err = model.Guard(func() error {
-		fmt.Println(q.Type, q.Shape, len(model.Data(q)), "bytes")
+	err = file.Guard(func() error {
+		fmt.Println(q.Type, q.Shape, len(file.Data(q)), "bytes")
 		return nil
 	})
 	if err != nil {
@@ -45,6 +48,76 @@ func ExampleOpen() {
 	// token 1 is "<s>"
 	// token 2 is "</s>"
 	// Q4_K [256 256] 36864 bytes
+}
+
+func ExampleMetadata() {
+	file, err := gguf.Open("../testdata/gguf/v2.gguf")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer file.Close()
+
+	fmt.Print(file.Metadata())
+	alignment, ok := file.Metadata().Uint("general.alignment")
+	fmt.Println(alignment, ok)
+	// Output:
+	// general.architecture = "golden"
+	// general.alignment = 32
+	// general.name = "v2.gguf"
+	// 32 true
+}
+
+func ExampleType() {
+	var t gguf.Type
+	if err := t.UnmarshalText([]byte("q4_k")); err != nil {
+		log.Fatal(err)
+	}
+	n, _ := t.Bytes(4096)
+	fmt.Println(t, "stores 4096 elements in", n, "bytes")
+
+	t = 139 // a type that only a fork of ggml has
+	fmt.Println(t, "of", t.Origin())
+	fmt.Println(t.Err())
+	// Output:
+	// Q4_K stores 4096 elements in 2304 bytes
+	// IQ4_K of ik_llama.cpp
+	// unsupported: tensor type 139 is IQ4_K of ik_llama.cpp
+}
+
+// A model in memory, read through a Source.
+func ExampleOpenSource() {
+	data, err := os.ReadFile("../testdata/tiny-llama.gguf")
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx := context.Background()
+	file, err := gguf.OpenSource(ctx, "tiny-llama.gguf", func(_ context.Context, name string) (gguf.Source, error) {
+		return inMemory{name, data}, nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer file.Close()
+
+	norm, _ := file.Tensor("output_norm.weight")
+	r := file.Range(ctx, norm, 0, norm.Size)
+	defer r.Close()
+	weights, err := io.ReadAll(r)
+	fmt.Println(norm.Type, norm.Shape, len(weights), "bytes", err)
+	// Output: F32 [256] 1024 bytes <nil>
+}
+
+type inMemory struct {
+	name string
+	data []byte
+}
+
+func (m inMemory) Path() string { return m.name }
+func (m inMemory) Size() int64  { return int64(len(m.data)) }
+func (m inMemory) Close() error { return nil }
+
+func (m inMemory) Range(_ context.Context, off, n int64) io.ReadCloser {
+	return io.NopCloser(bytes.NewReader(m.data[off : off+n]))
 }
 
 func ExampleFormatError() {

@@ -15,7 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// golden is what ggml itself says of a file: the .gguf.json files in testdata/gguf, which its own reader and writer made.
+// golden is what ggml itself says of a file: the .gguf.json files in testdata/gguf, which its own reader and writer
+// made.
 type golden struct {
 	File       string `json:"file"`
 	FileBytes  int64  `json:"file_bytes"`
@@ -79,7 +80,7 @@ func writeFile(t testing.TB, path string, b []byte) string {
 	return path
 }
 
-func openModel(t testing.TB, path string) *Model {
+func openFile(t testing.TB, path string) *File {
 	t.Helper()
 	m, err := Open(path)
 	if err != nil {
@@ -100,12 +101,12 @@ func hash(b []byte) string {
 
 func splitFile(i int) string { return fmt.Sprintf("tiny-llama-%05d-of-00003.gguf", i) }
 
-// rebuildSplit makes the three parts of tiny-llama in a new directory from their headers in testdata and the tensors of the
-// whole model, since testdata has no room for the same weights twice.
+// rebuildSplit makes the three parts of tiny-llama in a new directory from their headers in testdata and the tensors of
+// the whole model, since testdata has no room for the same weights twice.
 func rebuildSplit(t testing.TB) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	whole := openModel(t, tinyLlama)
+	whole := openFile(t, tinyLlama)
 	for i := 1; i <= 3; i++ {
 		g := readGolden(t, splitFile(i))
 		part := make([]byte, g.FileBytes)
@@ -127,6 +128,7 @@ func rebuildSplit(t testing.TB) (dir string) {
 }
 
 func TestGoldenFiles(t *testing.T) {
+	t.Parallel()
 	paths := map[string]string{"tiny-llama.gguf": tinyLlama}
 	for _, name := range []string{"all-types.gguf", "align8.gguf", "align64.gguf", "align4096.gguf", "v2.gguf"} {
 		paths[name] = filepath.Join(goldenDir, name)
@@ -134,7 +136,7 @@ func TestGoldenFiles(t *testing.T) {
 	for name, path := range paths {
 		t.Run(name, func(t *testing.T) {
 			g := readGolden(t, name)
-			m := openModel(t, path)
+			m := openFile(t, path)
 			if len(m.Parts()) != 1 || m.Size() != uint64(g.FileBytes) {
 				t.Errorf("%d parts of %d bytes, want 1 of %d", len(m.Parts()), m.Size(), g.FileBytes)
 			}
@@ -147,10 +149,11 @@ func TestGoldenFiles(t *testing.T) {
 }
 
 func TestGoldenSplit(t *testing.T) {
+	t.Parallel()
 	dir := rebuildSplit(t)
 	for opened := 1; opened <= 3; opened++ {
 		t.Run(splitFile(opened), func(t *testing.T) {
-			m := openModel(t, filepath.Join(dir, splitFile(opened)))
+			m := openFile(t, filepath.Join(dir, splitFile(opened)))
 			if len(m.Parts()) != 3 || m.Architecture() != "llama" {
 				t.Fatalf("%d parts of architecture %q, want 3 of llama", len(m.Parts()), m.Architecture())
 			}
@@ -168,7 +171,7 @@ func TestGoldenSplit(t *testing.T) {
 }
 
 // checkPart compares a part and its tensors with what ggml says.
-func checkPart(t *testing.T, m *Model, i int, g golden) {
+func checkPart(t *testing.T, m *File, i int, g golden) {
 	t.Helper()
 	p := m.Parts()[i]
 	want := Part{Path: p.Path, Version: g.Version, Size: g.FileBytes, Alignment: g.Alignment, DataOffset: g.DataOffset}
@@ -179,8 +182,8 @@ func checkPart(t *testing.T, m *Model, i int, g golden) {
 	if filepath.Base(p.Path) != g.File || hash(p.Bytes()) != g.FileSHA256 {
 		t.Errorf("%s: path or mapped bytes differ from %s", p.Path, g.File)
 	}
-	if st, err := p.File().Stat(); err != nil || st.Size() != g.FileBytes {
-		t.Errorf("%s: File: %v, %v", p.Path, st, err)
+	if p.Info().Size() != g.FileBytes {
+		t.Errorf("%s: Info says %d bytes, want %d", p.Path, p.Info().Size(), g.FileBytes)
 	}
 	checkMetadata(t, p.Metadata(), g)
 	for _, want := range g.Tensors {
@@ -195,7 +198,7 @@ func checkPart(t *testing.T, m *Model, i int, g golden) {
 	}
 }
 
-func compareTensor(m *Model, got *Tensor, want goldenTensor, part int) error {
+func compareTensor(m *File, got *Tensor, want goldenTensor, part int) error {
 	wantTensor := &Tensor{
 		Name: want.Name, Type: Type(want.TypeID), Shape: want.NE[:want.NDims],
 		Part: part, Offset: want.AbsOffset, Size: want.Bytes,
@@ -232,13 +235,13 @@ func checkMetadata(t *testing.T, md *Metadata, g golden) {
 			t.Errorf("%s: kind %v, want %s", want.Key, v.Kind(), want.Type)
 		}
 		var got, expect []string
-		if v.Kind() == Array {
+		if v.Kind() == KindArray {
 			if k, _ := v.ElemKind(); k.String() != want.ElemType || v.Len() != want.N {
 				t.Errorf("%s: %d elements of %v, want %d of %s", want.Key, v.Len(), k, want.N, want.ElemType)
 			}
 			got, expect = arrayTexts(v), jsonTexts(want.Value, want.Bits)
 		} else {
-			got, expect = []string{scalarText(v)}, jsonTexts([]any{want.Value}, []any{want.Bits})
+			got, expect = []string{bitsText(v)}, jsonTexts([]any{want.Value}, []any{want.Bits})
 		}
 		if diff := cmp.Diff(expect, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", want.Key, diff)
@@ -259,7 +262,7 @@ func jsonTexts(values, bits any) []string {
 	return texts
 }
 
-func scalarText(v Value) string {
+func bitsText(v Value) string {
 	if f, ok := v.Float(); ok {
 		return floatBits(v.Kind(), f)
 	}
@@ -269,8 +272,8 @@ func scalarText(v Value) string {
 	return v.String()
 }
 
-func floatBits(k Kind, f float64) string {
-	if k == Float32 {
+func floatBits(k ValueKind, f float64) string {
+	if k == KindFloat32 {
 		return fmt.Sprintf("0x%08x", math.Float32bits(float32(f)))
 	}
 	return fmt.Sprintf("0x%016x", math.Float64bits(f))

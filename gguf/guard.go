@@ -1,46 +1,87 @@
 package gguf
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"unsafe"
 )
 
-// Guard runs f and turns a fault on the model's mapped memory into an error: a *[FormatError] matching [ErrTruncated], with
-// the part's path and the offset of the page that is no longer there. That happens when a file is truncated while it is
-// mapped, or when its disk fails; without Guard it ends the process. f may call assembly code, but not C code, whose faults
-// cannot be caught. Guard covers the calling goroutine only, costs well under a microsecond, and may be used from many
-// goroutines at once. Other panics pass through.
-func (m *Model) Guard(f func() error) error { return guard(m.parts, f) }
+var errChanged = errors.New("the file was changed while it was read")
 
-func guard(parts []*Part, f func() error) (err error) {
+// Guard calls read and turns a page fault in the file's mapping into an error: a *[FormatError] that matches
+// [ErrTruncated] and says which part and which offset could not be read. Such a fault happens if somebody truncates the
+// file while it is mapped, or if its disk fails. Without Guard it ends the process.
+//
+// read may call assembly code, but not C code, whose faults cannot be caught. Guard covers the calling goroutine only.
+// It costs well under a microsecond. Other panics of read pass through.
+func (f *File) Guard(read func() error) error { return guard(f.parts, read) }
+
+func guard(parts []*Part, read func() error) error {
+	return guardAll(func() []*Part { return parts }, read)
+}
+
+// guardAll is guard for parts that are not all known yet: parts is called when a fault has come.
+func guardAll(parts func() []*Part, read func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			if err = faultError(parts, r); err == nil {
+			if err = faultError(parts(), r); err == nil {
 				panic(r)
 			}
 		}
 	}()
-	return f()
+	return read()
 }
 
-// faultError explains a recovered panic that was a fault inside one of the mappings; it is nil for any other.
+// faultError returns the error for a recovered panic r if it was a page fault in the mapping of one of parts. For any
+// other panic it returns nil.
 func faultError(parts []*Part, r any) error {
 	fault, ok := r.(interface {
 		runtime.Error
 		Addr() uintptr
 	})
 	if !ok {
-		return nil
+		return changeError(parts, r)
 	}
 	for _, p := range parts {
-		start := uintptr(unsafe.Pointer(unsafe.SliceData(p.data)))
-		if off := fault.Addr() - start; fault.Addr() >= start && off < uintptr(len(p.data)) {
+		mapping := p.mapping()
+		start := uintptr(unsafe.Pointer(unsafe.SliceData(mapping)))
+		if off := fault.Addr() - start; fault.Addr() >= start && off < uintptr(len(mapping)) {
 			return &FormatError{Path: p.Path, Offset: int64(off), Err: fmt.Errorf(
-				"%w: it could no longer be read here; it has shrunk since it was opened, or its disk failed", ErrTruncated)}
+				"%w: this place cannot be read any more; the file has shrunk since it was opened, or its disk failed",
+				ErrTruncated)}
 		}
 	}
 	return nil
+}
+
+// changeError returns an error for a recovered panic r if it was one of the runtime, such as an index out of range, and
+// a part that is an [OpenView] has changed since it was opened: its header was checked then, and is not what it was.
+func changeError(parts []*Part, r any) error {
+	if _, ok := r.(runtime.Error); !ok {
+		return nil
+	}
+	for _, p := range parts {
+		if p.view && p.mapping() != nil && p.changed() {
+			return &FormatError{Path: p.Path, Offset: -1, Err: errChanged}
+		}
+	}
+	return nil
+}
+
+// changed reports whether the header of a part that is a view is another one than when it was opened.
+func (p *Part) changed() bool {
+	if info, err := os.Stat(p.absolute); err != nil || info.ModTime() != p.info.ModTime() || info.Size() != p.Size {
+		return true
+	}
+	var h header
+	err := guard([]*Part{p}, func() (err error) {
+		h, err = scan(p.Path, p.mapping()[:len(p.header)], int64(len(p.header)), true)
+		return err
+	})
+	return err != nil || p.metadata == nil || !slices.Equal(h.keys, p.metadata.pos) || h.infos != p.infos
 }

@@ -9,6 +9,7 @@ import (
 )
 
 func TestRefused(t *testing.T) {
+	t.Parallel()
 	for _, h := range hostileFiles() {
 		t.Run(h.name, func(t *testing.T) {
 			_, err := parseBytes(h.data)
@@ -30,6 +31,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestAccepted(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name       string
 		data       []byte
@@ -37,21 +39,21 @@ func TestAccepted(t *testing.T) {
 		offsets    []int64 // of the tensors, in the order of the result
 	}{
 		{name: "no keys, no tensors", data: raw{}.bytes(), dataOffset: 24},
-		{name: "no tensors, header not padded", data: withKey(key("k", Uint8, uint8(1))), dataOffset: second + 14},
+		{name: "no tensors, header not padded", data: withKey(key("k", KindUint8, uint8(1))), dataOffset: second + 14},
 		{
 			name: "header ends aligned", data: withTensors(info("abcdefgh1234567890123456", F32, 0, 2, 4)),
 			dataOffset: 128, offsets: []int64{128},
 		},
 		{
 			name: "alignment 64", data: raw{
-				keys: [][]byte{key(alignmentKey, Uint32, uint32(64))}, align: 64,
+				keys: [][]byte{key(alignmentKey, KindUint32, uint32(64))}, align: 64,
 				infos: [][]byte{info("a", F32, 0, 8), info("b", F32, 64, 8)}, data: 96,
 			}.bytes(),
 			dataOffset: 128, offsets: []int64{128, 192},
 		},
 		{
 			name: "alignment 1", data: raw{
-				keys: [][]byte{key(alignmentKey, Uint32, uint32(1))}, align: 1,
+				keys: [][]byte{key(alignmentKey, KindUint32, uint32(1))}, align: 1,
 				infos: [][]byte{info("a", I8, 0, 3), info("b", I8, 3, 1)}, data: 4,
 			}.bytes(),
 			dataOffset: 123, offsets: []int64{123, 126},
@@ -73,16 +75,35 @@ func TestAccepted(t *testing.T) {
 			name: "an empty tensor at the end", data: withTensors(info("a", F32, 64, 0)), dataOffset: 128,
 			offsets: []int64{192},
 		},
-		{name: "empty arrays", data: withKey(key("k", Array, uint32(Array), uint64(2),
-			uint32(String), uint64(0), uint32(Float64), uint64(0))), dataOffset: second + 49},
+		{name: "empty arrays", data: withKey(key("k", KindArray, uint32(KindArray), uint64(2),
+			uint32(KindString), uint64(0), uint32(KindFloat64), uint64(0))), dataOffset: second + 49},
 		{
-			name: "arrays nested as deep as allowed", data: withKey(key("k", Array, nested(maxDepth))),
+			name: "arrays nested as deep as allowed", data: withKey(key("k", KindArray, nested(maxDepth))),
 			dataOffset: second + 13 + 12*maxDepth,
 		},
 		{
 			name:       "empty text, text that is not UTF-8",
-			data:       raw{keys: [][]byte{key("a", String, ""), key("b", String, "\xff\x00")}}.bytes(),
+			data:       raw{keys: [][]byte{key("a", KindString, ""), key("b", KindString, "\xff\x00")}}.bytes(),
 			dataOffset: 24 + 21 + 23,
+		},
+		{name: "a scalar", data: withTensors(info("a", F32, 0)), dataOffset: 96, offsets: []int64{96}},
+		{
+			name: "5 and 8 dimensions", data: withTensors(info("a", I8, 0, 1, 2, 1, 2, 3), info("b", I8, 32, 2, 1, 1, 1, 1, 1, 1,
+				2)),
+			dataOffset: 224, offsets: []int64{224, 256},
+		},
+		{
+			name: "a first and a last dimension of 0", data: withTensors(info("a", F32, 0, 0, 8), info("b", Q4_K, 0, 256, 0)),
+			dataOffset: 160, offsets: []int64{160, 160},
+		},
+		{
+			name: "a name of 1024 bytes", data: withTensors(info(strings.Repeat("n", maxName), F32, 0, 8)), dataOffset: 1120,
+			offsets: []int64{1120},
+		},
+		{
+			name: "unknown types, also at the same place", data: withTensors(info("a", 43, 0, 8), info("b", F32, 0, 8), info("c",
+				1<<32-1, 32, 1)),
+			dataOffset: 192, offsets: []int64{192, 192, 224},
 		},
 		{
 			name: "bytes after the data", data: append(withTensors(info("a", F32, 0, 8)), "trailer"...), dataOffset: 128,
@@ -110,6 +131,7 @@ func TestAccepted(t *testing.T) {
 }
 
 func TestTruncatedAnywhere(t *testing.T) {
+	t.Parallel()
 	data := readFile(t, tinyLlama)
 	p, err := parseBytes(data)
 	if err != nil {
@@ -135,6 +157,7 @@ func TestTruncatedAnywhere(t *testing.T) {
 
 // TestErrorText pins the form of messages, and that a hostile name cannot drive a terminal.
 func TestErrorText(t *testing.T) {
+	t.Parallel()
 	rule := errors.New("is wrong")
 	tests := []struct {
 		err  FormatError

@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// foreign are files that end up under a .gguf name, by how they begin.
+// foreign lists other kinds of files that end up under a .gguf name, with how they begin.
 var foreign = []struct{ magic, what string }{
 	{"version https://git-lfs", "a Git LFS pointer, not the model itself; fetch that with git lfs pull"},
 	{"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint"},
@@ -31,7 +31,8 @@ var foreign = []struct{ magic, what string }{
 
 const legacy = "a ggml file from before GGUF; convert the original model anew"
 
-// identify tells a GGUF file of size bytes from everything else by its first ones, and names what it is instead.
+// identify returns nil for a GGUF file. data are the first bytes of a file of size bytes. For any other file the error
+// names what it is, as far as that can be seen.
 func identify(data []byte, size uint64) error {
 	begins := func(s string) bool { return bytes.HasPrefix(data, []byte(s)) }
 	switch {
@@ -65,7 +66,8 @@ func identify(data []byte, size uint64) error {
 	return fmt.Errorf("%w: it begins with %q, not with GGUF", ErrNotGGUF, data[:4])
 }
 
-// safetensors: the length of a JSON object, then that object.
+// safetensors reports whether a file of size bytes is a safetensors file: the length of a JSON object, then that
+// object.
 func safetensors(data []byte, size uint64) bool {
 	if len(data) < 10 || data[8] != '{' {
 		return false

@@ -43,12 +43,13 @@ func vocabulary(t testing.TB) (path string, headerBytes int64) {
 	return writeFile(t, filepath.Join(t.TempDir(), "vocabulary.gguf"), b.Bytes()), int64(b.Len())
 }
 
-// TestOpenDoesNotAllocatePerEntry: a model with 400,000 strings costs one copy of its header and a few objects per tensor.
+// TestOpenDoesNotAllocatePerEntry: a model with 400,000 strings costs one copy of its header and a few objects per
+// tensor.
 func TestOpenDoesNotAllocatePerEntry(t *testing.T) {
 	path, size := vocabulary(t)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	m := openModel(t, path)
+	m := openFile(t, path)
 	runtime.ReadMemStats(&after)
 	if n := after.Mallocs - before.Mallocs; n > 2000 {
 		t.Errorf("%d allocations, want no more than 2000", n)
@@ -85,7 +86,7 @@ func BenchmarkOpenVocabulary(b *testing.B) {
 }
 
 func BenchmarkGuard(b *testing.B) {
-	m := openModel(b, tinyLlama)
+	m := openFile(b, tinyLlama)
 	for b.Loop() {
 		if err := m.Guard(func() error { return nil }); err != nil {
 			b.Fatal(err)
@@ -94,6 +95,7 @@ func BenchmarkGuard(b *testing.B) {
 }
 
 func TestOpenRefuses(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	tests := []struct {
 		name, path string
@@ -117,7 +119,7 @@ func TestOpenRefuses(t *testing.T) {
 
 // TestHeaderIsBounded: a file full of holes takes no disk, and no memory either.
 func TestHeaderIsBounded(t *testing.T) {
-	r := raw{keys: [][]byte{key("k", String, uint64(maxText)), {}}, nkeys: uint64(1)}
+	r := raw{keys: [][]byte{key("k", KindString, uint64(maxText)), {}}, nkeys: uint64(1)}
 	path := writeFile(t, filepath.Join(t.TempDir(), "holes.gguf"), r.bytes())
 	if err := os.Truncate(path, maxText+1<<20); err != nil {
 		t.Fatal(err)
@@ -134,6 +136,7 @@ func TestHeaderIsBounded(t *testing.T) {
 
 // TestOpenLeavesNothingOpen: a refused file, and every part of a refused split, is closed and unmapped.
 func TestOpenLeavesNothingOpen(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("counts descriptors and mappings in /proc, which only Linux has")
 	}
@@ -163,6 +166,7 @@ func TestOpenLeavesNothingOpen(t *testing.T) {
 
 // TestOpenThroughLinks: download caches keep models as links to files named by their hash.
 func TestOpenThroughLinks(t *testing.T) {
+	t.Parallel()
 	blobs, dir := t.TempDir(), t.TempDir()
 	parts := threeParts()
 	names := []string{parts[0].name, parts[1].name, parts[2].name}
@@ -175,7 +179,7 @@ func TestOpenThroughLinks(t *testing.T) {
 			t.Skipf("this system does not let symbolic links be made: %v", err)
 		}
 	}
-	if m := openModel(t, filepath.Join(dir, names[1])); len(m.Parts()) != 3 || len(m.Tensors()) != 4 {
+	if m := openFile(t, filepath.Join(dir, names[1])); len(m.Parts()) != 3 || len(m.Tensors()) != 4 {
 		t.Errorf("%d parts, %d tensors; want 3, 4", len(m.Parts()), len(m.Tensors()))
 	}
 }

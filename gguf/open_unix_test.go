@@ -13,6 +13,7 @@ import (
 
 // TestSpecialFiles: each is refused at once; opening the pipe would wait for a writer, and /dev/zero never ends.
 func TestSpecialFiles(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	pipe := filepath.Join(dir, "pipe.gguf")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
@@ -35,6 +36,7 @@ func TestSpecialFiles(t *testing.T) {
 
 // TestLinkLoop: the system gives up on links that go round, and so does Open.
 func TestLinkLoop(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "a.gguf"), filepath.Join(dir, "b.gguf")
 	for from, to := range map[string]string{a: b, b: a} {

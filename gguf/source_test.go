@@ -72,13 +72,14 @@ func headerOf(s *memory, first int64) (*Part, error) {
 	if err := p.readHeader(context.Background(), first); err != nil {
 		return p, err
 	}
-	_, err := newModel([]*Part{p})
+	_, err := newFile([]*Part{p})
 	return p, err
 }
 
-// TestBeginnings: a header that is read piece by piece is judged as one that is there at once, down to the words. Only where
-// things are beyond the limit of a header, what has not been read is not looked at.
+// TestBeginnings: a header that is read piece by piece is judged as one that is there at once, down to the words. Only
+// where things are beyond the limit of a header, what has not been read is not looked at.
 func TestBeginnings(t *testing.T) {
+	t.Parallel()
 	files := hostileFiles()
 	for _, name := range []string{"v2.gguf", "align8.gguf", "align64.gguf", "all-types.gguf"} {
 		files = append(files, hostile{name: name, data: readFile(t, filepath.Join(goldenDir, name))})
@@ -94,7 +95,8 @@ func TestBeginnings(t *testing.T) {
 			if s.open.Load() != 0 {
 				t.Errorf("%s: %d readers were not closed", f.name, s.open.Load())
 			}
-			if err == nil && (got.header != want.header || got.DataOffset != want.DataOffset || len(got.tensors) != len(want.tensors)) {
+			if err == nil && (got.header != want.header || got.DataOffset != want.DataOffset ||
+				len(got.tensors) != len(want.tensors)) {
 				t.Errorf("%s, %d bytes at first: another header", f.name, first)
 			}
 		}
@@ -105,10 +107,10 @@ func TestBeginnings(t *testing.T) {
 func TestLyingSize(t *testing.T) {
 	many := raw{nkeys: uint64(1) << 50}
 	for i := range 200 {
-		many.keys = append(many.keys, key(fmt.Sprintf("%04d", i), Uint8, uint8(0)))
+		many.keys = append(many.keys, key(fmt.Sprintf("%04d", i), KindUint8, uint8(0)))
 	}
-	tokens := raw{keys: [][]byte{key("k", Array, uint32(String), uint64(maxArray), make([]byte, 1<<10))}}
-	numbers := raw{keys: [][]byte{key("k", Array, uint32(Uint64), uint64(maxArray), make([]byte, 1<<10))}}
+	tokens := raw{keys: [][]byte{key("k", KindArray, uint32(KindString), uint64(maxArray), make([]byte, 1<<10))}}
+	numbers := raw{keys: [][]byte{key("k", KindArray, uint32(KindUint64), uint64(maxArray), make([]byte, 1<<10))}}
 	for name, tt := range map[string]struct {
 		data []byte
 		want string
@@ -130,6 +132,7 @@ func TestLyingSize(t *testing.T) {
 }
 
 func TestOpenSource(t *testing.T) {
+	t.Parallel()
 	data := readFile(t, tinyLlama)
 	s := &memory{path: "far://x", data: data}
 	m, err := OpenSource(t.Context(), "x.gguf", func(_ context.Context, name string) (Source, error) {
@@ -141,8 +144,9 @@ func TestOpenSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	local := openModel(t, tinyLlama)
-	if !m.Remote() || local.Remote() || m.Parts()[0].File() != nil || m.Parts()[0].Bytes() != nil || m.Parts()[0].Source() != s {
+	local := openFile(t, tinyLlama)
+	if !m.Remote() || local.Remote() || m.Parts()[0].Info() != nil || m.Parts()[0].Bytes() != nil ||
+		m.Parts()[0].Source() != s {
 		t.Error("what is mapped and what is not is told wrongly")
 	}
 	if m.Size() != local.Size() || len(m.Tensors()) != len(local.Tensors()) || m.Architecture() != "llama" {
@@ -186,6 +190,7 @@ func mustPanic(t *testing.T, f func()) {
 
 // TestOpenSourceSplit opens a split model from any part, and closes what it opened when one is missing or wrong.
 func TestOpenSourceSplit(t *testing.T) {
+	t.Parallel()
 	parts := threeParts()
 	sources := map[string]*memory{}
 	open := func(_ context.Context, name string) (Source, error) {
@@ -222,7 +227,8 @@ func TestOpenSourceSplit(t *testing.T) {
 	}
 	fill(parts[:2])
 	_, err := OpenSource(t.Context(), parts[0].name, open)
-	if !errors.Is(err, ErrSplit) || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "far://"+parts[2].name) || closed() != 2 {
+	if !errors.Is(err, ErrSplit) || !errors.Is(err, fs.ErrNotExist) ||
+		!strings.Contains(err.Error(), "far://"+parts[2].name) || closed() != 2 {
 		t.Errorf("part 3 is missing: %v, %d sources closed", err, closed())
 	}
 	parts[2].keys[splitTensorsKey] = int32(9)
@@ -233,6 +239,7 @@ func TestOpenSourceSplit(t *testing.T) {
 }
 
 func TestOpenSourceFails(t *testing.T) {
+	t.Parallel()
 	refused := errors.New("refused")
 	_, err := OpenSource(t.Context(), "x.gguf", func(context.Context, string) (Source, error) { return nil, refused })
 	if !errors.Is(err, refused) {

@@ -45,12 +45,21 @@ func (p *testPart) bytes(t testing.TB) []byte {
 	}
 	w.WriteHeader()
 	for _, name := range p.tensors {
-		w.WriteTensor(name, []byte(strings.Repeat(name, 4)))
+		w.WriteTensor(name, []byte(strings.Repeat(name, 4))[:4])
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// merged makes one whole file called name of the parts, as a merging program does: the count is 0 or 1, and the other
+// keys of the split are those of some part.
+func merged(name string, count uint16) func([]*testPart) []*testPart {
+	return func([]*testPart) []*testPart {
+		keys := map[string]any{splitNoKey: uint16(2), splitCountKey: count, splitTensorsKey: int32(99)}
+		return []*testPart{{name: name, keys: keys, tensors: []string{"a", "b", "c", "d"}}}
+	}
 }
 
 func writeParts(t *testing.T, dir string, parts []*testPart) {
@@ -61,6 +70,7 @@ func writeParts(t *testing.T, dir string, parts []*testPart) {
 }
 
 func TestSplitAccepted(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name  string
 		alter func(p []*testPart) []*testPart
@@ -88,6 +98,14 @@ func TestSplitAccepted(t *testing.T) {
 			keys := map[string]any{splitNoKey: uint16(0), splitCountKey: uint16(1)}
 			return []*testPart{{name: "one.gguf", keys: keys, tensors: []string{"d"}}}
 		}},
+		{name: "merged, count 0 and the other keys left behind", open: "merged.gguf", parts: 1, alter: merged("merged.gguf",
+			uint16(0))},
+		{name: "merged, count 1 and the other keys left behind", open: "merged.gguf", parts: 1, alter: merged("merged.gguf",
+			uint16(1))},
+		{
+			name: "merged, and named as a part", open: "m-00001-of-00003.gguf", parts: 1,
+			alter: merged("m-00001-of-00003.gguf", uint16(0)),
+		},
 		{name: "name alone", open: "m-00001-of-00001.gguf", parts: 1, alter: func(p []*testPart) []*testPart {
 			return []*testPart{{name: "m-00001-of-00001.gguf", tensors: []string{"d"}}}
 		}},
@@ -103,7 +121,7 @@ func TestSplitAccepted(t *testing.T) {
 			}
 			dir := t.TempDir()
 			writeParts(t, dir, parts)
-			m := openModel(t, filepath.Join(dir, tt.open))
+			m := openFile(t, filepath.Join(dir, tt.open))
 			if len(m.Parts()) != tt.parts {
 				t.Fatalf("%d parts, want %d", len(m.Parts()), tt.parts)
 			}
@@ -116,6 +134,7 @@ func TestSplitAccepted(t *testing.T) {
 }
 
 func TestSplitRefused(t *testing.T) {
+	t.Parallel()
 	set := func(part int, key string, value any) func(p []*testPart) {
 		return func(p []*testPart) { p[part].keys[key] = value }
 	}
@@ -135,7 +154,10 @@ func TestSplitRefused(t *testing.T) {
 		{name: "split.no missing", alter: drop(1, splitNoKey), field: splitNoKey, rule: "missing"},
 		{name: "split.no negative", alter: set(1, splitNoKey, int32(-1)), field: splitNoKey, rule: "-1 (int32)"},
 		{name: "split.no as string", alter: set(1, splitNoKey, "1"), field: splitNoKey, rule: "string"},
-		{name: "split.count 0", alter: set(1, splitCountKey, uint16(0)), field: splitCountKey, rule: "no parts"},
+		{
+			name: "split.count 0 in another part", alter: set(2, splitCountKey, uint16(0)), path: "m-00003-of-00003.gguf",
+			field: splitNoKey, rule: "part 1 of 1 where 3 of 3",
+		},
 		{name: "split.count 2 of 3 files", alter: set(1, splitCountKey, uint16(2)), field: splitCountKey, rule: "says 3"},
 		{name: "split.count 2^63", alter: set(1, splitCountKey, uint64(1)<<63), field: splitCountKey, rule: "no count"},
 		{name: "split.count missing", alter: drop(1, splitCountKey), field: splitCountKey, rule: "missing"},
@@ -204,6 +226,7 @@ func TestSplitRefused(t *testing.T) {
 }
 
 func TestSplitBigEndianPart(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	writeParts(t, dir, threeParts())
 	writeFile(t, filepath.Join(dir, "m-00003-of-00003.gguf"), raw{version: 3 << 24}.bytes())
@@ -213,6 +236,7 @@ func TestSplitBigEndianPart(t *testing.T) {
 }
 
 func TestSplitMissingPartMatchesNotExist(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	writeParts(t, dir, threeParts()[:1])
 	if _, err := Open(filepath.Join(dir, "m-00001-of-00003.gguf")); !errors.Is(err, fs.ErrNotExist) {
@@ -220,7 +244,8 @@ func TestSplitMissingPartMatchesNotExist(t *testing.T) {
 	}
 }
 
-// TestSplitStaysInDirectory: whatever the path looks like, the other parts are looked for beside the one that was named.
+// TestSplitStaysInDirectory: whatever the path looks like, the other parts are looked for beside the one that was
+// named.
 func TestSplitStaysInDirectory(t *testing.T) {
 	outer := t.TempDir()
 	inner := filepath.Join(outer, "..-00001-of-00003.gguf") // a directory whose name looks like a part, with dots in front
@@ -238,7 +263,7 @@ func TestSplitStaysInDirectory(t *testing.T) {
 		"." + string(filepath.Separator) + parts[1].name,
 		filepath.Join("..", filepath.Base(inner), parts[2].name),
 	} {
-		m := openModel(t, path)
+		m := openFile(t, path)
 		for _, p := range m.Parts() {
 			if filepath.Dir(p.Path) != filepath.Dir(path) || !strings.HasPrefix(filepath.Base(p.Path), "..-0000") {
 				t.Errorf("Open(%q) opened %q", path, p.Path)

@@ -10,15 +10,15 @@ import (
 	"unicode/utf8"
 )
 
-// WriterOptions are the choices of a file. The zero value is useful.
+// WriterOptions are the properties of a file to be written. The zero value is useful.
 type WriterOptions struct {
 	Version   uint32 // 2 or 3; 0 means 3
 	Alignment uint32 // of tensor data, in bytes: a power of two up to 2^30; 0 means 32
 }
 
-// Writer writes a GGUF file as a stream: declare metadata with Set and tensors with AddTensor, then WriteHeader, then the
-// data of every tensor in the order of declaration, then Close. An error sticks: every later call returns it again, so
-// results of Set and AddTensor need not be checked one by one. What is written is what [Open] reads.
+// Writer writes a GGUF file as a stream: declare metadata with Set and tensors with AddTensor, call WriteHeader, write
+// the data of every tensor in the order of declaration, and call Close. After an error every later call returns the
+// same error, so that it is enough to check that of Close. [Open] reads what a Writer has written.
 type Writer struct {
 	w       io.Writer
 	options WriterOptions
@@ -31,10 +31,11 @@ type Writer struct {
 	dataLen int64
 
 	started bool
-	next    int // the tensor whose data comes next
+	next    int // index of the tensor whose data comes next
 }
 
-// NewWriter returns a writer to w, which the caller keeps and closes. Writes are large; w need not be buffered.
+// NewWriter returns a Writer that writes to w, which the caller must close. Writes are large, so w need not be
+// buffered.
 func NewWriter(w io.Writer, o WriterOptions) *Writer {
 	if o.Version == 0 {
 		o.Version = 3
@@ -52,7 +53,7 @@ func NewWriter(w io.Writer, o WriterOptions) *Writer {
 	return wr
 }
 
-// fail makes the first error stick.
+// fail records the first error, and returns it from then on.
 func (w *Writer) fail(format string, args ...any) error {
 	if w.err == nil {
 		w.err = fmt.Errorf("gguf: "+format, args...)
@@ -60,10 +61,15 @@ func (w *Writer) fail(format string, args ...any) error {
 	return w.err
 }
 
-// Set adds a key. The value's Go type decides the kind: uint8 to uint64, int8 to int64, float32, float64, bool, string; a
-// slice of one of them is an array; []any, whose elements are such slices, is an array of arrays; a [Value] is copied as it
-// is. An int has no width in the format and is refused. general.alignment comes from the options; setting it to the same
-// number (as copying another file's metadata does) is fine.
+// Set adds a key. The value's Go type decides the kind:
+//
+//   - uint8 to uint64, int8 to int64, float32, float64, bool and string are scalars;
+//   - a slice of one of them is an array;
+//   - a []any of such slices is an array of arrays;
+//   - a [Value] is copied as it is.
+//
+// An int is an error, as it has no width in the format. general.alignment comes from the options. It is no error to set
+// it to the same number, as copying the metadata of another file does.
 func (w *Writer) Set(key string, value any) error {
 	switch {
 	case w.err != nil:
@@ -91,12 +97,12 @@ func (w *Writer) Set(key string, value any) error {
 func isAlignment(value any, alignment uint32) bool {
 	if v, ok := value.(Value); ok {
 		n, _ := v.Uint()
-		return v.Kind() == Uint32 && n == uint64(alignment)
+		return v.Kind() == KindUint32 && n == uint64(alignment)
 	}
 	return value == any(alignment)
 }
 
-// checkText is the scanner's rule for keys and tensor names.
+// checkText checks a key or a tensor name by the rules of scan.
 func checkText(what, s string, limit int) error {
 	switch {
 	case s == "" || len(s) > limit:
@@ -109,7 +115,9 @@ func checkText(what, s string, limit int) error {
 	return nil
 }
 
-// AddTensor declares a tensor. The shape is in ggml's order: the first dimension is contiguous.
+// AddTensor declares a tensor. The shape is in ggml's order: the first dimension is contiguous. It has up to 8
+// dimensions; a tensor without dimensions is a scalar. A type that ggml does not have is accepted if the tensor's size
+// is known.
 func (w *Writer) AddTensor(name string, t Type, shape ...uint64) error {
 	switch {
 	case w.err != nil:
@@ -123,9 +131,12 @@ func (w *Writer) AddTensor(name string, t Type, shape ...uint64) error {
 	if _, twice := w.names[name]; twice {
 		return w.fail("tensor %q: %w", name, errDuplicateTensor)
 	}
-	size, field, err := shapeSize(t, shape)
+	size, err := shapeSize(t, shape)
+	if err == nil && size == unknownSize {
+		err = fmt.Errorf("%w; the size of a tensor %v is not known", t.Err(), shape)
+	}
 	if err != nil {
-		return w.fail("tensor %q, %s: %w", name, field, err)
+		return w.fail("tensor %q: %w", name, err)
 	}
 	end := pad(uint64(w.dataLen)+uint64(size), w.options.Alignment) // of two numbers below 2^63: no overflow
 	if end >= 1<<63 {
@@ -139,7 +150,7 @@ func (w *Writer) AddTensor(name string, t Type, shape ...uint64) error {
 	return nil
 }
 
-// WriteHeader writes metadata and the table of tensors; nothing can be declared after it.
+// WriteHeader writes metadata and the table of tensors. Nothing can be declared after it.
 func (w *Writer) WriteHeader() error {
 	switch {
 	case w.err != nil:
@@ -181,7 +192,7 @@ func (w *Writer) write(b []byte) error {
 	return nil
 }
 
-// WriteTensor writes the data of the next tensor, whose name is given to keep the order honest, and pads it.
+// WriteTensor writes the data of the next tensor and pads it. The name is given so that a wrong order is noticed.
 func (w *Writer) WriteTensor(name string, data []byte) error {
 	t, err := w.begin(name)
 	if err != nil {
@@ -212,7 +223,7 @@ func (w *Writer) CopyTensor(name string, r io.Reader) error {
 	return w.end(t)
 }
 
-// begin checks that the tensor's turn has come.
+// begin checks that it is this tensor's turn, and returns the tensor.
 func (w *Writer) begin(name string) (*Tensor, error) {
 	switch {
 	case w.err != nil:
@@ -227,7 +238,7 @@ func (w *Writer) begin(name string) (*Tensor, error) {
 	return &w.tensors[w.next], nil
 }
 
-// end pads. The last tensor is padded too: ggml's loader wants those bytes.
+// end pads the tensor's data. The last tensor is padded as well, because ggml's loader wants those bytes.
 func (w *Writer) end(t *Tensor) error {
 	w.next++
 	return w.write(make([]byte, pad(t.Size, w.options.Alignment)-t.Size))

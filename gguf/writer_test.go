@@ -14,7 +14,7 @@ import (
 )
 
 // rewrite copies a part through the Writer.
-func rewrite(t testing.TB, m *Model, part int) []byte {
+func rewrite(t testing.TB, m *File, part int) []byte {
 	t.Helper()
 	p := m.Parts()[part]
 	var b bytes.Buffer
@@ -45,12 +45,13 @@ func rewrite(t testing.TB, m *Model, part int) []byte {
 
 // TestRewriteGolden: a file of ggml's, read and written again, is the same to the byte.
 func TestRewriteGolden(t *testing.T) {
+	t.Parallel()
 	paths := []string{tinyLlama, filepath.Join(rebuildSplit(t), splitFile(2))}
 	for _, name := range []string{"all-types.gguf", "align8.gguf", "align64.gguf", "align4096.gguf", "v2.gguf"} {
 		paths = append(paths, filepath.Join(goldenDir, name))
 	}
 	for _, path := range paths {
-		m := openModel(t, path)
+		m := openFile(t, path)
 		for i, p := range m.Parts() {
 			if got, want := hash(rewrite(t, m, i)), hash(p.Bytes()); got != want {
 				t.Errorf("%s: rewritten file has sha256 %s, want %s", p.Path, got, want)
@@ -63,7 +64,7 @@ func TestRewriteGolden(t *testing.T) {
 var everyKind = []struct {
 	key   string
 	value any
-	texts []string // as arrayTexts and scalarText give them
+	texts []string // as arrayTexts and bitsText give them
 }{
 	{"u8", uint8(255), []string{"255"}},
 	{"i8", int8(-128), []string{"-128"}},
@@ -95,6 +96,7 @@ var everyKind = []struct {
 }
 
 func TestRoundTrip(t *testing.T) {
+	t.Parallel()
 	for _, version := range []uint32{2, 3} {
 		for _, alignment := range []uint32{1, 8, 32, 64, 4096} {
 			t.Run(fmt.Sprintf("v%d/align=%d", version, alignment), func(t *testing.T) {
@@ -126,15 +128,15 @@ func testRoundTrip(t *testing.T, o WriterOptions) {
 		t.Fatal(err)
 	}
 
-	m := openModel(t, writeFile(t, filepath.Join(t.TempDir(), "m.gguf"), b.Bytes()))
+	m := openFile(t, writeFile(t, filepath.Join(t.TempDir(), "m.gguf"), b.Bytes()))
 	p, md := m.Parts()[0], m.Metadata()
 	if p.Version != o.Version || p.Alignment != o.Alignment {
 		t.Errorf("version %d, alignment %d; want %d, %d", p.Version, p.Alignment, o.Version, o.Alignment)
 	}
 	for _, k := range everyKind {
 		v, _ := md.Get(k.key)
-		got := []string{scalarText(v)}
-		if v.Kind() == Array {
+		got := []string{bitsText(v)}
+		if v.Kind() == KindArray {
 			got = arrayTexts(v)
 		}
 		if diff := cmp.Diff(k.texts, got); diff != "" {
@@ -149,7 +151,7 @@ func testRoundTrip(t *testing.T, o WriterOptions) {
 			got = append(got, b.String(), fmt.Sprint(arrayTexts(b)))
 		}
 	}
-	want := []string{"[2 × uint8]", "[1 2]", "[1 × array]", "[]", "[1 × string]", "[x]", "[0 × float64]", "[]"}
+	want := []string{"[1, 2]", "[1 2]", `[["x"]]`, "[]", `["x"]`, "[x]", "[]", "[]"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("nested (-want +got):\n%s", diff)
 	}
@@ -179,6 +181,7 @@ func (b *brokenPipe) Write(p []byte) (int, error) {
 }
 
 func TestWriterRefuses(t *testing.T) {
+	t.Parallel()
 	header := func(w *Writer) {
 		w.AddTensor("a", F32, 2)
 		w.AddTensor("b", F32, 2)
@@ -209,16 +212,20 @@ func TestWriterRefuses(t *testing.T) {
 			use:  func(w *Writer) { w.WriteHeader(); w.Set("k", true) }, want: "after the header",
 		},
 		{
-			name: "tensor name of 64 bytes",
-			use:  func(w *Writer) { w.AddTensor(strings.Repeat("n", 64), F32, 1) }, want: "64 bytes",
+			name: "tensor name of 1025 bytes",
+			use:  func(w *Writer) { w.AddTensor(strings.Repeat("n", 1025), F32, 1) }, want: "1025 bytes",
 		},
 		{
 			name: "tensor twice",
 			use:  func(w *Writer) { w.AddTensor("a", F32, 1); w.AddTensor("a", F32, 1) }, want: "twice",
 		},
-		{name: "no dimensions", use: func(w *Writer) { w.AddTensor("a", F32) }, want: `tensor "a", dims: 0`},
+		{
+			name: "9 dimensions",
+			use:  func(w *Writer) { w.AddTensor("a", F32, 1, 1, 1, 1, 1, 1, 1, 1, 1) }, want: `tensor "a": 9 dimensions`,
+		},
 		{name: "broken rows", use: func(w *Writer) { w.AddTensor("a", Q4_K, 100) }, want: "whole blocks"},
-		{name: "retired type", use: func(w *Writer) { w.AddTensor("a", 4, 32) }, want: "type 4"},
+		{name: "retired type", use: func(w *Writer) { w.AddTensor("a", 4, 32) }, want: "type 4 is Q4_2"},
+		{name: "unknown type", use: func(w *Writer) { w.AddTensor("a", 43, 32) }, want: "type 43 is not known"},
 		{
 			name: "too much data",
 			use:  func(w *Writer) { w.AddTensor("a", I8, 1<<62); w.AddTensor("b", I8, 1<<62) }, want: "2^63",
@@ -276,8 +283,9 @@ func TestWriterRefuses(t *testing.T) {
 }
 
 func TestWriterReportsWriteErrors(t *testing.T) {
-	whole := rewrite(t, openModel(t, filepath.Join(goldenDir, "v2.gguf")), 0)
-	m := openModel(t, filepath.Join(goldenDir, "v2.gguf"))
+	t.Parallel()
+	whole := rewrite(t, openFile(t, filepath.Join(goldenDir, "v2.gguf")), 0)
+	m := openFile(t, filepath.Join(goldenDir, "v2.gguf"))
 	for _, n := range []int{0, int(m.Parts()[0].DataOffset), len(whole) - 1} {
 		w := NewWriter(&brokenPipe{n}, WriterOptions{Version: 2})
 		for _, tensor := range m.Tensors() {

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// benchElems is the number of different elements that the benchmarks decode. Repeating fewer would let the branch
-	// predictor learn them by heart.
+	// benchElems is the number of different elements that the benchmarks decode. With fewer, the branch predictor would
+	// learn them.
 	benchElems = 1 << 20
 	// benchCall is the number of elements in one call: their output stays in the L2 cache.
 	benchCall = 1 << 15
@@ -82,9 +82,9 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// benchmark decodes src over and over, call elements at a time to the same memory.
-func benchmark(b *testing.B, run func([]byte, gguf.Type, []byte, gguf.Type) error, to gguf.Type, src []byte, from gguf.Type,
-	call int,
+// benchmark decodes src again and again, call elements at a time, always to the same memory.
+func benchmark(b *testing.B, run func([]byte, gguf.Type, []byte, gguf.Type) error, to gguf.Type, src []byte,
+	from gguf.Type, call int,
 ) {
 	dst := aligned(call*to.BlockBytes(), 0)
 	step := call / from.BlockElems() * from.BlockBytes()
@@ -101,14 +101,14 @@ func benchmark(b *testing.B, run func([]byte, gguf.Type, []byte, gguf.Type) erro
 	report(b, call, to)
 }
 
-// report adds the rates of the output.
+// report adds the rates of the output to the results.
 func report(b *testing.B, elems int, to gguf.Type) {
 	perSecond := float64(elems) * float64(b.N) / b.Elapsed().Seconds()
 	b.ReportMetric(perSecond/1e9, "Gelem/s")
 	b.ReportMetric(perSecond*float64(to.BlockBytes())/1e9, "out-GB/s")
 }
 
-// BenchmarkMemcpy is the ceiling that BenchmarkDequant is compared with: 128 KiB copied to 128 KiB in the L2 cache.
+// BenchmarkMemcpy copies 128 KiB in the L2 cache. BenchmarkDequant is compared with its rate.
 func BenchmarkMemcpy(b *testing.B) {
 	dst, src := aligned(4*benchCall, 0), aligned(4*benchCall, 0)
 	b.SetBytes(int64(len(src)))

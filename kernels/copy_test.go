@@ -6,8 +6,10 @@ import (
 	"testing"
 )
 
-// TestCopy copies around the sizes at which the way changes, at all kinds of alignment, and nothing beyond.
+// TestCopy copies numbers of bytes around those at which Copy changes its method, at several alignments, and checks
+// that nothing else is written.
 func TestCopy(t *testing.T) {
+	t.Parallel()
 	src, dst := make([]byte, 3<<20), make([]byte, 3<<20)
 	random := rand.NewChaCha8([32]byte{})
 	_, _ = random.Read(src)

@@ -8,18 +8,18 @@ import (
 	"github.com/klauspost/cpuid/v2"
 )
 
-// features are the CPU features that a tier's code may use besides those of the tiers below it. A test compares them
-// with what the generator says of each kernel. The package cpuid reports a feature only if the operating system also
-// saves the registers that it needs, so a CPU whose AVX-512 is switched off gets AVX2.
+// features are the CPU features that the code of a tier may use besides those of lower tiers. A test compares them with
+// what the generator wrote into the assembly files. Package cpuid reports a feature only if the operating system saves
+// the registers that it needs, so a CPU with AVX-512 switched off gets AVX2.
 var features = [numISAs][]cpuid.FeatureID{
 	AVX2:   {cpuid.AVX, cpuid.AVX2, cpuid.FMA3, cpuid.F16C},
 	AVX512: {cpuid.AVX512F, cpuid.AVX512BW, cpuid.AVX512VL},
 }
 
-// missing says which CPU features a tier needs that are absent, "" if none.
+// missing names the CPU features that a tier needs and this CPU lacks; "" if there are none.
 func missing(isa ISA) string { return missingIn(isa, cpuid.CPU.Has) }
 
-// missingIn is missing for the CPU that has describes.
+// missingIn is missing for a CPU whose features has knows.
 func missingIn(isa ISA, has func(cpuid.FeatureID) bool) string {
 	var lacks []string
 	for tier := AVX2; tier <= isa; tier++ {

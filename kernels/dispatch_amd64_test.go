@@ -56,10 +56,11 @@ func asmFuncs(t *testing.T) []asmFunc {
 	return funcs
 }
 
-// TestGates compares the features that gate each tier with those that the generator found in its code: none may be missing,
-// and none may shut out a CPU for nothing.
+// TestGates compares the CPU features that a tier asks for with those that its code needs, as the generator wrote them
+// down. A tier must ask for all of them, and for no others.
 func TestGates(t *testing.T) {
-	// Every amd64 CPU has SSE2, to which the generator counts MMX+ (SFENCE).
+	t.Parallel()
+	// Every amd64 CPU has SSE2. SFENCE, which the generator lists as MMX+, belongs to it.
 	baseline := []string{"MMX+", "SSE", "SSE2"}
 	tierOf := func(name string) ISA {
 		if strings.HasPrefix(name, "avx512") {
@@ -68,7 +69,7 @@ func TestGates(t *testing.T) {
 		return AVX2
 	}
 	used := map[ISA]map[string]bool{AVX2: {}, AVX512: {}}
-	// Every amd64 CPU has repCopy's instruction, and no generator wrote it.
+	// repCopy is written by hand, and every amd64 CPU has its instruction.
 	funcs := slices.DeleteFunc(asmFuncs(t), func(f asmFunc) bool { return f.name == "repCopy" })
 	for _, f := range funcs {
 		tier := tierOf(f.name)
@@ -105,7 +106,7 @@ func TestGates(t *testing.T) {
 			}
 		}
 	}
-	// Each function is in the table that its tier installs.
+	// Every function is in a table.
 	inTables := 0
 	for _, tier := range assemblyKernels {
 		for _, out := range tier {
@@ -126,10 +127,13 @@ func TestGates(t *testing.T) {
 	}
 }
 
-// TestMissing looks at the tiers of CPUs that are not this one.
+// TestMissing asks which features other CPUs lack for each tier.
 func TestMissing(t *testing.T) {
+	t.Parallel()
 	haswell := features[AVX2]
-	cascadeLake := append(slices.Clone(haswell), cpuid.AVX512F, cpuid.AVX512BW, cpuid.AVX512DQ, cpuid.AVX512VL, cpuid.AVX512CD)
+	noF16C := slices.DeleteFunc(slices.Clone(haswell), func(f cpuid.FeatureID) bool { return f == cpuid.F16C })
+	cascadeLake := append(slices.Clone(haswell),
+		cpuid.AVX512F, cpuid.AVX512BW, cpuid.AVX512DQ, cpuid.AVX512VL, cpuid.AVX512CD)
 	iceLake := append(slices.Clone(cascadeLake), cpuid.AVX512VBMI)
 	for _, c := range []struct {
 		name     string
@@ -138,10 +142,7 @@ func TestMissing(t *testing.T) {
 	}{
 		{"x86-64 of 2003", nil, map[ISA]string{Generic: "", AVX2: "AVX2", AVX512: "AVX512F"}},
 		{"Haswell", haswell, map[ISA]string{AVX2: "", AVX512: "AVX512F"}},
-		{
-			"Haswell without F16C", slices.DeleteFunc(slices.Clone(haswell), func(f cpuid.FeatureID) bool { return f == cpuid.F16C }),
-			map[ISA]string{AVX2: "F16C", AVX512: "F16C"},
-		},
+		{"Haswell without F16C", noF16C, map[ISA]string{AVX2: "F16C", AVX512: "F16C"}},
 		{"Cascade Lake, which lacks VBMI", cascadeLake, map[ISA]string{AVX2: "", AVX512: ""}},
 		{"Ice Lake", iceLake, map[ISA]string{AVX2: "", AVX512: ""}},
 		{"Ice Lake with AVX-512 switched off", haswell, map[ISA]string{AVX2: "", AVX512: "AVX512F"}},

@@ -2,7 +2,7 @@
 
 package kernels
 
-// missing says why a tier above Generic cannot run.
+// missing says why tiers above Generic cannot run.
 func missing(ISA) string { return "this program was built without assembly kernels" }
 
 // assembly returns the kernels that a tier adds: none here.

@@ -8,8 +8,8 @@ import (
 // fromF16 widens an IEEE binary16 exactly. Subnormals are kept; a NaN keeps its payload and becomes quiet, as
 // VCVTPH2PS does it.
 func fromF16(h uint16) float32 {
-	// The exponent field lands in float32's at a bias that is 112 too small; the multiplication, which is exact, corrects
-	// it for normal and subnormal numbers alike.
+	// Shifted into the place of a float32, the exponent is 112 too small, as the biases are 15 and 127. The
+	// multiplication, which is exact, corrects that for normal and subnormal numbers alike.
 	f := math.Float32frombits(uint32(h&0x7fff)<<13) * 0x1p112
 	b := math.Float32bits(f)
 	if h&0x7c00 == 0x7c00 {
@@ -21,8 +21,8 @@ func fromF16(h uint16) float32 {
 	return math.Float32frombits(b | uint32(h&0x8000)<<16)
 }
 
-// toF16 rounds to binary16, to nearest with ties to even, as VCVTPS2PH does it: overflow gives an infinity, subnormals are
-// kept, and a NaN becomes quiet and keeps the upper bits of its payload.
+// toF16 rounds to binary16, to nearest with ties to even, as VCVTPS2PH does it: overflow gives an infinity, subnormals
+// are kept, and a NaN becomes quiet and keeps the upper bits of its payload.
 func toF16(f float32) uint16 {
 	b := math.Float32bits(f)
 	sign := uint16(b>>16) & 0x8000
@@ -32,7 +32,9 @@ func toF16(f float32) uint16 {
 		return sign | 0x7e00 | uint16(b>>13)&0x3ff
 	case b >= 0x477ff000: // 65520, halfway between the largest binary16 and the next power of two
 		return sign | 0x7c00
-	case b < 0x38800000: // 2^-14: the result is subnormal, and one half has the same unit in the last place
+	case b < 0x38800000:
+		// Below 2^-14 the result is subnormal. Its unit in the last place is that of the float32 0.5, so adding 0.5
+		// rounds.
 		return sign | uint16(math.Float32bits(math.Float32frombits(b)+0.5)-math.Float32bits(0.5))
 	}
 	b += 0xfff + b>>13&1
@@ -42,8 +44,8 @@ func toF16(f float32) uint16 {
 // fromBF16 widens a bfloat16 exactly, NaN payloads included.
 func fromBF16(h uint16) float32 { return math.Float32frombits(uint32(h) << 16) }
 
-// toBF16 rounds to bfloat16, to nearest with ties to even. Overflow gives an infinity, subnormals are kept, and a NaN
-// becomes quiet: rounding its bits as those of a number could carry into the exponent and beyond.
+// toBF16 rounds to bfloat16, to nearest with ties to even. Overflow gives an infinity, and subnormals are kept. A NaN
+// becomes quiet; its bits are not rounded, as that could carry into the exponent and the sign.
 func toBF16(f float32) uint16 {
 	b := math.Float32bits(f)
 	if b&^(1<<31) > 0x7f800000 {

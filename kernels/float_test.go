@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// smallFloat describes a binary format of 16 bits by its fraction and its exponent, for a rounding that shares nothing
-// with the bit tricks under test.
+// smallFloat describes a floating-point format of 16 bits. Its methods convert with ordinary arithmetic, to be compared
+// with the bit operations of the package.
 type smallFloat struct {
 	fraction int // bits
 	bias     int
@@ -65,6 +65,7 @@ func (s smallFloat) round(f float32) uint16 {
 }
 
 func TestRoundToSmallFloat(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		format smallFloat
@@ -92,8 +93,8 @@ func TestRoundToSmallFloat(t *testing.T) {
 					t.Errorf("%g (%#08x): got %#04x, want %#04x", f, math.Float32bits(f), got, want)
 				}
 			}
-			// Every value of the small format, and the float32s on either side; every midpoint between it and the next one
-			// away from zero, and the float32s on either side: rounding changes nowhere else.
+			// Every value of the small format, and the float32s on either side; every midpoint between it and the next
+			// one away from zero, and the float32s on either side: rounding changes nowhere else.
 			for h := range 1 << 16 {
 				v, want := c.widen(uint16(h)), c.format.value(uint16(h))
 				if float64(v) != want && v == v || (v != v) != (want != want) || math.Signbit(float64(v)) != (h >= 1<<15) {

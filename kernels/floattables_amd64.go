@@ -4,19 +4,19 @@ package kernels
 
 import "sync"
 
-// The assembly for IQ2_XXS, IQ2_XS and IQ3 reads grids as floats and signs as masks for the sign bits of eight floats: both
-// then need no conversion, and no instruction that moves data between lanes. The grids of IQ2_S and IQ1 would be too large
-// for the L1 cache.
+// The assembly for IQ2_XXS, IQ2_XS and IQ3 reads the grids as floats, and signs as masks for the sign bits of eight
+// floats, so that it has to convert nothing and to move nothing between the lanes of vectors. For IQ2_S and IQ1 it
+// reads the grids as they are: as floats they would fill the L1 cache.
 var (
 	floatsIQ2XXS [256 * 8]float32
 	floatsIQ2XS  [512 * 8]float32
 	floatsIQ3XXS [256 * 4]float32
 	floatsIQ3S   [512 * 4]float32
-	signs7       [128][8]uint32 // by seven bits; the eighth sign is their parity
-	signs8       [256][8]uint32
+	signs7       [128][8]uint32 // indexed by seven sign bits; the eighth sign is their parity
+	signs8       [256][8]uint32 // indexed by eight sign bits
 )
 
-// makeFloatTables fills these tables: some 50 KiB, in well below a millisecond.
+// makeFloatTables fills these tables, some 50 KiB, once. It takes well below a millisecond.
 var makeFloatTables = sync.OnceFunc(func() {
 	for _, t := range []struct {
 		floats []float32

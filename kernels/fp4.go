@@ -2,12 +2,13 @@ package kernels
 
 import "math"
 
-// scalesE8M0 and scalesUE4M3 are scaleE8M0 and scaleUE4M3 of every byte, for the assembly.
+// scalesE8M0 and scalesUE4M3 have the results of scaleE8M0 and scaleUE4M3 for every byte. The assembly reads them, too.
 var (
 	scalesE8M0  = scaleTable(scaleE8M0)
 	scalesUE4M3 = scaleTable(scaleUE4M3)
 )
 
+// scaleTable returns the results of scale for every byte.
 func scaleTable(scale func(byte) float32) (table [256]float32) {
 	for i := range table {
 		table[i] = scale(byte(i))
@@ -21,7 +22,7 @@ func scaleTable(scale func(byte) float32) (table [256]float32) {
 // zero.
 var kvaluesFP4 = [16]int8{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
 
-// decodeMXFP4: a byte e that scales by 2^(e-127), halved because the values are doubled; nibbles as Q4_0.
+// decodeMXFP4: a byte e, nibbles as Q4_0; value*2^(e-127), where the power is halved because the values are doubled.
 func decodeMXFP4(x *[maxBlock]float32, b []byte) {
 	lookupNibbles(x[:32], b[1:17], &kvaluesFP4, scalesE8M0[b[0]])
 }
@@ -42,8 +43,9 @@ func decodeNVFP4(x *[maxBlock]float32, b []byte) {
 	}
 }
 
-// scaleUE4M3 is the value of an unsigned E4M3 float, halved because the values are doubled. 0x7f is a NaN in the format
-// that ggml reads as zero; the sign bit is ignored, except that 0xff is not that NaN.
+// scaleUE4M3 is the value of an unsigned E4M3 float, halved because the values are doubled. As in ggml, 0x7f, which is
+// a NaN in the format, gives zero; the sign bit is ignored, and 0xff, unlike 0x7f, gives the number that its bits stand
+// for.
 func scaleUE4M3(b byte) float32 {
 	if b == 0x7f {
 		return 0

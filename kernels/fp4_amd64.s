@@ -263,7 +263,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -287,7 +287,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -349,7 +349,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -373,7 +373,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -1089,7 +1089,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y2, Y2
@@ -1113,7 +1113,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -1152,7 +1152,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y2, Y2
@@ -1176,7 +1176,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -1233,7 +1233,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y2, Y2
@@ -1257,7 +1257,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -1296,7 +1296,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y2, Y2
@@ -1320,7 +1320,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -1673,7 +1673,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z4, Z4
@@ -1713,7 +1713,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z4, Z4
@@ -1775,7 +1775,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z4, Z4
@@ -1815,7 +1815,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z4, Z4

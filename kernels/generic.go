@@ -10,8 +10,8 @@ import (
 // maxBlock is the number of elements of the largest block, and the number that plain types are converted in at a time.
 const maxBlock = 256
 
-// decoder writes the elements of the blocks in b to x: exactly one block of a quantized type, up to maxBlock elements of
-// a plain type.
+// decoder writes the elements of the blocks in b to x: exactly one block of a quantized type, up to maxBlock elements
+// of a plain type.
 type decoder func(x *[maxBlock]float32, b []byte)
 
 // decoders are the specification of the formats: one readable function for each type.

@@ -8,11 +8,11 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
 
-// The i-quants: super-blocks of 256 outputs whose codes are indices into a grid of 8 or 4 outputs at a time. g counts the
-// groups of 32 outputs, l the runs of 8 in a group.
+// The i-quants: super-blocks of 256 outputs whose codes are indices into a grid of 8 or 4 outputs at a time. g counts
+// the groups of 32 outputs, l the runs of 8 in a group.
 
-// The grids of ggml, little-endian: entry i of an 8-output grid is bytes 8i to 8i+7, of a 4-output grid 4i to 4i+3. They
-// are strings so that they stay in read-only memory and need no initialisation.
+// The grids of ggml (see NOTICE.md): entry i of a grid of 8 outputs is bytes 8i to 8i+7, of a grid of 4 outputs bytes
+// 4i to 4i+3. They are strings so that they stay in read-only memory and need no initialisation.
 var (
 	//go:embed tables/iq2xxs_grid.bin
 	gridIQ2XXS string
@@ -28,7 +28,7 @@ var (
 	gridIQ1S string // signed: -1, 0 and 1
 )
 
-// signed writes the outputs of grid entries, d times each byte of the grid, negated where the output's bit in signs is
+// signed writes the outputs of grid entries: each byte of the grid times d, negated where the output's bit in signs is
 // set.
 func signed(x []float32, grid string, signs byte, d float32) {
 	for j := range x {
@@ -75,7 +75,8 @@ func decodeIQ2_XS(x *[maxBlock]float32, b []byte) {
 // scaleIQ2 is the factor of run l from a byte of two 4-bit scales.
 func scaleIQ2(sc byte, l int) float32 { return (0.5 + float32(sc>>(4*(l/2))&15)) * 0.25 }
 
-// decodeIQ2_S: d, low bytes of 10-bit grid indices, eight signs for each, the upper bits of the indices, scales as IQ2_XS.
+// decodeIQ2_S: d, low bytes of 10-bit grid indices, eight signs for each, the upper bits of the indices, scales as
+// IQ2_XS.
 func decodeIQ2_S(x *[maxBlock]float32, b []byte) {
 	d, q, signs, qh, sc := half(b), b[2:34], b[34:66], b[66:74], b[74:82]
 	for g := range 8 {
@@ -116,8 +117,8 @@ func decodeIQ3_S(x *[maxBlock]float32, b []byte) {
 	}
 }
 
-// decodeIQ1_S: d, low bytes of 11-bit grid indices, then for each group a word of their upper bits, a 3-bit scale and the
-// sign of a shift of 1/8; d*(2*scale+1) * (grid+shift).
+// decodeIQ1_S: d, low bytes of 11-bit grid indices, then for each group a word of their upper bits, a 3-bit scale and
+// the sign of a shift of 1/8; d*(2*scale+1) * (grid+shift).
 func decodeIQ1_S(x *[maxBlock]float32, b []byte) {
 	d, q := half(b), b[2:34]
 	for g := range 8 {
@@ -140,8 +141,8 @@ func shifted(x []float32, index int, down bool, d float32) {
 	}
 }
 
-// decodeIQ1_M: low bytes of 11-bit grid indices, a nibble for each with its upper bits and the sign of its shift, and four
-// words of four 3-bit scales, for 16 outputs each, whose upper nibbles together are d.
+// decodeIQ1_M: low bytes of 11-bit grid indices, a nibble for each with its upper bits and the sign of its shift, and
+// four words of four 3-bit scales, for 16 outputs each, whose upper nibbles together are d.
 func decodeIQ1_M(x *[maxBlock]float32, b []byte) {
 	q, qh, w := b[:32], b[32:48], [4]uint16{}
 	var dBits uint16
@@ -168,8 +169,8 @@ func decodeIQ4_XS(x *[maxBlock]float32, b []byte) {
 	}
 }
 
-// Grid returns the grid of an i-quant type as ggml has it: entries of 8 bytes, of 4 for IQ3, each byte an output before scaling;
-// those of IQ1 are signed. It is "" for types without a grid.
+// Grid returns ggml's grid for an i-quant type: entries of 8 bytes (of 4 for IQ3), each byte one output before scaling.
+// The bytes for IQ1 are signed. It returns "" for types without a grid.
 func Grid(t gguf.Type) string {
 	switch t {
 	case gguf.IQ2_XXS:

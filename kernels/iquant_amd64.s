@@ -1400,7 +1400,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, (AX)
@@ -1429,7 +1429,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 32(AX)
@@ -1460,7 +1460,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 64(AX)
@@ -1489,7 +1489,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 96(AX)
@@ -1520,7 +1520,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 256(AX)
@@ -1549,7 +1549,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 288(AX)
@@ -1580,7 +1580,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 320(AX)
@@ -1609,7 +1609,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 352(AX)
@@ -1640,7 +1640,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 128(AX)
@@ -1669,7 +1669,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 160(AX)
@@ -1700,7 +1700,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 192(AX)
@@ -1729,7 +1729,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 224(AX)
@@ -1760,7 +1760,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 384(AX)
@@ -1789,7 +1789,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 416(AX)
@@ -1820,7 +1820,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 448(AX)
@@ -1849,7 +1849,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 480(AX)
@@ -1963,7 +1963,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, (AX)
@@ -1992,7 +1992,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 32(AX)
@@ -2023,7 +2023,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 64(AX)
@@ -2052,7 +2052,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 96(AX)
@@ -2083,7 +2083,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 256(AX)
@@ -2112,7 +2112,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 288(AX)
@@ -2143,7 +2143,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 320(AX)
@@ -2172,7 +2172,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 352(AX)
@@ -2203,7 +2203,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 128(AX)
@@ -2232,7 +2232,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 160(AX)
@@ -2263,7 +2263,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 192(AX)
@@ -2292,7 +2292,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 224(AX)
@@ -2323,7 +2323,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 384(AX)
@@ -2352,7 +2352,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 416(AX)
@@ -2383,7 +2383,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 448(AX)
@@ -2412,7 +2412,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 480(AX)
@@ -3677,7 +3677,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -3721,7 +3721,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -3765,7 +3765,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -3809,7 +3809,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -3853,7 +3853,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -3897,7 +3897,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -3941,7 +3941,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -3985,7 +3985,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -4111,7 +4111,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -4155,7 +4155,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -4199,7 +4199,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -4243,7 +4243,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -4287,7 +4287,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -4331,7 +4331,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -4375,7 +4375,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -4419,7 +4419,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -4465,7 +4465,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -4474,7 +4474,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -4788,7 +4788,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -4797,7 +4797,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -5088,7 +5088,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -5097,7 +5097,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -5387,7 +5387,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -5396,7 +5396,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -5725,7 +5725,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -5734,7 +5734,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -5769,7 +5769,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, (AX)
@@ -5796,7 +5796,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 32(AX)
@@ -5825,7 +5825,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 64(AX)
@@ -5852,7 +5852,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 96(AX)
@@ -5881,7 +5881,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 128(AX)
@@ -5908,7 +5908,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 160(AX)
@@ -5937,7 +5937,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 192(AX)
@@ -5964,7 +5964,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 224(AX)
@@ -5993,7 +5993,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 256(AX)
@@ -6020,7 +6020,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 288(AX)
@@ -6049,7 +6049,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 320(AX)
@@ -6076,7 +6076,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 352(AX)
@@ -6105,7 +6105,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 384(AX)
@@ -6132,7 +6132,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 416(AX)
@@ -6161,7 +6161,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVUPS      Y0, 448(AX)
@@ -6188,7 +6188,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 480(AX)
@@ -6238,7 +6238,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -6247,7 +6247,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -6282,7 +6282,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, (AX)
@@ -6309,7 +6309,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 32(AX)
@@ -6338,7 +6338,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 64(AX)
@@ -6365,7 +6365,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 96(AX)
@@ -6394,7 +6394,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 128(AX)
@@ -6421,7 +6421,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 160(AX)
@@ -6450,7 +6450,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 192(AX)
@@ -6477,7 +6477,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 224(AX)
@@ -6506,7 +6506,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 256(AX)
@@ -6533,7 +6533,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 288(AX)
@@ -6562,7 +6562,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 320(AX)
@@ -6589,7 +6589,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 352(AX)
@@ -6618,7 +6618,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 384(AX)
@@ -6645,7 +6645,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 416(AX)
@@ -6674,7 +6674,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW    Y1, Y0, Y0
 	VPERMQ       $0xd8, Y0, Y0
 	VMOVNTPS     Y0, 448(AX)
@@ -6701,7 +6701,7 @@ loop:
 	VPADDD       Y2, Y1, Y1
 	VPSRLD       $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 480(AX)
@@ -6746,7 +6746,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -6755,7 +6755,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -7013,7 +7013,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -7022,7 +7022,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -7283,7 +7283,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -7292,7 +7292,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -7552,7 +7552,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -7561,7 +7561,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -7843,7 +7843,7 @@ loop:
 	VMULPS           Y0, Y1, Y1
 	VMOVDQU          Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -7852,7 +7852,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -7897,7 +7897,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -7937,7 +7937,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -7977,7 +7977,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8017,7 +8017,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8057,7 +8057,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8097,7 +8097,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8137,7 +8137,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8177,7 +8177,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8229,7 +8229,7 @@ loop:
 	VMULPS           Y0, Y1, Y1
 	VMOVDQU          Y1, 32(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 2(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -8238,7 +8238,7 @@ loop:
 	VPSLLW  $0x05, Y0, Y0
 	VMOVDQU Y0, 64(BX)
 
-	// Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.
+	// Table offsets from 16 words: nine bits of grid index, seven bits of sign index.
 	VMOVDQU 34(CX), Y0
 	VPSRLW  $0x04, Y0, Y1
 	VPAND   const14<>+0(SB), Y1, Y1
@@ -8283,7 +8283,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8323,7 +8323,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8363,7 +8363,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8403,7 +8403,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8443,7 +8443,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8483,7 +8483,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8523,7 +8523,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -8563,7 +8563,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -10729,7 +10729,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -10753,7 +10753,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -10810,7 +10810,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -10834,7 +10834,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -10891,7 +10891,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -10915,7 +10915,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -10972,7 +10972,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -10996,7 +10996,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11053,7 +11053,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11077,7 +11077,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11134,7 +11134,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11158,7 +11158,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11215,7 +11215,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11239,7 +11239,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11296,7 +11296,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11320,7 +11320,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -11423,7 +11423,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11447,7 +11447,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11504,7 +11504,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11528,7 +11528,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11585,7 +11585,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11609,7 +11609,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11666,7 +11666,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11690,7 +11690,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11747,7 +11747,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11771,7 +11771,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11828,7 +11828,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11852,7 +11852,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11909,7 +11909,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -11933,7 +11933,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -11990,7 +11990,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -12014,7 +12014,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -13742,7 +13742,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -13800,7 +13800,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -13858,7 +13858,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -13916,7 +13916,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -13974,7 +13974,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14032,7 +14032,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14090,7 +14090,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14148,7 +14148,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z4, Z4
 	VPSRLW  $0x0f, Z4, Z4
 	VPADDW  Z4, Z5, Z5
@@ -14253,7 +14253,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14311,7 +14311,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14369,7 +14369,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14427,7 +14427,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14485,7 +14485,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14543,7 +14543,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14601,7 +14601,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -14659,7 +14659,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z4, Z4
 	VPSRLW   $0x0f, Z4, Z4
 	VPADDW   Z4, Z5, Z5
@@ -16236,7 +16236,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, (AX)
@@ -16267,7 +16267,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 32(AX)
@@ -16300,7 +16300,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 64(AX)
@@ -16331,7 +16331,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 96(AX)
@@ -16364,7 +16364,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 128(AX)
@@ -16395,7 +16395,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 160(AX)
@@ -16428,7 +16428,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 192(AX)
@@ -16459,7 +16459,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 224(AX)
@@ -16492,7 +16492,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 256(AX)
@@ -16523,7 +16523,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 288(AX)
@@ -16556,7 +16556,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 320(AX)
@@ -16587,7 +16587,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 352(AX)
@@ -16620,7 +16620,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 384(AX)
@@ -16651,7 +16651,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 416(AX)
@@ -16684,7 +16684,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 448(AX)
@@ -16715,7 +16715,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 480(AX)
@@ -16810,7 +16810,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, (AX)
@@ -16841,7 +16841,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 32(AX)
@@ -16874,7 +16874,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 64(AX)
@@ -16905,7 +16905,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 96(AX)
@@ -16938,7 +16938,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 128(AX)
@@ -16969,7 +16969,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 160(AX)
@@ -17002,7 +17002,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 192(AX)
@@ -17033,7 +17033,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 224(AX)
@@ -17066,7 +17066,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 256(AX)
@@ -17097,7 +17097,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 288(AX)
@@ -17130,7 +17130,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 320(AX)
@@ -17161,7 +17161,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 352(AX)
@@ -17194,7 +17194,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 384(AX)
@@ -17225,7 +17225,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 416(AX)
@@ -17258,7 +17258,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 448(AX)
@@ -17289,7 +17289,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 480(AX)
@@ -18734,7 +18734,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -18782,7 +18782,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -18830,7 +18830,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -18878,7 +18878,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -18926,7 +18926,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -18974,7 +18974,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19022,7 +19022,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19070,7 +19070,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19181,7 +19181,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19229,7 +19229,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19277,7 +19277,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19325,7 +19325,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19373,7 +19373,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19421,7 +19421,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19469,7 +19469,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19517,7 +19517,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -19554,7 +19554,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -19566,7 +19566,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -19578,7 +19578,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -19590,7 +19590,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -19962,7 +19962,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -19974,7 +19974,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -19986,7 +19986,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -19998,7 +19998,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -20353,7 +20353,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -20365,7 +20365,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -20377,7 +20377,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -20389,7 +20389,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -20743,7 +20743,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -20755,7 +20755,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -20767,7 +20767,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -20779,7 +20779,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -21172,7 +21172,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -21184,7 +21184,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -21196,7 +21196,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -21208,7 +21208,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -21256,7 +21256,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, (AX)
@@ -21287,7 +21287,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 32(AX)
@@ -21320,7 +21320,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 64(AX)
@@ -21351,7 +21351,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 96(AX)
@@ -21384,7 +21384,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 128(AX)
@@ -21415,7 +21415,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 160(AX)
@@ -21448,7 +21448,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 192(AX)
@@ -21479,7 +21479,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 224(AX)
@@ -21512,7 +21512,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 256(AX)
@@ -21543,7 +21543,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 288(AX)
@@ -21576,7 +21576,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 320(AX)
@@ -21607,7 +21607,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 352(AX)
@@ -21640,7 +21640,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 384(AX)
@@ -21671,7 +21671,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 416(AX)
@@ -21704,7 +21704,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVUPS        Y0, 448(AX)
@@ -21735,7 +21735,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 480(AX)
@@ -21776,7 +21776,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -21788,7 +21788,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -21800,7 +21800,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -21812,7 +21812,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -21860,7 +21860,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, (AX)
@@ -21891,7 +21891,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 32(AX)
@@ -21924,7 +21924,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 64(AX)
@@ -21955,7 +21955,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 96(AX)
@@ -21988,7 +21988,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 128(AX)
@@ -22019,7 +22019,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 160(AX)
@@ -22052,7 +22052,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 192(AX)
@@ -22083,7 +22083,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 224(AX)
@@ -22116,7 +22116,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 256(AX)
@@ -22147,7 +22147,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 288(AX)
@@ -22180,7 +22180,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 320(AX)
@@ -22211,7 +22211,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 352(AX)
@@ -22244,7 +22244,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 384(AX)
@@ -22275,7 +22275,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 416(AX)
@@ -22308,7 +22308,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW      Y1, Y0, Y0
 	VPERMQ         $0xd8, Y0, Y0
 	VMOVNTPS       Y0, 448(AX)
@@ -22339,7 +22339,7 @@ loop:
 	VPADDD         Y2, Y1, Y1
 	VPSRLD         $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 480(AX)
@@ -22375,7 +22375,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -22387,7 +22387,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -22399,7 +22399,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -22411,7 +22411,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -22733,7 +22733,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -22745,7 +22745,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -22757,7 +22757,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -22769,7 +22769,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23094,7 +23094,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23106,7 +23106,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23118,7 +23118,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23130,7 +23130,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23454,7 +23454,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVDQU      Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23466,7 +23466,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23478,7 +23478,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23490,7 +23490,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23836,7 +23836,7 @@ loop:
 	VMULPS           Y0, Y1, Y1
 	VMOVDQU          Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23848,7 +23848,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23860,7 +23860,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23872,7 +23872,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -23934,7 +23934,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -23982,7 +23982,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24030,7 +24030,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24078,7 +24078,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24126,7 +24126,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24174,7 +24174,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24222,7 +24222,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24270,7 +24270,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24313,7 +24313,7 @@ loop:
 	VMULPS           Y0, Y1, Y1
 	VMOVDQU          Y1, (BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    2(CX), Y0
 	VPBROADCASTW 66(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -24325,7 +24325,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 32(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    18(CX), Y0
 	VPBROADCASTW 68(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -24337,7 +24337,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 64(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    34(CX), Y0
 	VPBROADCASTW 70(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -24349,7 +24349,7 @@ loop:
 	VPSLLW       $0x04, Y0, Y0
 	VMOVDQU      Y0, 96(BX)
 
-	// Offsets in the grid of 16 entries: a byte and a ninth bit of index.
+	// Grid offsets of 16 entries: a byte of index, and its ninth bit.
 	VPMOVZXBW    50(CX), Y0
 	VPBROADCASTW 72(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
@@ -24411,7 +24411,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24459,7 +24459,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24507,7 +24507,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24555,7 +24555,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24603,7 +24603,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24651,7 +24651,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24699,7 +24699,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -24747,7 +24747,7 @@ loop:
 	VPADDD          Z2, Z1, Z1
 	VPSRLD          $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const11<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -26910,7 +26910,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -26934,7 +26934,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -26992,7 +26992,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27016,7 +27016,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27074,7 +27074,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27098,7 +27098,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27156,7 +27156,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27180,7 +27180,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27238,7 +27238,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27262,7 +27262,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27320,7 +27320,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27344,7 +27344,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27402,7 +27402,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27426,7 +27426,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27484,7 +27484,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27508,7 +27508,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -27603,7 +27603,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27627,7 +27627,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27685,7 +27685,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27709,7 +27709,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27767,7 +27767,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27791,7 +27791,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27849,7 +27849,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27873,7 +27873,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -27931,7 +27931,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -27955,7 +27955,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -28013,7 +28013,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -28037,7 +28037,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -28095,7 +28095,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -28119,7 +28119,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -28177,7 +28177,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -28201,7 +28201,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -29919,7 +29919,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -29977,7 +29977,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30035,7 +30035,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30093,7 +30093,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30151,7 +30151,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30209,7 +30209,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30267,7 +30267,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30325,7 +30325,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z4, Z4
 	VPSRLW  $0x0f, Z4, Z4
 	VPADDW  Z4, Z5, Z5
@@ -30421,7 +30421,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30479,7 +30479,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30537,7 +30537,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30595,7 +30595,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30653,7 +30653,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30711,7 +30711,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30769,7 +30769,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -30827,7 +30827,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z4, Z4
 	VPSRLW   $0x0f, Z4, Z4
 	VPADDW   Z4, Z5, Z5
@@ -30919,7 +30919,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -30980,7 +30980,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31041,7 +31041,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31102,7 +31102,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31163,7 +31163,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31224,7 +31224,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31285,7 +31285,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31346,7 +31346,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31480,7 +31480,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31541,7 +31541,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31602,7 +31602,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31663,7 +31663,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31724,7 +31724,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31785,7 +31785,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31846,7 +31846,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -31907,7 +31907,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32030,7 +32030,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32091,7 +32091,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32152,7 +32152,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32213,7 +32213,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32274,7 +32274,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32335,7 +32335,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32396,7 +32396,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32457,7 +32457,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32579,7 +32579,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32644,7 +32644,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32709,7 +32709,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32774,7 +32774,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32839,7 +32839,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32904,7 +32904,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -32969,7 +32969,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -33034,7 +33034,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -33167,7 +33167,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -33197,7 +33197,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -33221,7 +33221,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -33251,7 +33251,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -33281,7 +33281,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -33305,7 +33305,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -33335,7 +33335,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -33365,7 +33365,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -33389,7 +33389,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -33419,7 +33419,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -33449,7 +33449,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -33473,7 +33473,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -33503,7 +33503,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -33533,7 +33533,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -33557,7 +33557,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -33587,7 +33587,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -33617,7 +33617,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -33641,7 +33641,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -33671,7 +33671,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -33701,7 +33701,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -33725,7 +33725,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -33755,7 +33755,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -33785,7 +33785,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -33809,7 +33809,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -33906,7 +33906,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -33936,7 +33936,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -33960,7 +33960,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -33990,7 +33990,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -34020,7 +34020,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -34044,7 +34044,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -34074,7 +34074,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -34104,7 +34104,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -34128,7 +34128,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -34158,7 +34158,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -34188,7 +34188,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -34212,7 +34212,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -34242,7 +34242,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -34272,7 +34272,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -34296,7 +34296,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -34326,7 +34326,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -34356,7 +34356,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -34380,7 +34380,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -34410,7 +34410,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -34440,7 +34440,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -34464,7 +34464,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y2, Y2
 	VPSRLW       $0x0f, Y2, Y2
 	VPADDW       Y2, Y3, Y3
@@ -34494,7 +34494,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X3, X3
 	VINSERTI128  $0x01, X3, Y2, Y2
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y3
 	VPSHUFB      const19<>+0(SB), Y3, Y3
 	VMOVDQU      const26<>+0(SB), Y4
@@ -34524,7 +34524,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -34548,7 +34548,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -34640,7 +34640,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -34688,7 +34688,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -34736,7 +34736,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -34784,7 +34784,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -34832,7 +34832,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -34880,7 +34880,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -34928,7 +34928,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -34976,7 +34976,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35085,7 +35085,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35133,7 +35133,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35181,7 +35181,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35229,7 +35229,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35277,7 +35277,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35325,7 +35325,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35373,7 +35373,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35421,7 +35421,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35533,7 +35533,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35581,7 +35581,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35629,7 +35629,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35677,7 +35677,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35725,7 +35725,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35773,7 +35773,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35821,7 +35821,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35869,7 +35869,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -35980,7 +35980,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -36030,7 +36030,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -36080,7 +36080,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -36130,7 +36130,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -36180,7 +36180,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -36230,7 +36230,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -36280,7 +36280,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -36330,7 +36330,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X1, X1
 	VINSERTI128  $0x01, X1, Y0, Y0
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y1
 	VPSHUFB      const19<>+0(SB), Y1, Y1
 	VMOVDQU      const26<>+0(SB), Y2
@@ -36449,7 +36449,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -36480,7 +36480,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -36510,7 +36510,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -36541,7 +36541,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -36571,7 +36571,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -36602,7 +36602,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -36632,7 +36632,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -36663,7 +36663,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -36693,7 +36693,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -36724,7 +36724,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -36754,7 +36754,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -36785,7 +36785,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -36815,7 +36815,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -36846,7 +36846,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -36876,7 +36876,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -36907,7 +36907,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z4, Z4
 	VPSRLW  $0x0f, Z4, Z4
 	VPADDW  Z4, Z5, Z5
@@ -37005,7 +37005,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 32(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -37036,7 +37036,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -37066,7 +37066,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 34(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -37097,7 +37097,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -37127,7 +37127,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 36(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -37158,7 +37158,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -37188,7 +37188,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 38(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -37219,7 +37219,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -37249,7 +37249,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 40(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -37280,7 +37280,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -37310,7 +37310,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 42(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -37341,7 +37341,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -37371,7 +37371,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 44(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -37402,7 +37402,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Z7, Z4, Z4
 	VPSRLW       $0x0f, Z4, Z4
 	VPADDW       Z4, Z5, Z5
@@ -37432,7 +37432,7 @@ loop:
 	VPINSRQ      $0x01, (SI)(DI*8), X5, X5
 	VINSERTI128  $0x01, X5, Y4, Y4
 
-	// The upper bit of each nibble, over the 8 outputs that it belongs to.
+	// The upper bit of each nibble, in all the 8 outputs that it is for.
 	VPBROADCASTW 46(CX), Y5
 	VPSHUFB      const19<>+0(SB), Y5, Y5
 	VMOVDQU      const26<>+0(SB), Y6
@@ -37463,7 +37463,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z4, Z4
 	VPSRLW   $0x0f, Z4, Z4
 	VPADDW   Z4, Z5, Z5
@@ -37489,7 +37489,7 @@ TEXT ·avx2IQ4_XSToF32(SB), NOSPLIT, $96-24
 	ANDQ $-64, BX
 
 loop:
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y0
 	VPSRLVD        const12<>+0(SB), Y0, Y0
 	VPAND          const13<>+0(SB), Y0, Y0
@@ -37810,7 +37810,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y0
 	VPSRLVD        const12<>+0(SB), Y0, Y0
 	VPAND          const13<>+0(SB), Y0, Y0
@@ -38094,7 +38094,7 @@ TEXT ·avx2IQ4_XSToF16(SB), NOSPLIT, $96-24
 	ANDQ $-64, BX
 
 loop:
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y0
 	VPSRLVD        const12<>+0(SB), Y0, Y0
 	VPAND          const13<>+0(SB), Y0, Y0
@@ -38379,7 +38379,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y0
 	VPSRLVD        const12<>+0(SB), Y0, Y0
 	VPAND          const13<>+0(SB), Y0, Y0
@@ -38697,7 +38697,7 @@ TEXT ·avx2IQ4_XSToBF16(SB), NOSPLIT, $96-24
 	ANDQ         $-64, BX
 
 loop:
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y2
 	VPSRLVD        const12<>+0(SB), Y2, Y2
 	VPAND          const13<>+0(SB), Y2, Y2
@@ -38741,7 +38741,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -38765,7 +38765,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -38795,7 +38795,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -38819,7 +38819,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -38849,7 +38849,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -38873,7 +38873,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -38903,7 +38903,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -38927,7 +38927,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -38957,7 +38957,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -38981,7 +38981,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39011,7 +39011,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39035,7 +39035,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39065,7 +39065,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39089,7 +39089,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39119,7 +39119,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39143,7 +39143,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -39172,7 +39172,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y2
 	VPSRLVD        const12<>+0(SB), Y2, Y2
 	VPAND          const13<>+0(SB), Y2, Y2
@@ -39216,7 +39216,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39240,7 +39240,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39270,7 +39270,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39294,7 +39294,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39324,7 +39324,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39348,7 +39348,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39378,7 +39378,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39402,7 +39402,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39432,7 +39432,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39456,7 +39456,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39486,7 +39486,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39510,7 +39510,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39540,7 +39540,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39564,7 +39564,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW         Y5, Y2, Y2
 	VPSRLW         $0x0f, Y2, Y2
 	VPADDW         Y2, Y3, Y3
@@ -39594,7 +39594,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -39618,7 +39618,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -39644,7 +39644,7 @@ TEXT ·avx512IQ4_XSToF32(SB), NOSPLIT, $96-24
 	ANDQ $-64, BX
 
 loop:
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y0
 	VPSRLVD        const12<>+0(SB), Y0, Y0
 	VPAND          const13<>+0(SB), Y0, Y0
@@ -39825,7 +39825,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y0
 	VPSRLVD        const12<>+0(SB), Y0, Y0
 	VPAND          const13<>+0(SB), Y0, Y0
@@ -40007,7 +40007,7 @@ TEXT ·avx512IQ4_XSToF16(SB), NOSPLIT, $96-24
 	ANDQ  $-64, BX
 
 loop:
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y0
 	VPSRLVD        const12<>+0(SB), Y0, Y0
 	VPAND          const13<>+0(SB), Y0, Y0
@@ -40168,7 +40168,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD   4(CX), Y0
 	VPSRLVD        const12<>+0(SB), Y0, Y0
 	VPAND          const13<>+0(SB), Y0, Y0
@@ -40322,7 +40322,7 @@ TEXT ·avx512IQ4_XSToBF16(SB), NOSPLIT, $96-24
 	ANDQ         $-64, BX
 
 loop:
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD     4(CX), Y0
 	VPSRLVD          const12<>+0(SB), Y0, Y0
 	VPAND            const13<>+0(SB), Y0, Y0
@@ -40518,7 +40518,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// Eight scales: nibbles of the word at 4, and two bits each of the one at 2.
+	// Eight scales: a nibble each at offset 4, and two more bits each at offset 2.
 	VPBROADCASTD     4(CX), Y0
 	VPSRLVD          const12<>+0(SB), Y0, Y0
 	VPAND            const13<>+0(SB), Y0, Y0

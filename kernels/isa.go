@@ -8,11 +8,12 @@ import (
 	"github.com/klauspost/cpuid/v2"
 )
 
-// ISA is a tier of implementation: a set of CPU instructions that the kernels may use. A higher tier includes the lower.
+// ISA is a tier of implementation, named after the CPU instructions that its kernels may use. A higher tier includes
+// the lower ones.
 type ISA uint8
 
 const (
-	// Auto asks For to choose: the tier that the environment variable GGUF2GPU_ISA names, else the best one of this CPU.
+	// Auto lets For choose: the tier that the environment variable GGUF2GPU_ISA names, else the best one of this CPU.
 	Auto ISA = iota
 	// Generic is portable Go.
 	Generic
@@ -28,7 +29,7 @@ const envISA = "GGUF2GPU_ISA"
 
 var isaNames = [numISAs]string{Auto: "auto", Generic: "generic", AVX2: "avx2", AVX512: "avx512"}
 
-// String returns the name that ParseISA takes.
+// String returns the tier's name: "auto", "generic", "avx2" or "avx512".
 func (i ISA) String() string {
 	if i >= numISAs {
 		return fmt.Sprintf("ISA(%d)", uint8(i))
@@ -36,14 +37,24 @@ func (i ISA) String() string {
 	return isaNames[i]
 }
 
-// ParseISA returns the tier of that name: "auto", "generic", "avx2" or "avx512", in upper or lower case.
-func ParseISA(name string) (ISA, error) {
-	for i, s := range isaNames {
-		if strings.EqualFold(s, name) {
-			return ISA(i), nil
+// MarshalText returns the tier's name. The error is for numbers that are no tier; it matches ErrUnsupported.
+func (i ISA) MarshalText() ([]byte, error) {
+	if i >= numISAs {
+		return nil, fmt.Errorf("kernels: %v: %w", i, ErrUnsupported)
+	}
+	return []byte(i.String()), nil
+}
+
+// UnmarshalText sets i to the tier of that name, as String returns it, in upper or lower case. The error for another
+// name lists the names that there are.
+func (i *ISA) UnmarshalText(name []byte) error {
+	for isa, s := range isaNames {
+		if strings.EqualFold(s, string(name)) {
+			*i = ISA(isa)
+			return nil
 		}
 	}
-	return 0, fmt.Errorf("kernels: unknown tier %q: use auto, generic, avx2 or avx512", name)
+	return fmt.Errorf("kernels: unknown tier %q: use %s", name, strings.Join(isaNames[:], ", "))
 }
 
 // Supported returns the tiers that this CPU and operating system can run, lowest first. It always contains Generic.
@@ -55,21 +66,20 @@ func Supported() []ISA {
 	return tiers
 }
 
-// For returns the kernels of a tier. For a pair of types without a kernel in that tier they use the next lower one. Auto
-// follows the environment variable GGUF2GPU_ISA if it is set, and otherwise chooses the best tier of this CPU. A tier that
-// the CPU lacks is an error that matches ErrUnsupported and names the missing feature.
+// For returns the kernels of a tier. Where a tier has no kernel for a pair of types, the next lower tier serves the
+// pair. Auto follows the environment variable GGUF2GPU_ISA if it is set, and chooses the best tier of this CPU
+// otherwise. For a tier that the CPU lacks, the error matches ErrUnsupported and names the missing feature.
 func For(isa ISA) (*Kernels, error) {
 	if isa == Auto {
-		name := os.Getenv(envISA)
-		forced, err := ParseISA(name)
-		switch {
-		case name == "" || err == nil && forced == Auto:
-			tiers := Supported()
-			return newKernels(tiers[len(tiers)-1]), nil
-		case err != nil:
-			return nil, fmt.Errorf("%w (from the environment variable %s)", err, envISA)
+		if name := os.Getenv(envISA); name != "" {
+			if err := isa.UnmarshalText([]byte(name)); err != nil {
+				return nil, fmt.Errorf("%w (from the environment variable %s)", err, envISA)
+			}
 		}
-		isa = forced
+	}
+	if isa == Auto {
+		tiers := Supported()
+		return newKernels(tiers[len(tiers)-1]), nil
 	}
 	if isa >= numISAs {
 		return nil, fmt.Errorf("kernels: %v: %w", isa, ErrUnsupported)
@@ -82,7 +92,7 @@ func For(isa ISA) (*Kernels, error) {
 	return newKernels(isa), nil
 }
 
-// newKernels collects, for every pair, the kernel of the highest tier up to isa.
+// newKernels takes, for every pair of types, the kernel of the highest tier up to isa that has one.
 func newKernels(isa ISA) *Kernels {
 	k := &Kernels{isa: isa, fast: new(kernelTable)}
 	for tier := AVX2; tier <= isa; tier++ {
@@ -98,6 +108,7 @@ func newKernels(isa ISA) *Kernels {
 	return k
 }
 
-// CacheBytes is the size of this CPU's last-level cache in bytes, 0 when the CPU does not say. A destination that is larger,
-// or that comes round only after more than that was written elsewhere, is one for [Kernels.DequantizeNT].
+// CacheBytes returns the size of this CPU's last-level cache in bytes, 0 if the CPU does not say.
+// [Kernels.DequantizeNT] is for destinations that are larger, and for buffers that are reused only after more bytes
+// than that were written to others.
 func CacheBytes() int { return max(0, cpuid.CPU.Cache.L3) }

@@ -48,6 +48,7 @@ var modes = map[string]func(k *Kernels, dst []byte, to gguf.Type, src []byte, fr
 // TestTiersAgree compares every tier with the generic code on random blocks: 1 to 70 blocks, and enough plain elements
 // that every length of a ragged tail occurs.
 func TestTiersAgree(t *testing.T) {
+	t.Parallel()
 	const maxBlocks = 70
 	forEachTier(t, func(t *testing.T, k *Kernels) {
 		forEachPair(t, func(t *testing.T, to, from gguf.Type) {
@@ -100,6 +101,7 @@ func firstDifference(a, b []byte) int {
 
 // TestLongCall decodes more than fits one assembly call.
 func TestLongCall(t *testing.T) {
+	t.Parallel()
 	forEachTier(t, func(t *testing.T, k *Kernels) {
 		for _, from := range []gguf.Type{gguf.Q4_0, gguf.Q6_K, gguf.F32} {
 			src := randomBlocks(2, from, 2*maxCall/from.BlockBytes()+3)
@@ -114,9 +116,10 @@ func TestLongCall(t *testing.T) {
 	})
 }
 
-// TestMisalignment decodes from every source and to every destination offset within a cache line, and looks at the bytes
-// on both sides of the destination.
+// TestMisalignment decodes from every source and to every destination offset within a cache line, and looks at the
+// bytes on both sides of the destination.
 func TestMisalignment(t *testing.T) {
+	t.Parallel()
 	const guard = 64
 	forEachTier(t, func(t *testing.T, k *Kernels) {
 		forEachPair(t, func(t *testing.T, to, from gguf.Type) {
@@ -160,6 +163,7 @@ func TestMisalignment(t *testing.T) {
 }
 
 func TestFillNT(t *testing.T) {
+	t.Parallel()
 	forEachTier(t, func(t *testing.T, k *Kernels) {
 		for _, n := range []int{0, 1, 63, 255, 256, 257, 4096, 2*maxCall + 1000} {
 			for _, offset := range []int{0, 1, 32} {
@@ -177,6 +181,7 @@ func TestFillNT(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
+	t.Parallel()
 	k, err := For(Generic)
 	if err != nil {
 		t.Fatal(err)
@@ -193,8 +198,8 @@ func TestErrors(t *testing.T) {
 	}{
 		{"output type", buf[:18], gguf.Q4_0, buf[1024:1042], gguf.Q4_0, ErrUnsupported, "Q4_0 to Q4_0"},
 		{"output integer", buf[:32], gguf.I8, buf[1024:1042], gguf.Q4_0, ErrUnsupported, "Q4_0 to I8"},
-		{"retired type", buf[:128], gguf.F32, buf[1024:1042], gguf.Type(4), ErrUnsupported, "type 4"},
-		{"unknown type", buf[:128], gguf.F32, buf[1024:1042], gguf.Type(99), ErrUnsupported, "type 99"},
+		{"retired type", buf[:128], gguf.F32, buf[1024:1042], gguf.Type(4), ErrUnsupported, "Q4_2"},
+		{"unknown type", buf[:128], gguf.F32, buf[1024:1042], gguf.Type(250), ErrUnsupported, "type 250"},
 		{"half a block", buf[:128], gguf.F32, buf[1024:1041], gguf.Q4_0, ErrLength, "17 bytes"},
 		{"short destination", buf[:127], gguf.F32, buf[1024:1042], gguf.Q4_0, ErrLength, "127 bytes"},
 		{"long destination", buf[:256], gguf.F32, buf[1024:1042], gguf.Q4_0, ErrLength, "decode to 128"},
@@ -263,6 +268,7 @@ func TestFor(t *testing.T) {
 }
 
 func TestTier(t *testing.T) {
+	t.Parallel()
 	forEachTier(t, func(t *testing.T, k *Kernels) {
 		for _, c := range []struct{ to, from gguf.Type }{{gguf.Q4_0, gguf.Q4_0}, {gguf.F32, gguf.Type(4)}} {
 			if got := k.Tier(c.to, c.from); got != Auto {
@@ -277,13 +283,28 @@ func TestTier(t *testing.T) {
 	})
 }
 
-func TestParseISA(t *testing.T) {
+func TestISAText(t *testing.T) {
+	t.Parallel()
 	for isa := range numISAs {
-		if got, err := ParseISA(isa.String()); got != isa || err != nil {
-			t.Errorf("%v: got %v, %v", isa, got, err)
+		text, err := isa.MarshalText()
+		if err != nil || string(text) != isa.String() {
+			t.Errorf("%v: text %q, %v", isa, text, err)
+		}
+		for _, name := range []string{string(text), strings.ToUpper(string(text))} {
+			got := ISA(77)
+			if err := got.UnmarshalText([]byte(name)); got != isa || err != nil {
+				t.Errorf("%s: got %v, %v", name, got, err)
+			}
 		}
 	}
-	if got, err := ParseISA(""); err == nil {
-		t.Errorf("empty name: got %v, want an error", got)
+	for _, name := range []string{"", "sse9", "avx2 "} {
+		got := AVX2
+		err := got.UnmarshalText([]byte(name))
+		if err == nil || !strings.Contains(err.Error(), "auto, generic, avx2, avx512") || got != AVX2 {
+			t.Errorf("%q: got %v, %v, want the names that there are", name, got, err)
+		}
+	}
+	if text, err := ISA(77).MarshalText(); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("ISA(77): got %q, %v", text, err)
 	}
 }

@@ -5,11 +5,12 @@ import (
 	"math"
 )
 
-// The k-quants: super-blocks of 256 outputs whose scales are themselves quantized. Most store the codes of four (or two)
-// runs of 32 outputs in the same 32 bytes, at different bits; h counts the halves of 128 outputs, j the runs of 32.
+// The k-quants: super-blocks of 256 outputs whose scales are themselves quantized. Most store the codes of four (or
+// two) runs of 32 outputs in the same 32 bytes, each run in bits of its own. h counts the halves of 128 outputs, j the
+// runs of 32 in a half.
 
-// decodeQ2_K: 16 bytes that hold a 4-bit scale and a 4-bit minimum for 16 outputs each, 64 bytes of 2-bit codes, d, dmin;
-// (d*scale)*code - dmin*min.
+// decodeQ2_K: 16 bytes that hold a 4-bit scale and a 4-bit minimum for 16 outputs each, 64 bytes of 2-bit codes, d,
+// dmin; (d*scale)*code - dmin*min.
 func decodeQ2_K(x *[maxBlock]float32, b []byte) {
 	sc, q, d, dmin := b[:16], b[16:80], half(b[80:]), half(b[82:])
 	for h := range 2 {
@@ -38,8 +39,8 @@ func decodeQ3_K(x *[maxBlock]float32, b []byte) {
 	}
 }
 
-// scaleQ3_K returns the k-th 6-bit scale: the low nibbles, then the high nibbles of the first eight bytes, with two more
-// bits each from the last four.
+// scaleQ3_K returns the k-th 6-bit scale: the low nibbles, then the high nibbles of the first eight bytes, with two
+// more bits each from the last four.
 func scaleQ3_K(sc []byte, k int) int {
 	low := sc[k%8] >> (4 * (k / 8)) & 15
 	high := sc[8+k%4] >> (2 * (k / 4)) & 3

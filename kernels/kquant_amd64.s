@@ -15,7 +15,7 @@ TEXT ·avx2Q2_KToF32(SB), NOSPLIT, $192-24
 	ANDQ $-64, BX
 
 loop:
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
 	VPSRLW       $0x04, X0, X0
@@ -331,7 +331,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
 	VPSRLW       $0x04, X0, X0
@@ -635,7 +635,7 @@ TEXT ·avx2Q2_KToF16(SB), NOSPLIT, $192-24
 	ANDQ $-64, BX
 
 loop:
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
 	VPSRLW       $0x04, X0, X0
@@ -939,7 +939,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
 	VPSRLW       $0x04, X0, X0
@@ -1277,7 +1277,7 @@ TEXT ·avx2Q2_KToBF16(SB), NOSPLIT, $192-24
 	ANDQ         $-64, BX
 
 loop:
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X2
 	VPAND        const0<>+0(SB), X2, X3
 	VPSRLW       $0x04, X2, X2
@@ -1335,7 +1335,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -1360,7 +1360,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -1388,7 +1388,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -1413,7 +1413,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -1441,7 +1441,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -1466,7 +1466,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -1494,7 +1494,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -1519,7 +1519,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y4, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -1547,7 +1547,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -1572,7 +1572,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -1600,7 +1600,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -1625,7 +1625,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -1653,7 +1653,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -1678,7 +1678,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -1706,7 +1706,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -1731,7 +1731,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y4, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -1783,7 +1783,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X2
 	VPAND        const0<>+0(SB), X2, X3
 	VPSRLW       $0x04, X2, X2
@@ -1841,7 +1841,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -1866,7 +1866,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -1894,7 +1894,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -1919,7 +1919,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -1947,7 +1947,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -1972,7 +1972,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -2000,7 +2000,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -2025,7 +2025,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y4, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -2053,7 +2053,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -2078,7 +2078,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -2106,7 +2106,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -2131,7 +2131,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -2159,7 +2159,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -2184,7 +2184,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -2212,7 +2212,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -2237,7 +2237,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y4, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -2263,7 +2263,7 @@ TEXT ·avx512Q2_KToF32(SB), NOSPLIT, $192-24
 	ANDQ $-64, BX
 
 loop:
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
 	VPSRLW       $0x04, X0, X0
@@ -2447,7 +2447,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
 	VPSRLW       $0x04, X0, X0
@@ -2633,7 +2633,7 @@ TEXT ·avx512Q2_KToF16(SB), NOSPLIT, $192-24
 	ANDQ  $-64, BX
 
 loop:
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
 	VPSRLW       $0x04, X0, X0
@@ -2835,7 +2835,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU      (CX), X0
 	VPAND        const0<>+0(SB), X0, X1
 	VPSRLW       $0x04, X0, X0
@@ -3025,7 +3025,7 @@ TEXT ·avx512Q2_KToBF16(SB), NOSPLIT, $192-24
 	ANDQ         $-64, BX
 
 loop:
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU          (CX), X0
 	VPAND            const0<>+0(SB), X0, X1
 	VPSRLW           $0x04, X0, X0
@@ -3279,7 +3279,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// 16 factors in the first half of the scratch memory, 16 subtrahends in the second.
+	// Scratch memory: 16 scales, then 16 minima.
 	VMOVDQU          (CX), X0
 	VPAND            const0<>+0(SB), X0, X1
 	VPSRLW           $0x04, X0, X0
@@ -3505,7 +3505,7 @@ TEXT ·avx2Q3_KToF32(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -3833,7 +3833,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -4143,7 +4143,7 @@ TEXT ·avx2Q3_KToF16(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -4453,7 +4453,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -4797,7 +4797,7 @@ TEXT ·avx2Q3_KToBF16(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -4861,7 +4861,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -4885,7 +4885,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -4916,7 +4916,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -4940,7 +4940,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -4970,7 +4970,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -4994,7 +4994,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -5025,7 +5025,7 @@ loop:
 	VPAND    Y0, Y4, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y4, Y4
@@ -5049,7 +5049,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -5080,7 +5080,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -5104,7 +5104,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -5135,7 +5135,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -5159,7 +5159,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -5190,7 +5190,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -5214,7 +5214,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -5245,7 +5245,7 @@ loop:
 	VPAND    Y0, Y2, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y2, Y2
@@ -5269,7 +5269,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -5297,7 +5297,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -5361,7 +5361,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -5385,7 +5385,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -5416,7 +5416,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -5440,7 +5440,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -5470,7 +5470,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -5494,7 +5494,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -5525,7 +5525,7 @@ loop:
 	VPAND    Y0, Y4, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y4, Y4
@@ -5549,7 +5549,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -5580,7 +5580,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -5604,7 +5604,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -5635,7 +5635,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -5659,7 +5659,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -5690,7 +5690,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -5714,7 +5714,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -5745,7 +5745,7 @@ loop:
 	VPAND    Y0, Y2, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y2, Y2
@@ -5769,7 +5769,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -5795,7 +5795,7 @@ TEXT ·avx512Q3_KToF32(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -5993,7 +5993,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -6193,7 +6193,7 @@ TEXT ·avx512Q3_KToF16(SB), NOSPLIT, $128-24
 	ANDQ  $-64, BX
 
 loop:
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -6395,7 +6395,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ         96(CX), SI
 	MOVL         104(CX), R8
 	MOVQ         R8, DI
@@ -6591,7 +6591,7 @@ TEXT ·avx512Q3_KToBF16(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ             96(CX), SI
 	MOVL             104(CX), R8
 	MOVQ             R8, DI
@@ -6828,7 +6828,7 @@ loop:
 	PREFETCHT0 4096(CX)
 	PREFETCHT0 4160(CX)
 
-	// The nibbles of eight scales and their upper bits, twice.
+	// 16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.
 	MOVQ             96(CX), SI
 	MOVL             104(CX), R8
 	MOVQ             R8, DI
@@ -7059,7 +7059,7 @@ TEXT ·avx2Q4_KToF32(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -7075,7 +7075,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -7374,7 +7374,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -7390,7 +7390,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -7682,7 +7682,7 @@ TEXT ·avx2Q4_KToF16(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -7698,7 +7698,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -7991,7 +7991,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -8007,7 +8007,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -8333,7 +8333,7 @@ TEXT ·avx2Q4_KToBF16(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -8349,7 +8349,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X2
 	VPSHUFB      const15<>+0(SB), X2, X2
 	VCVTPH2PS    X2, Y2
@@ -8391,7 +8391,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -8416,7 +8416,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -8444,7 +8444,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -8469,7 +8469,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y4, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -8497,7 +8497,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -8522,7 +8522,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -8550,7 +8550,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -8575,7 +8575,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y4, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -8603,7 +8603,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -8628,7 +8628,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -8656,7 +8656,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -8681,7 +8681,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y4, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -8709,7 +8709,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -8734,7 +8734,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -8762,7 +8762,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -8787,7 +8787,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y4, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -8816,7 +8816,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -8832,7 +8832,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X2
 	VPSHUFB      const15<>+0(SB), X2, X2
 	VCVTPH2PS    X2, Y2
@@ -8874,7 +8874,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -8899,7 +8899,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -8927,7 +8927,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -8952,7 +8952,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y4, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -8980,7 +8980,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -9005,7 +9005,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -9033,7 +9033,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -9058,7 +9058,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y4, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -9086,7 +9086,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -9111,7 +9111,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -9139,7 +9139,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -9164,7 +9164,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y4, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -9192,7 +9192,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -9217,7 +9217,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -9245,7 +9245,7 @@ loop:
 	VPAND    Y0, Y3, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y3, Y3
@@ -9270,7 +9270,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y4, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -9296,7 +9296,7 @@ TEXT ·avx512Q4_KToF32(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -9312,7 +9312,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -9485,7 +9485,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -9501,7 +9501,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -9675,7 +9675,7 @@ TEXT ·avx512Q4_KToF16(SB), NOSPLIT, $128-24
 	ANDQ  $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -9691,7 +9691,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -9852,7 +9852,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -9868,7 +9868,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -10022,7 +10022,7 @@ TEXT ·avx512Q4_KToBF16(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -10038,7 +10038,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD     (CX), X0
 	VPSHUFB          const15<>+0(SB), X0, X0
 	VCVTPH2PS        X0, Y0
@@ -10234,7 +10234,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -10250,7 +10250,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD     (CX), X0
 	VPSHUFB          const15<>+0(SB), X0, X0
 	VCVTPH2PS        X0, Y0
@@ -10439,7 +10439,7 @@ TEXT ·avx2Q5_KToF32(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -10455,7 +10455,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -10778,7 +10778,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -10794,7 +10794,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -11110,7 +11110,7 @@ TEXT ·avx2Q5_KToF16(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -11126,7 +11126,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -11443,7 +11443,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -11459,7 +11459,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -11809,7 +11809,7 @@ TEXT ·avx2Q5_KToBF16(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -11825,7 +11825,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X2
 	VPSHUFB      const15<>+0(SB), X2, X2
 	VCVTPH2PS    X2, Y2
@@ -11871,7 +11871,7 @@ loop:
 	VPAND    Y0, Y5, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y5, Y5
@@ -11896,7 +11896,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -11927,7 +11927,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -11952,7 +11952,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -11983,7 +11983,7 @@ loop:
 	VPAND    Y0, Y5, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y5, Y5
@@ -12008,7 +12008,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -12039,7 +12039,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -12064,7 +12064,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -12094,7 +12094,7 @@ loop:
 	VPAND    Y0, Y5, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y5, Y5
@@ -12119,7 +12119,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -12150,7 +12150,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -12175,7 +12175,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y4, Y4
@@ -12206,7 +12206,7 @@ loop:
 	VPAND    Y0, Y5, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y5, Y5
@@ -12231,7 +12231,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y5, Y5
@@ -12262,7 +12262,7 @@ loop:
 	VPAND    Y0, Y2, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y2, Y2
@@ -12287,7 +12287,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y4, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -12316,7 +12316,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -12332,7 +12332,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X2
 	VPSHUFB      const15<>+0(SB), X2, X2
 	VCVTPH2PS    X2, Y2
@@ -12378,7 +12378,7 @@ loop:
 	VPAND    Y0, Y5, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y5, Y5
@@ -12403,7 +12403,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -12434,7 +12434,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -12459,7 +12459,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -12490,7 +12490,7 @@ loop:
 	VPAND    Y0, Y5, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y5, Y5
@@ -12515,7 +12515,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -12546,7 +12546,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -12571,7 +12571,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -12601,7 +12601,7 @@ loop:
 	VPAND    Y0, Y5, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y5, Y5
@@ -12626,7 +12626,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -12657,7 +12657,7 @@ loop:
 	VPAND    Y0, Y4, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y5, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y4, Y4
@@ -12682,7 +12682,7 @@ loop:
 	VPAND    Y0, Y4, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y4, Y4
@@ -12713,7 +12713,7 @@ loop:
 	VPAND    Y0, Y5, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y5, Y5
@@ -12738,7 +12738,7 @@ loop:
 	VPAND    Y0, Y5, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y5, Y5
@@ -12769,7 +12769,7 @@ loop:
 	VPAND    Y0, Y2, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y4, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y2, Y2
@@ -12794,7 +12794,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y4, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -12820,7 +12820,7 @@ TEXT ·avx512Q5_KToF32(SB), NOSPLIT, $128-24
 	ANDQ $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -12836,7 +12836,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -13025,7 +13025,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -13041,7 +13041,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -13231,7 +13231,7 @@ TEXT ·avx512Q5_KToF16(SB), NOSPLIT, $128-24
 	ANDQ  $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -13247,7 +13247,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -13438,7 +13438,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -13454,7 +13454,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD (CX), X0
 	VPSHUFB      const15<>+0(SB), X0, X0
 	VCVTPH2PS    X0, Y0
@@ -13664,7 +13664,7 @@ TEXT ·avx512Q5_KToBF16(SB), NOSPLIT, $128-24
 	ANDQ         $-64, BX
 
 loop:
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -13680,7 +13680,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD     (CX), X4
 	VPSHUFB          const15<>+0(SB), X4, X4
 	VCVTPH2PS        X4, Y4
@@ -13722,7 +13722,7 @@ loop:
 	VMOVDQA64  Z1, Z6
 	VPTERNLOGD $0xf8, Z0, Z7, Z6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z8, Z6, Z6
 	VPSRLW     $0x0f, Z6, Z6
 	VPADDW     Z6, Z7, Z7
@@ -13752,7 +13752,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z6, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z7, Z5, Z5
 	VPSRLW     $0x0f, Z5, Z5
 	VPADDW     Z5, Z6, Z6
@@ -13782,7 +13782,7 @@ loop:
 	VMOVDQA64  Z1, Z6
 	VPTERNLOGD $0xf8, Z0, Z7, Z6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z8, Z6, Z6
 	VPSRLW     $0x0f, Z6, Z6
 	VPADDW     Z6, Z7, Z7
@@ -13812,7 +13812,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z6, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z7, Z5, Z5
 	VPSRLW     $0x0f, Z5, Z5
 	VPADDW     Z5, Z6, Z6
@@ -13841,7 +13841,7 @@ loop:
 	VMOVDQA64  Z1, Z6
 	VPTERNLOGD $0xf8, Z0, Z7, Z6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z8, Z6, Z6
 	VPSRLW     $0x0f, Z6, Z6
 	VPADDW     Z6, Z7, Z7
@@ -13871,7 +13871,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z6, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z7, Z5, Z5
 	VPSRLW     $0x0f, Z5, Z5
 	VPADDW     Z5, Z6, Z6
@@ -13901,7 +13901,7 @@ loop:
 	VMOVDQA64  Z1, Z6
 	VPTERNLOGD $0xf8, Z0, Z7, Z6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z8, Z6, Z6
 	VPSRLW     $0x0f, Z6, Z6
 	VPADDW     Z6, Z7, Z7
@@ -13931,7 +13931,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z6, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z4, Z4
@@ -13964,7 +13964,7 @@ loop:
 	PREFETCHT0 4160(CX)
 	PREFETCHT0 4224(CX)
 
-	// First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.
+	// Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.
 	MOVL 12(CX), DI
 	MOVQ DI, R8
 	SHLQ $0x1c, R8
@@ -13980,7 +13980,7 @@ loop:
 	MOVQ $0x3f3f3f3f3f3f3f3f, R8
 	ANDQ R8, SI
 
-	// d in four lanes, dmin in four.
+	// d in four lanes, dmin in the other four.
 	VPBROADCASTD     (CX), X4
 	VPSHUFB          const15<>+0(SB), X4, X4
 	VCVTPH2PS        X4, Y4
@@ -14022,7 +14022,7 @@ loop:
 	VMOVDQA64  Z1, Z6
 	VPTERNLOGD $0xf8, Z0, Z7, Z6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z8, Z6, Z6
 	VPSRLW     $0x0f, Z6, Z6
 	VPADDW     Z6, Z7, Z7
@@ -14052,7 +14052,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z6, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z7, Z5, Z5
 	VPSRLW     $0x0f, Z5, Z5
 	VPADDW     Z5, Z6, Z6
@@ -14082,7 +14082,7 @@ loop:
 	VMOVDQA64  Z1, Z6
 	VPTERNLOGD $0xf8, Z0, Z7, Z6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z8, Z6, Z6
 	VPSRLW     $0x0f, Z6, Z6
 	VPADDW     Z6, Z7, Z7
@@ -14112,7 +14112,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z6, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z7, Z5, Z5
 	VPSRLW     $0x0f, Z5, Z5
 	VPADDW     Z5, Z6, Z6
@@ -14141,7 +14141,7 @@ loop:
 	VMOVDQA64  Z1, Z6
 	VPTERNLOGD $0xf8, Z0, Z7, Z6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z8, Z6, Z6
 	VPSRLW     $0x0f, Z6, Z6
 	VPADDW     Z6, Z7, Z7
@@ -14171,7 +14171,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z6, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z7, Z5, Z5
 	VPSRLW     $0x0f, Z5, Z5
 	VPADDW     Z5, Z6, Z6
@@ -14201,7 +14201,7 @@ loop:
 	VMOVDQA64  Z1, Z6
 	VPTERNLOGD $0xf8, Z0, Z7, Z6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z8, Z6, Z6
 	VPSRLW     $0x0f, Z6, Z6
 	VPADDW     Z6, Z7, Z7
@@ -14231,7 +14231,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z6, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z4, Z4
@@ -15489,7 +15489,7 @@ loop:
 	VPAND    Y0, Y6, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y9, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y6, Y6
@@ -15513,7 +15513,7 @@ loop:
 	VPAND    Y0, Y6, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y8, Y5, Y5
 	VPSRLW  $0x0f, Y5, Y5
 	VPADDW  Y5, Y6, Y6
@@ -15543,7 +15543,7 @@ loop:
 	VPAND    Y0, Y6, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y9, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y6, Y6
@@ -15567,7 +15567,7 @@ loop:
 	VPAND    Y0, Y6, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y8, Y5, Y5
 	VPSRLW  $0x0f, Y5, Y5
 	VPADDW  Y5, Y6, Y6
@@ -15597,7 +15597,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -15621,7 +15621,7 @@ loop:
 	VPAND    Y0, Y5, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y5, Y5
@@ -15652,7 +15652,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -15676,7 +15676,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -15709,7 +15709,7 @@ loop:
 	VPAND    Y0, Y6, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y9, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y6, Y6
@@ -15733,7 +15733,7 @@ loop:
 	VPAND    Y0, Y6, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y8, Y5, Y5
 	VPSRLW  $0x0f, Y5, Y5
 	VPADDW  Y5, Y6, Y6
@@ -15763,7 +15763,7 @@ loop:
 	VPAND    Y0, Y6, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y9, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y6, Y6
@@ -15787,7 +15787,7 @@ loop:
 	VPAND    Y0, Y6, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y8, Y5, Y5
 	VPSRLW  $0x0f, Y5, Y5
 	VPADDW  Y5, Y6, Y6
@@ -15817,7 +15817,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -15841,7 +15841,7 @@ loop:
 	VPAND    Y0, Y5, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y5, Y5
@@ -15872,7 +15872,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -15896,7 +15896,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -15967,7 +15967,7 @@ loop:
 	VPAND    Y0, Y6, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y9, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y6, Y6
@@ -15991,7 +15991,7 @@ loop:
 	VPAND    Y0, Y6, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y8, Y5, Y5
 	VPSRLW   $0x0f, Y5, Y5
 	VPADDW   Y5, Y6, Y6
@@ -16021,7 +16021,7 @@ loop:
 	VPAND    Y0, Y6, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y9, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y6, Y6
@@ -16045,7 +16045,7 @@ loop:
 	VPAND    Y0, Y6, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y8, Y5, Y5
 	VPSRLW   $0x0f, Y5, Y5
 	VPADDW   Y5, Y6, Y6
@@ -16075,7 +16075,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -16099,7 +16099,7 @@ loop:
 	VPAND    Y0, Y5, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y5, Y5
@@ -16130,7 +16130,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -16154,7 +16154,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -16187,7 +16187,7 @@ loop:
 	VPAND    Y0, Y6, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y9, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y6, Y6
@@ -16211,7 +16211,7 @@ loop:
 	VPAND    Y0, Y6, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y8, Y5, Y5
 	VPSRLW   $0x0f, Y5, Y5
 	VPADDW   Y5, Y6, Y6
@@ -16241,7 +16241,7 @@ loop:
 	VPAND    Y0, Y6, Y7
 	VPOR     Y1, Y7, Y7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y9, Y7, Y7
 	VPSRLW       $0x0f, Y7, Y7
 	VPADDW       Y7, Y6, Y6
@@ -16265,7 +16265,7 @@ loop:
 	VPAND    Y0, Y6, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y8, Y5, Y5
 	VPSRLW   $0x0f, Y5, Y5
 	VPADDW   Y5, Y6, Y6
@@ -16295,7 +16295,7 @@ loop:
 	VPAND    Y0, Y5, Y6
 	VPOR     Y1, Y6, Y6
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y6, Y6
 	VPSRLW       $0x0f, Y6, Y6
 	VPADDW       Y6, Y5, Y5
@@ -16319,7 +16319,7 @@ loop:
 	VPAND    Y0, Y5, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y5, Y5
@@ -16350,7 +16350,7 @@ loop:
 	VPAND    Y0, Y3, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y3, Y3
@@ -16374,7 +16374,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -17167,7 +17167,7 @@ loop:
 	VMOVDQA64  Z1, Z7
 	VPTERNLOGD $0xf8, Z0, Z8, Z7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z10, Z7, Z7
 	VPSRLW     $0x0f, Z7, Z7
 	VPADDW     Z7, Z8, Z8
@@ -17197,7 +17197,7 @@ loop:
 	VMOVDQA64  Z1, Z7
 	VPTERNLOGD $0xf8, Z0, Z8, Z7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z10, Z7, Z7
 	VPSRLW     $0x0f, Z7, Z7
 	VPADDW     Z7, Z8, Z8
@@ -17227,7 +17227,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z7, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z9, Z4, Z4
 	VPSRLW     $0x0f, Z4, Z4
 	VPADDW     Z4, Z7, Z7
@@ -17258,7 +17258,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z7, Z4, Z4
 	VPSRLW     $0x0f, Z4, Z4
 	VPADDW     Z4, Z5, Z5
@@ -17291,7 +17291,7 @@ loop:
 	VMOVDQA64  Z1, Z7
 	VPTERNLOGD $0xf8, Z0, Z8, Z7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z10, Z7, Z7
 	VPSRLW     $0x0f, Z7, Z7
 	VPADDW     Z7, Z8, Z8
@@ -17321,7 +17321,7 @@ loop:
 	VMOVDQA64  Z1, Z7
 	VPTERNLOGD $0xf8, Z0, Z8, Z7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z10, Z7, Z7
 	VPSRLW     $0x0f, Z7, Z7
 	VPADDW     Z7, Z8, Z8
@@ -17351,7 +17351,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z7, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z9, Z4, Z4
 	VPSRLW     $0x0f, Z4, Z4
 	VPADDW     Z4, Z7, Z7
@@ -17382,7 +17382,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z4, Z4
 	VPSRLW  $0x0f, Z4, Z4
 	VPADDW  Z4, Z5, Z5
@@ -17454,7 +17454,7 @@ loop:
 	VMOVDQA64  Z1, Z7
 	VPTERNLOGD $0xf8, Z0, Z8, Z7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z10, Z7, Z7
 	VPSRLW     $0x0f, Z7, Z7
 	VPADDW     Z7, Z8, Z8
@@ -17484,7 +17484,7 @@ loop:
 	VMOVDQA64  Z1, Z7
 	VPTERNLOGD $0xf8, Z0, Z8, Z7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z10, Z7, Z7
 	VPSRLW     $0x0f, Z7, Z7
 	VPADDW     Z7, Z8, Z8
@@ -17514,7 +17514,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z7, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z9, Z4, Z4
 	VPSRLW     $0x0f, Z4, Z4
 	VPADDW     Z4, Z7, Z7
@@ -17545,7 +17545,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z7, Z4, Z4
 	VPSRLW     $0x0f, Z4, Z4
 	VPADDW     Z4, Z5, Z5
@@ -17578,7 +17578,7 @@ loop:
 	VMOVDQA64  Z1, Z7
 	VPTERNLOGD $0xf8, Z0, Z8, Z7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z10, Z7, Z7
 	VPSRLW     $0x0f, Z7, Z7
 	VPADDW     Z7, Z8, Z8
@@ -17608,7 +17608,7 @@ loop:
 	VMOVDQA64  Z1, Z7
 	VPTERNLOGD $0xf8, Z0, Z8, Z7
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z10, Z7, Z7
 	VPSRLW     $0x0f, Z7, Z7
 	VPADDW     Z7, Z8, Z8
@@ -17638,7 +17638,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z7, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW     Z9, Z4, Z4
 	VPSRLW     $0x0f, Z4, Z4
 	VPADDW     Z4, Z7, Z7
@@ -17669,7 +17669,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z4, Z4
 	VPSRLW   $0x0f, Z4, Z4
 	VPADDW   Z4, Z5, Z5
@@ -18406,7 +18406,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18428,7 +18428,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
@@ -18452,7 +18452,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18474,7 +18474,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
@@ -18498,7 +18498,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18520,7 +18520,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
@@ -18544,7 +18544,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18566,7 +18566,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
@@ -18590,7 +18590,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18612,7 +18612,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
@@ -18636,7 +18636,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18658,7 +18658,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
@@ -18682,7 +18682,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18704,7 +18704,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
@@ -18728,7 +18728,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18750,7 +18750,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y2, Y2
@@ -18801,7 +18801,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18823,7 +18823,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
@@ -18847,7 +18847,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18869,7 +18869,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
@@ -18893,7 +18893,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18915,7 +18915,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
@@ -18939,7 +18939,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -18961,7 +18961,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
@@ -18985,7 +18985,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -19007,7 +19007,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
@@ -19031,7 +19031,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -19053,7 +19053,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
@@ -19077,7 +19077,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -19099,7 +19099,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
@@ -19123,7 +19123,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -19145,7 +19145,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y2, Y2
@@ -19615,7 +19615,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z8, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z7, Z7
@@ -19639,7 +19639,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z8, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z7, Z7
@@ -19663,7 +19663,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z8, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z7, Z7
@@ -19687,7 +19687,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z8, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z7, Z7
@@ -19711,7 +19711,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z8, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z7, Z7
@@ -19735,7 +19735,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z8, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z7, Z7
@@ -19759,7 +19759,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z8, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z7, Z7
@@ -19783,7 +19783,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z4, Z4
@@ -19835,7 +19835,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z8, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z7, Z7
@@ -19859,7 +19859,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z8, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z7, Z7
@@ -19883,7 +19883,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z8, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z7, Z7
@@ -19907,7 +19907,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z8, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z7, Z7
@@ -19931,7 +19931,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z8, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z7, Z7
@@ -19955,7 +19955,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z8, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z7, Z7
@@ -19979,7 +19979,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z7, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z8, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z7, Z7
@@ -20003,7 +20003,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z4, Z4

@@ -2,8 +2,8 @@ package kernels
 
 import "encoding/binary"
 
-// The formats of one small block and one binary16 scale d. A code that is zero before the multiplication takes its sign
-// from d, so the offset of a code is always subtracted before it is multiplied.
+// The formats of small blocks, most with one binary16 scale d. Decoders subtract the offset of a code before they
+// multiply it by d: then the code zero gives a zero with the sign of d, as in ggml.
 
 // decodeQ4_0: d, then 16 bytes whose low nibbles are the codes of the first 16 outputs and whose high nibbles those of
 // the second; (code-8)*d.
@@ -85,8 +85,8 @@ func decodeIQ4_NL(x *[maxBlock]float32, b []byte) {
 	lookupNibbles(x[:32], b[2:18], &kvaluesIQ4NL, half(b))
 }
 
-// lookupNibbles writes the values of the codes in the low nibbles of q, times d, to the first half of x and of those in the
-// high nibbles to the second.
+// lookupNibbles writes the values of the codes in the low nibbles of q, times d, to the first half of x and of those in
+// the high nibbles to the second.
 func lookupNibbles(x []float32, q []byte, values *[16]int8, d float32) {
 	for j, v := range q {
 		x[j] = d * float32(values[v&15])

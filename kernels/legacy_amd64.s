@@ -245,7 +245,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -268,7 +268,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -344,7 +344,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -367,7 +367,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -870,7 +870,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -893,7 +893,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y4, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -950,7 +950,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -973,7 +973,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y4, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -1515,7 +1515,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -1538,7 +1538,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -1598,7 +1598,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -1621,7 +1621,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -1858,7 +1858,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z4, Z4
 	VPSRLW  $0x0f, Z4, Z4
 	VPADDW  Z4, Z5, Z5
@@ -1919,7 +1919,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z4, Z4
 	VPSRLW   $0x0f, Z4, Z4
 	VPADDW   Z4, Z5, Z5
@@ -2207,7 +2207,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -2230,7 +2230,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y4, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -2294,7 +2294,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -2317,7 +2317,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y4, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3
@@ -2555,7 +2555,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z6, Z4, Z4
 	VPSRLW  $0x0f, Z4, Z4
 	VPADDW  Z4, Z5, Z5
@@ -2617,7 +2617,7 @@ loop:
 	VMOVDQA64  Z1, Z4
 	VPTERNLOGD $0xf8, Z0, Z5, Z4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z6, Z4, Z4
 	VPSRLW   $0x0f, Z4, Z4
 	VPADDW   Z4, Z5, Z5
@@ -2819,7 +2819,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -2841,7 +2841,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y2, Y2
@@ -2889,7 +2889,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -2911,7 +2911,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y2, Y2
@@ -3084,7 +3084,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z4, Z4
@@ -3133,7 +3133,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z4, Z4
@@ -3335,7 +3335,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -3357,7 +3357,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y2, Y2
@@ -3405,7 +3405,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW    Y6, Y3, Y3
 	VPSRLW    $0x0f, Y3, Y3
 	VPADDW    Y3, Y5, Y5
@@ -3427,7 +3427,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y2, Y2
@@ -3600,7 +3600,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Z7, Z5, Z5
 	VPSRLW  $0x0f, Z5, Z5
 	VPADDW  Z5, Z4, Z4
@@ -3649,7 +3649,7 @@ loop:
 	VMOVDQA64  Z1, Z5
 	VPTERNLOGD $0xf8, Z0, Z4, Z5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Z7, Z5, Z5
 	VPSRLW   $0x0f, Z5, Z5
 	VPADDW   Z5, Z4, Z4
@@ -4291,7 +4291,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4314,7 +4314,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y5, Y5
@@ -4346,7 +4346,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4369,7 +4369,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y5, Y5
@@ -4401,7 +4401,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4424,7 +4424,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y5, Y5
@@ -4456,7 +4456,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4479,7 +4479,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y2, Y2
@@ -4535,7 +4535,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4558,7 +4558,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y5, Y5
@@ -4590,7 +4590,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4613,7 +4613,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y5, Y5
@@ -4645,7 +4645,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4668,7 +4668,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y6, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y5, Y5
@@ -4700,7 +4700,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4723,7 +4723,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y2, Y2
@@ -5255,7 +5255,7 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5287,7 +5287,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVUPS      Y1, 96(AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5355,7 +5355,7 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5387,7 +5387,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VMOVNTPS     Y1, 96(AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5439,7 +5439,7 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5471,7 +5471,7 @@ loop:
 	VMULPS       Y0, Y1, Y1
 	VCVTPS2PH    $0x00, Y1, 48(AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5521,7 +5521,7 @@ loop:
 	VPBROADCASTW (CX), X0
 	VCVTPH2PS    X0, Y0
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5557,7 +5557,7 @@ loop:
 	VCVTPS2PH    $0x00, Y1, X1
 	VMOVNTPS     X1, 48(AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5619,7 +5619,7 @@ loop:
 	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
@@ -5647,7 +5647,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -5670,13 +5670,13 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
 	VMOVUPS Y5, 32(AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
@@ -5704,7 +5704,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -5727,7 +5727,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y2, Y2
@@ -5757,7 +5757,7 @@ loop:
 	VORPS        const6<>+0(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
@@ -5785,7 +5785,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -5808,13 +5808,13 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
 	VMOVNTPS Y5, 32(AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y3
 	VPSLLD    $0x0c, Y3, Y4
 	VPOR      Y4, Y3, Y3
@@ -5842,7 +5842,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -5865,7 +5865,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y2, Y2
@@ -5891,7 +5891,7 @@ loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5912,7 +5912,7 @@ loop:
 	VMULPS       Z0, Z1, Z1
 	VMOVUPS      Z1, 64(AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5951,7 +5951,7 @@ loop:
 	VPBROADCASTW (CX), Y0
 	VCVTPH2PS    Y0, Z0
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -5972,7 +5972,7 @@ loop:
 	VMULPS       Z0, Z1, Z1
 	VMOVNTPS     Z1, 64(AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y1
 	VPSLLD    $0x0c, Y1, Y2
 	VPOR      Y2, Y1, Y1
@@ -6020,7 +6020,7 @@ loop:
 	VMULPS    Z0, Z1, Z1
 	VCVTPS2PH $0x00, Z1, Y1
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
@@ -6034,7 +6034,7 @@ loop:
 	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, (AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
@@ -6083,7 +6083,7 @@ loop:
 	VMULPS    Z0, Z1, Z1
 	VCVTPS2PH $0x00, Z1, Y1
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
@@ -6097,7 +6097,7 @@ loop:
 	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, (AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
@@ -6147,7 +6147,7 @@ loop:
 	VPADDD  Z0, Z1, Z1
 	VPSRLD  $0x10, Z1, Z1
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
@@ -6162,7 +6162,7 @@ loop:
 	VPERMW    Z1, Z0, Z0
 	VMOVUPS   Z0, (AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
@@ -6211,7 +6211,7 @@ loop:
 	VPADDD  Z0, Z1, Z1
 	VPSRLD  $0x10, Z1, Z1
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 2(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
@@ -6226,7 +6226,7 @@ loop:
 	VPERMW    Z1, Z0, Z0
 	VMOVNTPS  Z0, (AX)
 
-	// A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.
+	// Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.
 	VPMOVZXBD 10(CX), Y0
 	VPSLLD    $0x0c, Y0, Y2
 	VPOR      Y2, Y0, Y0
@@ -6484,7 +6484,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -6507,7 +6507,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y2, Y2
 	VPSRLW  $0x0f, Y2, Y2
 	VPADDW  Y2, Y3, Y3
@@ -6560,7 +6560,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -6583,7 +6583,7 @@ loop:
 	VPAND    Y0, Y3, Y2
 	VPOR     Y1, Y2, Y2
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y2, Y2
 	VPSRLW   $0x0f, Y2, Y2
 	VPADDW   Y2, Y3, Y3

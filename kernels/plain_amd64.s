@@ -181,7 +181,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, (AX)
@@ -206,7 +206,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 32(AX)
@@ -231,7 +231,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 64(AX)
@@ -256,7 +256,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 96(AX)
@@ -332,7 +332,7 @@ loop:
 	VPADDD     Y2, Y1, Y1
 	VPSRLD     $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, (AX)
@@ -357,7 +357,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 32(AX)
@@ -382,7 +382,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 64(AX)
@@ -407,7 +407,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 96(AX)
@@ -564,7 +564,7 @@ loop:
 	VPADDD           Z2, Z1, Z1
 	VPSRLD           $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW        Z1, Z0, Z0
 	VPMOVZXBQ        const8<>+0(SB), Z1
 	VPERMQ           Z0, Z1, Z0
@@ -584,7 +584,7 @@ loop:
 	VPADDD           Z2, Z1, Z1
 	VPSRLD           $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const8<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -657,7 +657,7 @@ loop:
 	VPADDD           Z2, Z1, Z1
 	VPSRLD           $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW        Z1, Z0, Z0
 	VPMOVZXBQ        const8<>+0(SB), Z1
 	VPERMQ           Z0, Z1, Z0
@@ -677,7 +677,7 @@ loop:
 	VPADDD           Z2, Z1, Z1
 	VPSRLD           $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const8<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -841,7 +841,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, (AX)
@@ -866,7 +866,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 32(AX)
@@ -891,7 +891,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 64(AX)
@@ -916,7 +916,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVUPS   Y0, 96(AX)
@@ -960,7 +960,7 @@ loop:
 	VPADDD     Y2, Y1, Y1
 	VPSRLD     $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, (AX)
@@ -985,7 +985,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 32(AX)
@@ -1010,7 +1010,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 64(AX)
@@ -1035,7 +1035,7 @@ loop:
 	VPADDD    Y2, Y1, Y1
 	VPSRLD    $0x10, Y1, Y1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Y1, Y0, Y0
 	VPERMQ    $0xd8, Y0, Y0
 	VMOVNTPS  Y0, 96(AX)
@@ -1176,7 +1176,7 @@ loop:
 	VPADDD           Z2, Z1, Z1
 	VPSRLD           $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW        Z1, Z0, Z0
 	VPMOVZXBQ        const8<>+0(SB), Z1
 	VPERMQ           Z0, Z1, Z0
@@ -1196,7 +1196,7 @@ loop:
 	VPADDD           Z2, Z1, Z1
 	VPSRLD           $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const8<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0
@@ -1239,7 +1239,7 @@ loop:
 	VPADDD           Z2, Z1, Z1
 	VPSRLD           $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW        Z1, Z0, Z0
 	VPMOVZXBQ        const8<>+0(SB), Z1
 	VPERMQ           Z0, Z1, Z0
@@ -1259,7 +1259,7 @@ loop:
 	VPADDD           Z2, Z1, Z1
 	VPSRLD           $0x10, Z1, Z1
 
-	// Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
+	// Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.
 	VPACKUSDW Z1, Z0, Z0
 	VPMOVZXBQ const8<>+0(SB), Z1
 	VPERMQ    Z0, Z1, Z0

@@ -6,8 +6,9 @@ package kernels
 
 import "github.com/gguf2gpu/gguf2gpu/gguf"
 
-// The kernels decode steps times step blocks from src to dst: see the decoder of the format in generic Go. Those that end
-// in NT store around the caches and need a dst aligned to streamAlign.
+// Each function decodes blocks from src to dst, in the given number of iterations (steps) of kernel.step blocks each.
+// It does what the format's decoder in generic Go does. Functions whose names end in NT use non-temporal stores and
+// need a dst aligned to streamAlign.
 
 //go:noescape
 func avx2F32ToF32(dst, src *byte, steps int)
@@ -1095,10 +1096,10 @@ func avx2FillToF32NT(dst, src *byte, steps int)
 //go:noescape
 func avx512FillToF32NT(dst, src *byte, steps int)
 
-// fillKernels repeat the 64 bytes at src over dst, 256 bytes a step, with non-temporal stores.
+// fillKernels repeat the 64 bytes at src over dst, 256 bytes in each iteration, with non-temporal stores.
 var fillKernels = [numISAs]kernelFunc{AVX2: avx2FillToF32NT, AVX512: avx512FillToF32NT}
 
-// assemblyKernels holds what each tier adds.
+// assemblyKernels has the kernels that each tier adds to those of lower tiers.
 var assemblyKernels = [numISAs]kernelTable{
 	AVX2: {
 		outF32: {

@@ -2,8 +2,8 @@ package kernels
 
 // The ternary formats: super-blocks of 256 outputs that are -d, 0 or +d.
 
-// decodeTQ1_0: 48 bytes of five trits, 4 bytes of four, d; (trit-1)*d. Trit n of 32 bytes, then of 16, then of the last 4
-// gives a run of as many outputs.
+// decodeTQ1_0: 48 bytes of five trits, 4 bytes of four, d; (trit-1)*d. Trit n of 32 bytes, then of 16, then of the last
+// 4 gives a run of as many outputs.
 func decodeTQ1_0(x *[maxBlock]float32, b []byte) {
 	d, out := half(b[52:]), x[:]
 	for _, run := range []struct {

@@ -240,7 +240,7 @@ loop:
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -551,7 +551,7 @@ loop:
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -834,7 +834,7 @@ loop:
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -1143,7 +1143,7 @@ loop:
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -1237,7 +1237,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -1260,7 +1260,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -1293,7 +1293,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -1316,7 +1316,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y6, Y6
@@ -1349,7 +1349,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -1372,7 +1372,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -1405,7 +1405,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -1428,7 +1428,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y6, Y6
@@ -1461,7 +1461,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y6, Y6
@@ -1484,7 +1484,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
@@ -1521,7 +1521,7 @@ loop:
 	VPAND    Y0, Y7, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y7, Y7
@@ -1544,7 +1544,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y6, Y6
@@ -1580,7 +1580,7 @@ loop:
 	VPAND    Y0, Y7, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y7, Y7
@@ -1603,7 +1603,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y6, Y6
@@ -1611,7 +1611,7 @@ loop:
 	VPADDB  Y4, Y4, Y3
 	VPADDB  Y4, Y3, Y3
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X5
 	VPMOVZXBW    X5, Y4
 	VPMULLW      const3<>+0(SB), Y4, Y4
@@ -1645,7 +1645,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y6, Y6
@@ -1668,7 +1668,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y2, Y2
@@ -1748,7 +1748,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -1771,7 +1771,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -1804,7 +1804,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -1827,7 +1827,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y6, Y6
@@ -1860,7 +1860,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -1883,7 +1883,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -1916,7 +1916,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -1939,7 +1939,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y6, Y6
@@ -1972,7 +1972,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y6, Y6
@@ -1995,7 +1995,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
@@ -2032,7 +2032,7 @@ loop:
 	VPAND    Y0, Y7, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y7, Y7
@@ -2055,7 +2055,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y6, Y6
@@ -2091,7 +2091,7 @@ loop:
 	VPAND    Y0, Y7, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y7, Y7
@@ -2114,7 +2114,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y6, Y6
@@ -2122,7 +2122,7 @@ loop:
 	VPADDB   Y4, Y4, Y3
 	VPADDB   Y4, Y3, Y3
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X5
 	VPMOVZXBW    X5, Y4
 	VPMULLW      const3<>+0(SB), Y4, Y4
@@ -2156,7 +2156,7 @@ loop:
 	VPAND    Y0, Y6, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y3, Y3
 	VPSRLW       $0x0f, Y3, Y3
 	VPADDW       Y3, Y6, Y6
@@ -2179,7 +2179,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y2, Y2
@@ -2353,7 +2353,7 @@ loop:
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -2546,7 +2546,7 @@ loop:
 	VPADDB       Y2, Y2, Y1
 	VPADDB       Y2, Y1, Y1
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -2699,7 +2699,7 @@ loop:
 	VPADDB    Y2, Y2, Y0
 	VPADDB    Y2, Y0, Y0
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -2853,7 +2853,7 @@ loop:
 	VPADDB    Y2, Y2, Y0
 	VPADDB    Y2, Y0, Y0
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -3015,7 +3015,7 @@ loop:
 	VPADDB    Y2, Y2, Y0
 	VPADDB    Y2, Y0, Y0
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -3198,7 +3198,7 @@ loop:
 	VPADDB    Y2, Y2, Y0
 	VPADDB    Y2, Y0, Y0
 
-	// The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.
+	// The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.
 	VPBROADCASTD 48(CX), X3
 	VPMOVZXBW    X3, Y2
 	VPMULLW      const3<>+0(SB), Y2, Y2
@@ -4182,7 +4182,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4205,7 +4205,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y6, Y6
@@ -4232,7 +4232,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4255,7 +4255,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y6, Y6
@@ -4282,7 +4282,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4305,7 +4305,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y6, Y6
@@ -4332,7 +4332,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4355,7 +4355,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y6, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y5, Y5
@@ -4382,7 +4382,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4405,7 +4405,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y6, Y6
@@ -4432,7 +4432,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4455,7 +4455,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y6, Y6
@@ -4482,7 +4482,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4505,7 +4505,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y7, Y4, Y4
 	VPSRLW  $0x0f, Y4, Y4
 	VPADDW  Y4, Y6, Y6
@@ -4532,7 +4532,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4555,7 +4555,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW  Y5, Y3, Y3
 	VPSRLW  $0x0f, Y3, Y3
 	VPADDW  Y3, Y2, Y2
@@ -4607,7 +4607,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4630,7 +4630,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -4657,7 +4657,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4680,7 +4680,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -4707,7 +4707,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4730,7 +4730,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -4757,7 +4757,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4780,7 +4780,7 @@ loop:
 	VPAND    Y0, Y5, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y6, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y5, Y5
@@ -4807,7 +4807,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4830,7 +4830,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -4857,7 +4857,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4880,7 +4880,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -4907,7 +4907,7 @@ loop:
 	VPAND    Y0, Y7, Y5
 	VPOR     Y1, Y5, Y5
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y8, Y5, Y5
 	VPSRLW       $0x0f, Y5, Y5
 	VPADDW       Y5, Y7, Y7
@@ -4930,7 +4930,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y7, Y4, Y4
 	VPSRLW   $0x0f, Y4, Y4
 	VPADDW   Y4, Y6, Y6
@@ -4957,7 +4957,7 @@ loop:
 	VPAND    Y0, Y6, Y4
 	VPOR     Y1, Y4, Y4
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW       Y7, Y4, Y4
 	VPSRLW       $0x0f, Y4, Y4
 	VPADDW       Y4, Y6, Y6
@@ -4980,7 +4980,7 @@ loop:
 	VPAND    Y0, Y2, Y3
 	VPOR     Y1, Y3, Y3
 
-	// The average's upper bit is the carry of lower + 0x7fff + upper&1.
+	// The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.
 	VPAVGW   Y5, Y3, Y3
 	VPSRLW   $0x0f, Y3, Y3
 	VPADDW   Y3, Y2, Y2

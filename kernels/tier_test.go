@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// forEachTier runs f as a subtest for each tier above Auto. A tier that this CPU lacks is skipped, unless the environment
-// variable KERNELS_REQUIRE lists it ("avx2,avx512"): then it fails, so that a machine meant to test a tier cannot miss it
-// silently.
+// forEachTier runs f as a subtest for each tier above Auto. A tier that this CPU lacks is skipped, unless the
+// environment variable KERNELS_REQUIRE lists it ("avx2,avx512"): then it fails, so that a machine meant to test a tier
+// cannot miss it silently.
 func forEachTier(t *testing.T, f func(t *testing.T, k *Kernels)) {
 	t.Helper()
 	required := strings.Split(os.Getenv("KERNELS_REQUIRE"), ",")

@@ -9,8 +9,8 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 )
 
-// exportAlign is what the size of allocations is a multiple of that other processes open. A driver may cut smaller ones from a
-// block that other allocations share, and hand over that.
+// exportAlign is what the size of allocations is a multiple of that other processes open. A driver may cut smaller ones
+// from a block that other allocations share, and hand over that.
 const exportAlign = 2 << 20
 
 // arena is one of the few large allocations that hold a model.
@@ -20,12 +20,12 @@ type arena struct {
 	host []byte // the same memory for the host, on a device that shares it; else nil
 }
 
-// newArena allocates n bytes. On a device that shares the host's memory there is nothing to stage for: the arena is then
-// page-locked host memory that the device sees, and weights are written straight into it. Other processes can open device
-// memory only, so what is exported is that.
+// newArena allocates n bytes. On a device that shares the host's memory there is nothing to stage for: the arena is
+// then page-locked host memory that the device sees, and weights are written straight into it. Other processes can open
+// device memory only, so what is exported is that.
 func newArena(dev *amdhip.Device, n uint64, exported bool) (arena, error) {
 	if exported {
-		n = alignUp(n, exportAlign)
+		n = (n + exportAlign - 1) &^ (exportAlign - 1)
 	}
 	if !dev.Integrated() || exported {
 		mem, err := dev.Malloc(n)
@@ -46,16 +46,4 @@ func newArena(dev *amdhip.Device, n uint64, exported bool) (arena, error) {
 		return arena{}, errors.Join(err, mem.Close())
 	}
 	return arena{mem: mem, ptr: ptr, host: mem.Bytes()}, nil
-}
-
-// freeMemory is what a load may take on dev, in bytes. On a device that shares the host's memory that is what the host has
-// available: the device's own figure is often that of a carve-out which the arenas do not come from.
-func freeMemory(dev *amdhip.Device) (uint64, error) {
-	if dev.Integrated() {
-		if n, ok := hostAvailable(); ok {
-			return n, nil
-		}
-	}
-	free, _, err := dev.MemInfo()
-	return free, err
 }

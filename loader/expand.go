@@ -5,165 +5,245 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 	"github.com/gguf2gpu/gguf2gpu/kernels/gpu"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
 
-// Dequant says who converts tensors to another type.
-type Dequant uint8
-
-// Who converts. DequantAuto lets the device do it where that moves fewer bytes, if hipRTC is there to compile kernels and enough
-// bytes are saved; when something about that fails, the CPU converts, and one warning says why. DequantGPU makes the
-// device convert whatever it has a kernel for, and fails where it cannot.
 const (
-	DequantAuto Dequant = iota
-	DequantCPU
-	DequantGPU
-)
-
-var dequantNames = [...]string{DequantAuto: "auto", DequantCPU: "cpu", DequantGPU: "gpu"}
-
-// String returns the name that ParseDequant takes.
-func (d Dequant) String() string { return nameOf(d, dequantNames[:], "dequant") }
-
-// ParseDequant returns the choice of that name: "auto", "cpu" or "gpu".
-func ParseDequant(s string) (Dequant, error) {
-	return parseName[Dequant](s, dequantNames[:], "way to dequantize")
-}
-
-const (
-	// minSaved is how many bytes the link must be spared for DequantAuto to choose the device: at the speed of a fast one, the
-	// time in which cached kernels are loaded and checked.
+	// minSaved is how many bytes the link must be spared for DequantAuto to choose the device: at the speed of a fast one,
+	// the time in which cached kernels are loaded and checked.
 	minSaved = 256 << 20
 	// minExpand is the least size of a tensor, in bytes of the file, that is worth launching a kernel for.
 	minExpand = 4 << 10
-	// expandStreams: each stream has one place for blocks on the device, and the copy of the next ones waits until the kernel has
-	// read the last. Meanwhile the other streams keep the link busy.
-	expandStreams = 4
 )
 
-// expandOn decides which tensors are converted on dev and returns the kernels for them, nil when there are none.
-func (p *Plan) expandOn(ctx context.Context, dev *amdhip.Device) (*gpu.Set, error) {
-	auto := p.opts.Dequant == DequantAuto
-	if p.opts.Dequant == DequantCPU || auto && !p.opts.autoAlways && (dev.Runtime().Kind() != "hip" || dev.Integrated()) {
-		return nil, nil
+// kernelSet is the kernels that one device has ready.
+type kernelSet map[gpu.Key]*gpu.Set
+
+// kernelCache keeps the kernels of one device for all loads of a Loader.
+type kernelCache struct {
+	making chan struct{} // has room for one: who makes kernels ready, so that two loads do not do it twice
+
+	mu   sync.Mutex
+	have kernelSet
+	sets []*gpu.Set
+}
+
+func newKernelCache() *kernelCache {
+	return &kernelCache{making: make(chan struct{}, 1), have: make(kernelSet)}
+}
+
+// get returns kernels for keys, and makes ready what is missing.
+func (k *kernelCache) get(ctx context.Context, dev *amdhip.Device, c *gpu.Compiler, keys []gpu.Key) (kernelSet, error) {
+	select {
+	case k.making <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	keys, saved := p.expandable(auto)
-	if len(keys) == 0 || auto && !p.opts.autoAlways && saved < minSaved {
-		return nil, nil
-	}
-	err := p.check(dev, uint64(p.scratchSlots())*scratchSize(p.opts.Chunk))
-	var set *gpu.Set
-	if err == nil {
-		compiler := p.opts.Compiler
-		if compiler == nil {
-			compiler = &gpu.Compiler{Logger: p.opts.Logger}
+	defer func() { <-k.making }()
+	missing := slices.DeleteFunc(slices.Clone(keys), func(key gpu.Key) bool { return k.ready(keys)[key] != nil })
+	if len(missing) > 0 {
+		set, err := c.Load(ctx, dev, missing)
+		if err != nil {
+			return nil, err
 		}
-		set, err = compiler.Load(ctx, dev, keys)
+		k.add(set, missing)
 	}
+	return k.ready(keys), nil
+}
+
+// ready returns those of keys that are ready.
+func (k *kernelCache) ready(keys []gpu.Key) kernelSet {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ready := make(kernelSet, len(keys))
+	for _, key := range keys {
+		if set := k.have[key]; set != nil {
+			ready[key] = set
+		}
+	}
+	return ready
+}
+
+// add enters kernels that are ready.
+func (k *kernelCache) add(set *gpu.Set, keys []gpu.Key) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.sets = append(k.sets, set)
+	for _, key := range keys {
+		k.have[key] = set
+	}
+}
+
+// things takes all kernels out of the cache, to be unloaded. Nothing that they do may be running then.
+func (k *kernelCache) things(dev *amdhip.Device) (all []thing) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, set := range k.sets {
+		all = append(all, thing{dev, set.Close, LeftError{Kernels: 1}})
+	}
+	clear(k.have)
+	k.sets = nil
+	return all
+}
+
+// expansion is what the devices convert: which tensors of each group, and with which kernels on each device. The zero
+// value is nothing.
+type expansion struct {
+	tensors [][]bool    // by group, by tensor; nil: nothing of that group
+	kernels []kernelSet // by device of the Loader
+}
+
+// of is which tensors of group i the devices convert; nil: none.
+func (x *expansion) of(i int) []bool {
+	if x.tensors == nil {
+		return nil
+	}
+	return x.tensors[i]
+}
+
+// expand decides what the devices convert, and makes their kernels ready.
+func (l *Loader) expand(ctx context.Context, limit *watch.Limit, p *Plan, by Dequant) (x expansion, err error) {
+	if by == DequantCPU {
+		return x, nil
+	}
+	x.tensors = make([][]bool, len(p.Groups))
+	x.kernels = make([]kernelSet, len(l.devices))
+	for i := range p.Groups {
+		if x.tensors[i], err = l.expandGroup(ctx, limit, p, i, x.kernels); err != nil {
+			return x, err
+		}
+	}
+	return x, nil
+}
+
+// expandGroup decides for one group. Devices with the same bytes all convert, or none does.
+func (l *Loader) expandGroup(ctx context.Context, limit *watch.Limit, p *Plan, i int, ready []kernelSet) ([]bool,
+	error) {
+	g, auto, image := &p.Groups[i], l.config.Dequant == DequantAuto, p.image != nil
+	if auto && !l.config.autoAlways && slices.ContainsFunc(l.of(g), func(d *amdhip.Device) bool {
+		return d.Runtime().Kind() != "hip" || d.Integrated()
+	}) {
+		return nil, nil
+	}
+	tensors, keys, saved := expandable(g, auto && !image, image)
+	if len(keys) == 0 || auto && !l.config.autoAlways && !image && saved < minSaved {
+		return nil, nil
+	}
+	err := l.readyKernels(ctx, limit, p, i, tensors, keys, ready)
 	switch {
 	case err == nil:
+		return tensors, nil
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case !auto:
+	case !auto, watch.Lost(err): // nothing else can be expected of a device that hangs
 		return nil, fmt.Errorf("loader: the device cannot convert: %w", err)
-	default:
-		p.opts.Logger.Warn("the CPU converts, as the device cannot", slog.Any("error", err))
-		return nil, nil
 	}
-	for i := range p.Tensors {
-		p.Tensors[i].expand = p.Tensors[i].expandable(auto)
-	}
-	return set, nil
+	l.config.Logger.Warn("the CPU converts, as the device cannot", slog.Any("error", err))
+	return nil, nil
 }
 
-// expandable returns the kernels that the plan's tensors have use for, and how many bytes the link is spared by them.
-func (p *Plan) expandable(auto bool) (keys []gpu.Key, saved uint64) {
-	seen := make(map[gpu.Key]bool)
-	for i := range p.Tensors {
-		t := &p.Tensors[i]
-		if !t.expandable(auto) {
+// readyKernels sees that the devices of group i have memory for the blocks, too, and makes their kernels ready.
+func (l *Loader) readyKernels(ctx context.Context, limit *watch.Limit, p *Plan, i int, tensors []bool, keys []gpu.Key,
+	ready []kernelSet,
+) error {
+	expand := make([][]bool, len(p.Groups))
+	expand[i] = tensors
+	all, err := p.sizes(l.config, expand)
+	if err != nil {
+		return err
+	}
+	c := l.config.Compiler
+	if c == nil {
+		c = &gpu.Compiler{Logger: l.config.Logger}
+	}
+	free, err := l.free(ctx, limit)
+	if err != nil {
+		return err
+	}
+	several := len(l.devices) > 1
+	for _, d := range p.Groups[i].Devices {
+		dev := l.devices[d]
+		if err := l.fits(p, d, free[d], all[i].scratchBytes()); err != nil {
+			return err
+		}
+		if ready[d], err = l.kernels[d].get(watch.With(ctx, limit), dev, c, keys); errors.Is(err, ErrStalled) {
+			l.calls.Hang()
+			l.leave(LeftError{Kernels: 1})
+		}
+		if err != nil {
+			return onDevice(dev, several, err)
+		}
+	}
+	return nil
+}
+
+// expandable returns which tensors of g a device converts, the kernels for them, and how many bytes the link is spared.
+// small says that small tensors are worth it, too: those of an Image, which the CPU need not touch then.
+func expandable(g *plan.Group, auto, small bool) (tensors []bool, keys []gpu.Key, saved uint64) {
+	tensors = make([]bool, len(g.Tensors))
+	for i := range g.Tensors {
+		t := &g.Tensors[i]
+		if !isExpandable(t, auto, small) {
 			continue
 		}
+		tensors[i] = true
 		saved += t.Bytes - uint64(t.Size)
-		if !seen[t.key()] {
-			seen[t.key()] = true
-			keys = append(keys, t.key())
+		if key := keyOf(t); !slices.Contains(keys, key) {
+			keys = append(keys, key)
 		}
 	}
-	return keys, saved
+	return tensors, keys, saved
 }
 
-// expandable reports whether the device is to convert t. On its own account it converts only what does not become smaller.
-func (t *PlannedTensor) expandable(auto bool) bool {
-	return t.Target != t.Type && t.Size >= minExpand && gpu.Supported(t.Target, t.Type) && (!auto || t.Bytes >= uint64(t.Size))
+// isExpandable reports whether a device can convert t. With auto only what does not become smaller is worth it.
+func isExpandable(t *plan.Tensor, auto, small bool) bool {
+	return t.Target != t.Type && t.Size > 0 && gpu.Supported(t.Target, t.Type) &&
+		(!auto || t.Bytes >= uint64(t.Size)) && (small || t.Size >= minExpand)
 }
 
-// expanded counts the tensors that the device converts.
-func (p *Plan) expanded() (n int) {
-	for i := range p.Tensors {
-		if p.Tensors[i].expand {
-			n++
-		}
-	}
-	return n
-}
+// keyOf is the kernel that converts t.
+func keyOf(t *plan.Tensor) gpu.Key { return gpu.Key{To: t.Target, From: t.Type} }
 
-// scratchSlots is how many streams expand, each in a place of its own. Together they take no more than the staging memory does,
-// or one chunk.
-func (p *Plan) scratchSlots() int {
-	n := p.opts.Streams
-	if p.opts.defaultStreams {
-		n = expandStreams
-	}
-	return max(1, min(n, int(p.opts.Staging/int64(p.opts.Chunk))))
+// scratchSize is how much device memory a place for chunks of so many bytes takes. Kernels may read a little beyond a
+// chunk, on both sides.
+func scratchSize(chunk int) uint64 {
+	return (uint64(chunk)+plan.Align-1)&^(plan.Align-1) + 2*plan.Align
 }
-
-// scratchSize is how much device memory a slot for chunks of so many bytes takes.
-func scratchSize(chunk int) uint64 { return alignUp(uint64(chunk), deviceAlign) + 2*deviceAlign }
 
 // scratch is device memory for chunks on their way to being expanded.
 type scratch struct {
-	mem   *amdhip.Memory
-	slots []slot
+	mem    *amdhip.Memory
+	places []place
 }
 
-// slot takes the chunks of one stream, one after the other: the stream's order is what keeps them apart.
-type slot struct {
-	mu  sync.Mutex // held while a chunk's copy and kernels are enqueued
-	ptr amdhip.DevicePtr
+// place takes the chunks of one stream, one after the other: the stream's order is what keeps them apart.
+type place struct {
+	taken chan struct{} // has room for one: who enqueues a chunk's copy and kernels
+	ptr   amdhip.DevicePtr
 }
 
-// newScratch allocates n slots. Kernels may read a little beyond a chunk, on both sides.
-func newScratch(dev *amdhip.Device, n, chunk int) (*scratch, error) {
+// newScratch allocates n places for chunks.
+func newScratch(ctx context.Context, limit *watch.Limit, dev *amdhip.Device, n, chunk int) (*scratch, error) {
 	size := scratchSize(chunk)
-	mem, err := dev.Malloc(uint64(n) * size)
+	mem, err := watch.Do(ctx, limit, "allocating device memory for blocks", func() (*amdhip.Memory, error) {
+		return dev.Malloc(uint64(n) * size)
+	}, func(m *amdhip.Memory) { _ = m.Close() })
 	if errors.Is(err, amdhip.ErrOutOfMemory) {
 		err = fmt.Errorf("%w: %w", ErrInsufficientMemory, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s := &scratch{mem: mem, slots: make([]slot, n)}
-	for i := range s.slots {
-		s.slots[i].ptr = mem.Ptr() + amdhip.DevicePtr(uint64(i)*size+deviceAlign)
+	s := &scratch{mem: mem, places: make([]place, n)}
+	for i := range s.places {
+		s.places[i].taken = make(chan struct{}, 1)
+		s.places[i].ptr = mem.Ptr() + amdhip.DevicePtr(uint64(i)*size+plan.Align)
 	}
 	return s, nil
-}
-
-// expand enqueues the kernels that turn c, whose bytes are at from when they run, into tensors.
-func (t *target) expand(stream *amdhip.Stream, c *chunk, from amdhip.DevicePtr) error {
-	plan := t.model.plan
-	for i := range c.segs {
-		s := &c.segs[i]
-		x := &plan.Tensors[s.tensor]
-		out := t.model.ptr(x.arena, x.offset+plan.tensorOffset(s))
-		blocks := uint64(s.srcBytes / x.Type.BlockBytes())
-		if err := t.set.Launch(stream, x.key(), out, from+amdhip.DevicePtr(s.dst), blocks); err != nil {
-			return err
-		}
-	}
-	return nil
 }

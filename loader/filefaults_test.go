@@ -9,16 +9,17 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
 
-// readFunc is what Options.readAt holds.
+// readFunc is what Config.readAt holds.
 type readFunc = func(f *os.File, b []byte, off int64) (int, error)
 
 // atRead returns a readFunc that calls do at the nth read, from 1 on, in place of it.
@@ -33,14 +34,14 @@ func atRead(n int64, do readFunc) readFunc {
 }
 
 // reading are the options for loads that read in that way; only direct reads are system calls that readAt stands for.
-func reading(io IO) Options {
+func reading(io IO) options {
 	o := rawTight()
 	o.IO = io
 	return o
 }
 
 // countReads is how many reads an undisturbed load makes, and how many arrivals it reports.
-func countReads(t *testing.T, dev *amdhip.Device, m *gguf.Model, o Options) (n, arrivals int64) {
+func countReads(t *testing.T, dev *amdhip.Device, m *gguf.File, o options) (n, arrivals int64) {
 	t.Helper()
 	var reads atomic.Int64
 	o.Progress = func(int64, int64) { arrivals++ }
@@ -48,7 +49,7 @@ func countReads(t *testing.T, dev *amdhip.Device, m *gguf.Model, o Options) (n, 
 		reads.Add(1)
 		return f.ReadAt(b, off)
 	}
-	w, err := Load(t.Context(), dev, m, o)
+	w, err := load(t.Context(), m, o, dev)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,55 +69,69 @@ func wantReadError(t *testing.T, what string, w *Model, err, target error) {
 	}
 }
 
-// TestEveryReadFails lets each single read of a load fail, before and after its first bytes. Where a file is mapped instead, a
-// failing disk shows as a file that has been truncated does.
+// TestEveryReadFails lets each single read of a load fail, before and after its first bytes. Where a file is mapped
+// instead, a failing disk shows as a file that has been truncated does.
 func TestEveryReadFails(t *testing.T) {
-	m := openModel(t, sample)
-	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
+	t.Parallel()
+	path := ownCopy(t, sample)
+	m := openModel(t, path)
+	dev, sw := openDevice(t, soft.Options{})
 	o := reading(IODirect)
-	before := measure(sw)
+	before := opened(path)
 	reads, _ := countReads(t, dev, m, o)
 	for n := range reads {
 		for _, part := range []int{0, 2} {
 			o.readAt = atRead(n+1, func(f *os.File, b []byte, off int64) (got int, _ error) {
 				if part > 0 {
-					got, _ = f.ReadAt(b[:len(b)/part&^(directAlign-1)], off)
+					got, _ = f.ReadAt(b[:len(b)/part&^(4096-1)], off)
 				}
 				return got, &fs.PathError{Op: "read", Path: f.Name(), Err: syscall.EIO}
 			})
-			w, err := Load(t.Context(), dev, m, o)
+			w, err := load(t.Context(), m, o, dev)
 			wantReadError(t, fmt.Sprintf("read %d of %d", n+1, reads), w, err, syscall.EIO)
-			wantBack(t, sw, before)
+			wantBack(t, sw, resources{})
+			closedAgain(t, path, before)
 		}
 	}
 }
 
 // TestShortReads gives the loader its bytes in odd pieces.
 func TestShortReads(t *testing.T) {
+	t.Parallel()
 	m := openModel(t, sample)
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	dev, _ := openDevice(t, soft.Options{})
 	o := reading(IODirect)
-	plain := m.Parts()[0].File() // which reads of any alignment are allowed of
+	plain, err := m.Parts()[0].Open(0) // which reads of any alignment are allowed of
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
 	o.readAt = func(_ *os.File, b []byte, off int64) (int, error) {
 		if third := len(b) / 3; third > 100 {
 			b = b[:third]
 		}
 		return plain.ReadAt(b, off)
 	}
-	w, err := Load(t.Context(), dev, m, o)
+	w, err := load(t.Context(), m, o, dev)
 	if err != nil {
 		t.Fatal(err)
 	}
-	same(t, w.plan, contents(t, w), wanted(t, m, o))
+	same(t, w.Plan(), contents(t, w), wanted(t, m, o))
 	mustClose(t, w)
 }
 
-// TestCancelAnywhere ends loads at each read and at each arrival. Late in a load everything may be on its way: then it may
-// succeed.
+// TestCancelAnywhere ends loads at each read and at each arrival. Late in a load everything may be on its way: then it
+// may succeed.
 func TestCancelAnywhere(t *testing.T) {
-	m := openModel(t, sample)
-	dev, sw := openDevice(t, amdhip.SoftwareOptions{LinkBytesPerSecond: 4e9})
-	before := measure(sw)
+	t.Parallel()
+	synctest.Test(t, testCancelAnywhere)
+}
+
+func testCancelAnywhere(t *testing.T) {
+	path := ownCopy(t, sample)
+	m := openModel(t, path)
+	dev, sw := openDevice(t, soft.Options{LinkBytesPerSecond: 4e9})
+	before := opened(path)
 	gone := errors.New("gone")
 	reads, all := countReads(t, dev, m, reading(IODirect))
 	for at, points := range map[string]int64{"read": reads, "arrival": all} {
@@ -136,10 +151,10 @@ func TestCancelAnywhere(t *testing.T) {
 					}
 				}
 			}
-			w, err := Load(ctx, dev, m, o)
+			w, err := load(ctx, m, o, dev)
 			switch {
 			case err == nil && n >= points/2: // everything was on its way already
-				err = errors.Join(w.Verify(t.Context()), w.Close())
+				err = errors.Join(verify(t.Context(), w, m), w.Close())
 				if err != nil {
 					t.Errorf("after %s %d of %d: %v", at, n+1, points, err)
 				}
@@ -147,25 +162,27 @@ func TestCancelAnywhere(t *testing.T) {
 				t.Errorf("cancelled at %s %d of %d: %v, want the cause", at, n+1, points, err)
 			}
 			cancel(nil)
-			wantBack(t, sw, before)
+			wantBack(t, sw, resources{})
+			closedAgain(t, path, before)
 		}
 	}
 }
 
-// TestFileChanges truncates the file, or puts another in its place, at each point of a load. A truncated file is an error
-// where it is read; a file that has lost its name is loaded to its end.
+// TestFileChanges truncates the file, or puts another in its place, at each point of a load. A truncated file is an
+// error where it is read; a file that has lost its name is loaded to its end.
 func TestFileChanges(t *testing.T) {
 	data, err := os.ReadFile(sample)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Parallel()
 	if runtime.GOOS == "windows" {
 		t.Skip("Windows lets no mapped file be shortened or replaced")
 	}
 	for _, io := range []IO{IOAuto, IODirect, IOMapped} {
 		t.Run(io.String(), func(t *testing.T) {
-			dev, sw := openDevice(t, amdhip.SoftwareOptions{LinkBytesPerSecond: 4e9})
-			before := measure(sw)
+			t.Parallel()
+			dev, sw := openDevice(t, soft.Options{LinkBytesPerSecond: 4e9})
 			step := int64(3)
 			if testing.Short() {
 				step = 10
@@ -173,7 +190,7 @@ func TestFileChanges(t *testing.T) {
 			for n := int64(1); n <= 30; n += step {
 				for _, change := range []string{"truncate", "replace"} {
 					changing(t, dev, data, io, n, change)
-					wantBack(t, sw, before)
+					wantBack(t, sw, resources{})
 				}
 			}
 		})
@@ -193,6 +210,7 @@ func changing(t *testing.T, dev *amdhip.Device, data []byte, io IO, n int64, cha
 		t.Fatal(err)
 	}
 	defer m.Close()
+	before := opened(path)
 	var happened bool
 	happen := func() {
 		happened = true
@@ -203,7 +221,8 @@ func changing(t *testing.T, dev *amdhip.Device, data []byte, io IO, n int64, cha
 			return
 		}
 		other := filepath.Join(dir, "other")
-		if err := errors.Join(os.WriteFile(other, bytes.Repeat([]byte{0xEE}, len(data)), 0o600), os.Rename(other, path)); err != nil {
+		if err := errors.Join(os.WriteFile(other, bytes.Repeat([]byte{0xEE}, len(data)), 0o600), os.Rename(other,
+			path)); err != nil {
 			t.Error(err)
 		}
 	}
@@ -220,7 +239,10 @@ func changing(t *testing.T, dev *amdhip.Device, data []byte, io IO, n int64, cha
 			return f.ReadAt(b, off)
 		})
 	}
-	w, err := Load(t.Context(), dev, m, o)
+	w, err := load(t.Context(), m, o, dev)
+	if change == "truncate" { // else it has another name by now
+		closedAgain(t, path, before)
+	}
 	if !happened {
 		t.Errorf("the load ended before it was time to %s", change)
 	}
@@ -233,54 +255,9 @@ func changing(t *testing.T, dev *amdhip.Device, data []byte, io IO, n int64, cha
 		return
 	}
 	if change == "replace" {
-		if err := w.Verify(t.Context()); err != nil {
+		if err := verify(t.Context(), w, m); err != nil {
 			t.Errorf("%s: %v", change, err)
 		}
 	}
 	mustClose(t, w)
 }
-
-// fullDisk takes room bytes.
-type fullDisk struct {
-	mu   sync.Mutex
-	room int
-}
-
-func (d *fullDisk) WriteAt(b []byte, _ int64) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	n := min(d.room, len(b))
-	if d.room -= n; n < len(b) {
-		return n, &fs.PathError{Op: "write", Path: "out.safetensors", Err: syscall.ENOSPC}
-	}
-	return n, nil
-}
-
-// TestFullDisk reads back onto disks of all sizes that do not suffice.
-func TestFullDisk(t *testing.T) {
-	m := openModel(t, sample)
-	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
-	w, err := Load(t.Context(), dev, m, rawTight())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer mustClose(t, w)
-	before := measure(sw)
-	header, starts, err := w.safetensorsHeader()
-	if err != nil {
-		t.Fatal(err)
-	}
-	need := len(header) + int(starts[len(starts)-1]+w.plan.Tensors[len(starts)-1].Bytes)
-	for room := 0; room <= need; room += min(chunkOf(w), max(need-room, 1)) {
-		err := w.WriteSafetensors(t.Context(), &fullDisk{room: room})
-		if full := room < need; full != errors.Is(err, syscall.ENOSPC) || !full && err != nil {
-			t.Errorf("room for %d of %d bytes: %v", room, need, err)
-		}
-		wantBack(t, sw, before)
-	}
-	if err := w.Verify(t.Context()); err != nil {
-		t.Errorf("the model after all that: %v", err)
-	}
-}
-
-func chunkOf(w *Model) int { return w.plan.opts.Chunk }

@@ -3,6 +3,8 @@ package loader
 import (
 	"crypto/sha256"
 	"hash"
+
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
 
 // TensorHash is the SHA-256 of a tensor's bytes in the file.
@@ -11,59 +13,58 @@ type TensorHash struct {
 	Sum  [sha256.Size]byte
 }
 
-// Hashes returns the hashes that Options.Hash asked for, in file order, once the load has ended well; nil otherwise. They are
-// those of the very bytes that were loaded, not of a second look at the file.
-func (w *Model) Hashes() []TensorHash {
+// Hashes returns the hashes that Request.Hash asked for, in file order, once the load has ended well; nil otherwise.
+// They are those of the very bytes that were loaded, not of a second look at the file.
+func (m *Model) Hashes() []TensorHash {
 	select {
-	case <-w.finished:
+	case <-m.finished:
 	default:
 		return nil
 	}
-	if w.sums == nil || w.err != nil {
+	if m.failure() != nil || m.parts[0].sums == nil {
 		return nil
 	}
-	all := make([]TensorHash, len(w.sums))
-	for i := range all {
-		all[i] = TensorHash{w.plan.Tensors[i].Name, w.sums[i]}
+	var all []TensorHash
+	for _, t := range m.plan.Tensors() {
+		group, i, _ := m.plan.Find(t.Name)
+		all = append(all, TensorHash{t.Name, m.parts[group].sums[i]})
 	}
 	return all
 }
 
-// newSums returns the place for the tensors' hashes, if they are wanted.
-func newSums(p *Plan) [][sha256.Size]byte {
-	if !p.opts.Hash {
-		return nil
-	}
-	sums := make([][sha256.Size]byte, len(p.Tensors))
+// newSums returns the place for the tensors' hashes.
+func newSums(g *plan.Group) [][sha256.Size]byte {
+	sums := make([][sha256.Size]byte, len(g.Tensors))
 	for i := range sums {
 		sums[i] = sha256.Sum256(nil) // for tensors without elements, which nobody reads
 	}
 	return sums
 }
 
-// inspector looks at the file's bytes on their way, as Options.Check and Options.Hash ask. Nil does nothing. Each worker has
-// its own.
+// inspector looks at the file's bytes on their way, as Request.Check and Request.Hash ask. Nil does nothing. Each
+// worker has its own.
 type inspector struct {
-	plan *Plan
-	sums [][sha256.Size]byte
-	hash hash.Hash // of the tensor that is being read
+	group   *plan.Group
+	request Request
+	sums    [][sha256.Size]byte
+	hash    hash.Hash // of the tensor that is being read
 }
 
-func newInspector(p *Plan, sums [][sha256.Size]byte) *inspector {
-	if !p.opts.Check && !p.opts.Hash {
+func newInspector(g *plan.Group, r Request, sums [][sha256.Size]byte) *inspector {
+	if !r.Check && !r.Hash {
 		return nil
 	}
-	return &inspector{plan: p, sums: sums, hash: sha256.New()}
+	return &inspector{group: g, request: r, sums: sums, hash: sha256.New()}
 }
 
-// see is given src, which begins at offset off of the bytes of a tensor in the file. With Options.Hash, the parts of a tensor
-// must come to one inspector, in order.
+// see is given src, which begins at offset off of the bytes of a tensor in the file. With Request.Hash, the parts of a
+// tensor must come to one inspector, in order.
 func (in *inspector) see(tensor int, off int64, src []byte) error {
 	if in == nil {
 		return nil
 	}
-	t := &in.plan.Tensors[tensor]
-	if in.plan.opts.Hash {
+	t := &in.group.Tensors[tensor]
+	if in.request.Hash {
 		if off == 0 {
 			in.hash.Reset()
 		}
@@ -72,42 +73,20 @@ func (in *inspector) see(tensor int, off int64, src []byte) error {
 			in.hash.Sum(in.sums[tensor][:0])
 		}
 	}
-	if in.plan.opts.Check {
+	if in.request.Check {
 		return checkValues(t, off, src)
 	}
 	return nil
 }
 
-// runs returns where the runs of chunks begin that one worker has to read in order, for the sake of the hashes: a run ends
-// where a chunk begins with a tensor. See [Plan.cut].
-func runs(chunks []chunk) []int {
+// hashRuns returns where the runs of chunks begin that one worker has to read in order, for the sake of the hashes: a
+// run ends where a chunk begins with a tensor. See [plan.CutOptions.Ordered].
+func hashRuns(chunks []plan.Chunk) []int {
 	var starts []int
 	for i := range chunks {
-		if chunks[i].segs[0].src == 0 {
+		if chunks[i].Segs[0].Src == 0 {
 			starts = append(starts, i)
 		}
 	}
 	return starts
-}
-
-// take returns the number of the chunk that the worker is to read next; there is none of that number when all are taken.
-func (wk *worker) take() int {
-	p := wk.p
-	chunks := p.model.chunks
-	if p.runs == nil {
-		return int(p.next.Add(1)) - 1
-	}
-	if wk.after == wk.end { // begin another run
-		i := int(p.next.Add(1)) - 1
-		if i >= len(p.runs) {
-			return len(chunks)
-		}
-		wk.after, wk.end = p.runs[i], len(chunks)
-		if i+1 < len(p.runs) {
-			wk.end = p.runs[i+1]
-		}
-	}
-	wk.after++
-	wk.read.ahead = chunks[wk.after:wk.end]
-	return wk.after - 1
 }

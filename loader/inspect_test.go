@@ -11,10 +11,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/loader/internal/read"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
 
 // ways are the ways in which bytes pass an inspector.
@@ -23,24 +27,26 @@ var ways = []struct {
 	load loadFunc
 	io   IO
 }{
-	{"auto", Load, IOAuto}, {"direct", Load, IODirect}, {"mmap", Load, IOMapped}, {"sync", LoadSync, IOAuto},
+	{"auto", load, IOAuto}, {"direct", load, IODirect}, {"mmap", load, IOMapped}, {"sync", loadSync, IOAuto},
 }
 
 // TestHashes compares the hashes with those of the file's bytes.
 func TestHashes(t *testing.T) {
-	for _, path := range []string{sample, "../testdata/gguf/all-types.gguf", small} {
+	t.Parallel()
+	for _, path := range []string{sample, allTypes, small} {
 		m := openModel(t, path)
 		want := make(map[string][sha256.Size]byte)
 		for _, x := range m.Tensors() {
 			want[x.Name] = sha256.Sum256(m.Data(&x))
 		}
 		for _, way := range ways {
-			for _, d := range DTypes() {
+			for _, d := range plan.Policies() {
 				t.Run(fmt.Sprintf("%s/%s/%v", filepath.Base(path), way.name, d), func(t *testing.T) {
-					dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+					t.Parallel()
+					dev, _ := openDevice(t, soft.Options{})
 					o := tight
-					o.DType, o.IO, o.Hash, o.Check = d, way.io, true, path != "../testdata/gguf/all-types.gguf"
-					w, err := way.load(t.Context(), dev, m, o)
+					o.Policy, o.IO, o.Hash, o.Check = d, way.io, true, path != allTypes
+					w, err := way.load(t.Context(), m, o, dev)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -50,11 +56,11 @@ func TestHashes(t *testing.T) {
 						t.Errorf("%d hashes, want %d", len(got), len(want))
 					}
 					for i, h := range got {
-						if h.Sum != want[h.Name] || h.Name != w.plan.Tensors[i].Name {
+						if h.Sum != want[h.Name] || h.Name != w.Plan().Tensors()[i].Name {
 							t.Errorf("%s: %x, want %x", h.Name, h.Sum, want[h.Name])
 						}
 					}
-					if err := w.Verify(t.Context()); err != nil {
+					if err := verify(t.Context(), w, m); err != nil {
 						t.Error(err)
 					}
 				})
@@ -65,51 +71,55 @@ func TestHashes(t *testing.T) {
 
 // TestNoHashes: there are none unless they were asked for, and none of a load that is not over or has failed.
 func TestNoHashes(t *testing.T) {
-	m := openModel(t, sample)
-	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
-	w, err := Load(t.Context(), dev, m, tight)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if w.Hashes() != nil {
-		t.Error("hashes, although nobody wants any")
-	}
-	mustClose(t, w)
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := openModel(t, sample)
+		dev, sw := openDevice(t, soft.Options{})
+		w, err := load(t.Context(), m, tight, dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w.Hashes() != nil {
+			t.Error("hashes, although nobody wants any")
+		}
+		mustClose(t, w)
 
-	o := tight
-	o.Hash = true
-	sw.Inject(amdhip.Fault{Func: "hipMemcpyAsync", N: 3, Stall: true})
-	if w, err = Start(t.Context(), dev, m, o); err != nil {
-		t.Fatal(err)
-	}
-	if w.Hashes() != nil {
-		t.Error("hashes of a load that is under way")
-	}
-	sw.ClearFaults()
-	mustClose(t, w)
-	if errors.Is(w.WaitAll(t.Context()), ErrClosed) && w.Hashes() != nil {
-		t.Error("hashes of a load that has failed")
-	}
+		o := tight
+		o.Hash = true
+		sw.Inject(soft.Fault{Func: "hipMemcpyAsync", N: 3, Stall: true})
+		w = start(t.Context(), t, m, o, dev)
+		if w.Hashes() != nil {
+			t.Error("hashes of a load that is under way")
+		}
+		sw.ClearFaults()
+		mustClose(t, w)
+		if err := w.WaitAll(t.Context()); !errors.Is(err, ErrClosed) || w.Hashes() != nil {
+			t.Errorf("hashes of a load that was closed, %v", err)
+		}
+
+		sw.Inject(soft.Fault{Func: "hipMemcpyAsync", N: 20, Code: amdhip.ErrUnknown})
+		w = start(t.Context(), t, m, o, dev)
+		if err := w.WaitAll(t.Context()); !errors.Is(err, amdhip.ErrUnknown) || w.Hashes() != nil {
+			t.Errorf("hashes of a load that failed, %v", err)
+		}
+		mustClose(t, w)
+	})
 }
 
-// TestRuns wants large tensors to begin a run each, so that hashing them is shared among workers, and all chunks in runs.
+// TestRuns wants large tensors to begin a run each, so that hashing them is shared among workers, and all chunks in
+// runs.
 func TestRuns(t *testing.T) {
-	m := openModel(t, sample)
-	o := tight
-	o.Hash, o.DType = true, F32
-	p, err := NewPlan(m, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	chunks := p.cut(minChunk, 4, true)
-	starts := runs(chunks)
-	for i := range p.Tensors {
-		if x := &p.Tensors[i]; x.Bytes <= minChunk {
+	t.Parallel()
+	g := &planned(t, openModel(t, sample), options{Policy: plan.F32}).Groups[0]
+	chunks := g.Cut(plan.CutOptions{Bytes: minChunk, Ramp: 4, Ordered: true})
+	starts := hashRuns(chunks)
+	for i := range g.Tensors {
+		if x := &g.Tensors[i]; x.Bytes <= minChunk {
 			continue
 		}
-		begins := slices.ContainsFunc(starts, func(n int) bool { return chunks[n].segs[0].tensor == i })
+		begins := slices.ContainsFunc(starts, func(n int) bool { return chunks[n].Segs[0].Tensor == i })
 		if !begins {
-			t.Errorf("no run begins with %s of %d bytes", p.Tensors[i].Name, p.Tensors[i].Bytes)
+			t.Errorf("no run begins with %s of %d bytes", g.Tensors[i].Name, g.Tensors[i].Bytes)
 		}
 	}
 	if len(starts) == 0 || starts[0] != 0 {
@@ -138,6 +148,7 @@ func spoil(t *testing.T, name string, at int64, b []byte) string {
 
 // TestCheck spoils one value of a model in several ways and loads it in all of them.
 func TestCheck(t *testing.T) {
+	t.Parallel()
 	half := binary.LittleEndian.AppendUint16
 	single := func(x float32) []byte { return binary.LittleEndian.AppendUint32(nil, math.Float32bits(x)) }
 	m := openModel(t, sample)
@@ -151,39 +162,39 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct {
-		name   string
-		tensor string
-		at     int64 // byte in the tensor
-		bytes  []byte
-		dtypes []DType // that find it
-		want   string
+		name     string
+		tensor   string
+		at       int64 // byte in the tensor
+		bytes    []byte
+		policies []plan.Policy // that find it
+		want     string
 	}{
 		{"sound", plain, 0, nil, nil, ""},
-		{"scale NaN", quantized, 144, half(nil, 0x7e01), DTypes(), "Q4_K block at byte 144 of its data, is NaN"},
-		{"minimum infinite", quantized, 144 + 2, half(nil, 0xfc00), DTypes(), "Q4_K block at byte 144"},
-		{"scale too large", quantized, 0, half(nil, 0x7bff), []DType{F16}, "infinite as F16"},
-		{"NaN", plain, 8, single(float32(math.NaN())), DTypes(), "element 2 of tensor"},
-		{"infinite", plain, 4, single(float32(math.Inf(-1))), DTypes(), "is -Inf"},
-		{"too large", plain, 0, single(65520), []DType{F16}, "is 65520, which is infinite as F16"},
+		{"scale NaN", quantized, 144, half(nil, 0x7e01), plan.Policies(), "Q4_K block at byte 144 of its data, is NaN"},
+		{"minimum infinite", quantized, 144 + 2, half(nil, 0xfc00), plan.Policies(), "Q4_K block at byte 144"},
+		{"scale too large", quantized, 0, half(nil, 0x7bff), []plan.Policy{plan.F16}, "infinite as F16"},
+		{"NaN", plain, 8, single(float32(math.NaN())), plan.Policies(), "element 2 of tensor"},
+		{"infinite", plain, 4, single(float32(math.Inf(-1))), plan.Policies(), "is -Inf"},
+		{"too large", plain, 0, single(65520), []plan.Policy{plan.F16}, "is 65520, which is infinite as F16"},
 		{"large", plain, 0, single(65519), nil, ""},
-		{"too large for BF16", plain, 0, single(math.MaxFloat32), []DType{F16, BF16}, "which is infinite as"},
+		{"too large for BF16", plain, 0, single(math.MaxFloat32), []plan.Policy{plan.F16, plan.BF16}, "which is infinite as"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			m := openModel(t, spoil(t, tt.tensor, tt.at, tt.bytes))
-			dev, sw := openDevice(t, amdhip.SoftwareOptions{})
-			w, err := Load(t.Context(), dev, m, tight)
+			dev, sw := openDevice(t, soft.Options{})
+			w, err := load(t.Context(), m, tight, dev)
 			if err != nil {
 				t.Fatalf("unchecked: %v", err)
 			}
 			mustClose(t, w)
-			before := measure(sw)
 			for _, way := range ways {
-				for _, d := range DTypes() {
+				for _, d := range plan.Policies() {
 					o := tight
-					o.DType, o.IO = d, way.io
+					o.Policy, o.IO = d, way.io
 					o.Check = true
-					w, err := way.load(t.Context(), dev, m, o)
-					if !slices.Contains(tt.dtypes, d) {
+					w, err := way.load(t.Context(), m, o, dev)
+					if !slices.Contains(tt.policies, d) {
 						if err != nil {
 							t.Fatalf("%s as %v: %v", way.name, d, err)
 						}
@@ -195,10 +206,29 @@ func TestCheck(t *testing.T) {
 					if !ok || !named || w != nil || e.Tensor != tt.tensor || x.Op != "check" || !strings.Contains(err.Error(), tt.want) {
 						t.Errorf("%s as %v: %v, want a ValueError with %q", way.name, d, err, tt.want)
 					}
-					wantBack(t, sw, before)
+					wantBack(t, sw, resources{})
 				}
 			}
 		})
+	}
+}
+
+// TestCheckValues puts one NaN into the third block of a run that begins with the fifth block of its tensor.
+func TestCheckValues(t *testing.T) {
+	t.Parallel()
+	src := make([]byte, 8*gguf.Q4_0.BlockBytes())
+	p := &plan.Tensor{Tensor: &gguf.Tensor{Name: "x", Type: gguf.Q4_0}, Target: gguf.F16}
+	if err := checkValues(p, 4*18, src); err != nil {
+		t.Errorf("zeroes: %v", err)
+	}
+	binary.LittleEndian.PutUint16(src[2*18:], 0x7e00)
+	err := checkValues(p, 4*18, src)
+	e, ok := errors.AsType[*ValueError](err)
+	if !ok || e.Tensor != "x" || e.Element != 6*32 || e.Offset != 6*18 || !math.IsNaN(e.Value) {
+		t.Errorf("%v, want NaN as element %d at byte %d", err, 6*32, 6*18)
+	}
+	if x, ok := errors.AsType[*TensorError](err); !ok || x.Op != "check" || x.Offset != 6*18 || x.Bytes != 18 {
+		t.Errorf("%v, want the block at byte %d", err, 6*18)
 	}
 }
 
@@ -212,33 +242,31 @@ func BenchmarkInspect(b *testing.B) {
 		writeTensor(b, path, from, elems, data)
 		m := openModel(b, path)
 		for _, inspect := range []string{"none", "check", "hash"} {
-			o := Options{Check: inspect == "check", Hash: inspect == "hash"}
+			r := Request{Check: inspect == "check", Hash: inspect == "hash"}
 			b.Run(fmt.Sprintf("type=%v/inspect=%s", from, inspect), func(b *testing.B) {
-				p, err := NewPlan(m, o)
-				if err != nil {
-					b.Fatal(err)
-				}
 				ker, err := kernels.For(kernels.Auto)
 				if err != nil {
 					b.Fatal(err)
 				}
-				out := make([]byte, p.opts.Chunk)
+				g := &planned(b, m, options{}).Groups[0]
+				out := make([]byte, defaultChunk)
 				b.SetBytes(2 * elems)
 				for b.Loop() {
-					chunks := p.cut(len(out), 0, true)
-					src, err := newSource(p, chunks)
+					chunks := g.Cut(plan.CutOptions{Bytes: len(out), Ordered: r.Hash})
+					src, err := read.Open(m, g, chunks, read.Options{})
 					if err != nil {
 						b.Fatal(err)
 					}
-					fill := filler{plan: p, ker: ker, inspect: newInspector(p, newSums(p))}
-					read := newReader(src, &fill, "worker")
+					fill := filler{group: g, kernels: ker, inspect: newInspector(g, r, newSums(g))}
+					reader := src.Reader(&fill, "worker")
 					for i := range chunks {
-						fill.begin(out[:chunks[i].bytes], false)
-						if err := read.read(b.Context(), chunks[i].segs); err != nil {
+						fill.begin(out[:chunks[i].Bytes], false)
+						if err := reader.Read(b.Context(), chunks[i].Segs, nil); err != nil {
 							b.Fatal(err)
 						}
 					}
-					src.close()
+					reader.Close()
+					src.Close()
 				}
 			})
 		}

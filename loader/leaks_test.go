@@ -3,117 +3,102 @@ package loader
 import (
 	"bytes"
 	"os"
-	"runtime"
-	"runtime/debug"
-	"slices"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 )
 
-// resources is what a load takes and has to give back.
+// resources is what a load takes of a software device and has to give back.
 type resources struct {
-	Allocations, HostAllocations, Registrations, Streams, Events, IPCMappings int // in the software device
-
-	Goroutines  int
-	Descriptors int   // 0 where /proc is missing
-	FileMaps    int   // mappings of files; 0 where /proc is missing
-	MapBytes    int64 // of anonymous memory outside Go's heap; 0 where /proc is missing or something else maps memory, too
+	Allocations, HostAllocations, Registrations, Streams, Events, IPCMappings, Modules int
 }
 
-// mapSlack is the room for what the C library and the Go runtime map besides; a staging slab is 2 MiB and more.
-const mapSlack = 1 << 20
-
-// measure counts what is in use now. sw may be nil.
-func measure(sw *amdhip.Software) resources {
-	r := resources{Goroutines: runtime.NumGoroutine(), Descriptors: descriptors()}
-	r.FileMaps, r.MapBytes = mappings()
-	if sw != nil {
-		s := sw.Stats()
-		r.Allocations, r.HostAllocations, r.Registrations = s.Allocations, s.HostAllocations, s.Registrations
-		r.Streams, r.Events, r.IPCMappings = s.Streams, s.Events, s.IPCMappings
-	}
-	return r
+// using counts what is in use now.
+func using(sw *soft.Software) resources {
+	s := sw.Stats()
+	return resources{s.Allocations, s.HostAllocations, s.Registrations, s.Streams, s.Events, s.IPCMappings, s.Modules}
 }
 
-// within reports whether r is no more than want.
-func (r resources) within(want resources) bool {
-	return r.Allocations <= want.Allocations && r.HostAllocations <= want.HostAllocations &&
-		r.Registrations <= want.Registrations && r.IPCMappings <= want.IPCMappings && r.Streams <= want.Streams && r.Events <= want.Events &&
-		r.Goroutines <= want.Goroutines && r.Descriptors <= want.Descriptors && r.FileMaps <= want.FileMaps &&
-		r.MapBytes <= want.MapBytes+mapSlack
-}
-
-// wantBack ends the test when more is in use than before. Goroutines that have been told to end get a moment for it.
-func wantBack(t *testing.T, sw *amdhip.Software, before resources) {
+// wantBack ends the test when something else is in use than want. What ends in the background gets a moment for it.
+func wantBack(t *testing.T, sw *soft.Software, want resources) {
 	t.Helper()
 	var now resources
 	for wait := 100 * time.Microsecond; wait < time.Second; wait += wait / 2 {
-		if now = measure(sw); now.within(before) {
+		if now = using(sw); now == want {
 			return
 		}
 		time.Sleep(wait)
 	}
-	if now.Goroutines > before.Goroutines {
-		buf := make([]byte, 1<<16)
-		t.Logf("%s", buf[:runtime.Stack(buf, true)])
-	}
-	t.Fatalf("in use afterwards: %+v\nbefore: %+v", now, before)
+	t.Fatalf("in use afterwards: %+v\nbefore: %+v", now, want)
 }
 
-// descriptors is the number of open files of this process.
-func descriptors() int {
-	d, err := os.Open("/proc/self/fd")
+// ownCopy returns the path of a copy of a file that only this test opens, so that its descriptors and mappings can be
+// counted while other tests run.
+func ownCopy(t testing.TB, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
 	if err != nil {
-		return 0
+		t.Fatal(err)
 	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return 0
+	own := filepath.Join(t.TempDir(), filepath.Base(path))
+	if err := os.WriteFile(own, data, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	return len(names) - 1 // d's own
+	return own
 }
 
-// underRace: the race detector maps memory of its own, so that the mappings cannot be told apart.
-var underRace = func() bool {
-	info, _ := debug.ReadBuildInfo()
-	return info != nil && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
-}()
+// openFiles are this process's descriptors and mappings of one file; 0 where /proc is missing.
+type openFiles struct{ descriptors, mappings int }
 
-// mappings returns the number of mapped files and the writable anonymous memory that is not Go's heap.
-func mappings() (files int, bytesOutside int64) {
-	maps, err := os.ReadFile("/proc/self/maps")
+// opened counts what is open of the file at path.
+func opened(path string) (n openFiles) {
+	links, _ := filepath.Glob("/proc/self/fd/*")
+	for _, link := range links {
+		if to, err := os.Readlink(link); err == nil && to == path {
+			n.descriptors++
+		}
+	}
+	maps, _ := os.ReadFile("/proc/self/maps")
+	for line := range strings.Lines(string(maps)) {
+		if strings.HasSuffix(strings.TrimSpace(line), " "+path) {
+			n.mappings++
+		}
+	}
+	return n
+}
+
+// closedAgain fails the test when something else is open of the file at path than before.
+func closedAgain(t *testing.T, path string, before openFiles) {
+	t.Helper()
+	if now := opened(path); now != before {
+		t.Errorf("%+v of the file, %+v before", now, before)
+	}
+}
+
+// alone runs the test that calls it in a process of its own, as it measures what the whole process takes, and fails it
+// when it fails there. It reports whether this is that process.
+func alone(t *testing.T) bool {
+	t.Helper()
+	const variable = "GGUF2GPU_TEST_ALONE"
+	if os.Getenv(variable) == t.Name() {
+		return true
+	}
+	program, err := os.Executable()
 	if err != nil {
-		return 0, 0
+		t.Fatal(err)
 	}
-	const guardPage, stack, arena = 4096, 8 << 20, 64 << 20 // of threads in C; an arena of its malloc begins aligned
-	guarded := int64(-1)                                    // where a guard page ends, and so the stack of a thread of C's begins
-	for line := range bytes.Lines(maps) {
-		f := strings.Fields(string(line)) // range, permissions, offset, device, inode, path
-		if len(f) > 5 && strings.HasPrefix(f[5], "/") {
-			files++
-		}
-		from, to, _ := strings.Cut(f[0], "-")
-		lo, _ := strconv.ParseInt(from, 16, 64)
-		hi, _ := strconv.ParseInt(to, 16, 64)
-		switch {
-		case f[4] != "0":
-		case strings.HasPrefix(f[1], "---") && hi-lo == guardPage:
-			guarded = hi
-		case strings.HasPrefix(f[1], "rw") && lo == guarded:
-			bytesOutside += max(0, hi-lo-stack)
-		case strings.HasPrefix(f[1], "rw") && (lo%arena != 0 || hi-lo > mapSlack):
-			bytesOutside += hi - lo
-		}
+	args := []string{"-test.run=^" + t.Name() + "$", "-test.short=" + strconv.FormatBool(testing.Short())}
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = append(os.Environ(), variable+"="+t.Name())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("in a process of its own: %v\n%s", err, out)
+	} else if bytes.Contains(out, []byte("no tests to run")) {
+		t.Errorf("it did not run in a process of its own:\n%s", out)
 	}
-	if underRace {
-		return files, 0
-	}
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return files, bytesOutside - int64(m.Sys)
+	return false
 }

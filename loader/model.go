@@ -5,349 +5,389 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
-	"github.com/gguf2gpu/gguf2gpu/kernels"
-	"github.com/gguf2gpu/gguf2gpu/kernels/gpu"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
-
-// ErrStalled is matched by the error of a load that made no progress for Options.Stall. What the device may still
-// read or write (staging buffers, the model's own memory) is then never freed.
-var ErrStalled = errors.New("the load makes no progress")
-
-// ErrClosed is returned when a Model is used after Close.
-var ErrClosed = errors.New("loader: model is closed")
-
-// TensorError says which tensor an error concerns, and what was being done with which of its bytes.
-type TensorError struct {
-	Tensor string
-	Op     string // "read", "check", "dequantize", "copy", "expand" (copy blocks, and dequantize on the device) or "read back"
-	Offset int64  // first byte: in the tensor's (of a slice, in its) bytes in the file for "read", "check" and "dequantize", on the device for the others
-	Bytes  int
-	Err    error
-}
-
-// Error returns tensor, stage, byte range and cause.
-func (e *TensorError) Error() string {
-	return fmt.Sprintf("tensor %q, %s of bytes %d to %d: %v", e.Tensor, e.Op, e.Offset, e.Offset+int64(e.Bytes), e.Err)
-}
-
-// Unwrap returns the cause.
-func (e *TensorError) Unwrap() error { return e.Err }
 
 // Tensor is a tensor in device memory.
 type Tensor struct {
-	Name  string
-	Ptr   amdhip.DevicePtr // of the first element, aligned to 256 bytes
-	DType gguf.Type        // element type on the device
-	Shape []uint64         // in ggml's order: Shape[0] varies fastest; that of the slice where it is one
-	Bytes uint64
-	Slice *Slice // the part of the file's tensor that this is, with Options.Shard; nil: all of it
+	Name   string
+	Device *amdhip.Device
+	Ptr    amdhip.DevicePtr // of the first element, aligned to 256 bytes
+	Type   gguf.Type        // element type on the device
+	Shape  []uint64         // in ggml's order: Shape[0] varies fastest; that of the slice where it is one
+	Bytes  uint64
+	Slice  *plan.Slice // the part of the file's tensor that this is, with a shard by tensor; nil: all of it
 }
 
-// Report says what a load did, and how long it took. It is complete once the load has ended.
-type Report struct {
-	Tensors        int
-	FileBytes      uint64 // of all parts
-	ReadBytes      uint64 // tensor bytes taken from the file
-	MappedBytes    uint64 // of these, through the mapping
-	DirectBytes    uint64 // of these, by direct reads
-	FetchedBytes   uint64 // by direct reads in all: with what lies between the pieces of a slice, or of an unaligned beginning
-	RemoteBytes    uint64 // of these, from a gguf.Source
-	UploadBytes    uint64 // copied to the device, padding included
-	DeviceBytes    uint64 // allocated on the device
-	Streams        int
-	Threads        int
-	Connections    int // ranges of a remote model that were read at the same time; 0 for other models
-	ChunkBytes     int
-	Expanded       int    // tensors that the device converted
-	ScratchBytes   uint64 // device memory beside the model, for blocks that the device converts
-	PinnedBytes    int64
-	UnpinnedCopies int64 // copies from memory that could not be pinned
-
-	Plan     time.Duration // laying out and checking
-	Kernels  time.Duration // making the device's kernels ready
-	Alloc    time.Duration // device memory
-	Pin      time.Duration // staging memory, as far as the transfer waited for it
-	PinTotal time.Duration // staging memory in all; the rest overlaps the transfer
-	Transfer time.Duration // from the first read to the end of the last copy
-	Total    time.Duration
-}
-
-// Model is a model in device memory, or on its way there. Its methods are safe for concurrent use. The caller must Close it.
+// Model is a model in device memory, or on its way there: on one device or on several, loaded by this process or mapped
+// from another one. Its methods are safe for concurrent use. The caller must Close it; after that they return
+// ErrClosed.
 type Model struct {
-	dev    *amdhip.Device
-	plan   *Plan
-	index  map[string]int // in plan.Tensors
-	arenas []arena
-	chunks []chunk
-	sums   [][sha256.Size]byte // of the tensors, with Options.Hash
+	plan    *plan.Plan
+	devices []*amdhip.Device // by number in the plan
+	parts   []*part          // by group of the plan
+	config  Config           // of the Loader; of an adopted model, the default
+	calls   *watch.Calls     // of the runtime that do not return; shared with the Loader
+	adopted *Feed            // the memory is somebody else's; nil: it is this model's own
+	share   bool             // others may have the memory mapped
 
-	attached *attachment    // the memory is another process's; else nil
-	files    []FileIdentity // of a model that is attached or that a Holder has; else nil
+	allocator func(device, i int, n uint64) (Mapping, error) // Request.Allocate
 
-	ready, issued latch
-	cancel        context.CancelCauseFunc
-	finished      chan struct{} // closed when the load has ended, with success or not
+	cancel   context.CancelCauseFunc
+	finished chan struct{} // closed when the load has ended, with success or not
 
-	mu      sync.RWMutex
-	streams []*amdhip.Stream // while the load runs
-	err     error            // why the load failed; valid once finished
-	report  Report
+	mu     sync.Mutex
+	idle   *sync.Cond // users, or those who follow a part, have become 0
+	users  int        // who use the memory: Close waits for them
+	err    error      // why the load failed; valid once finished
+	report Report
+	left   LeftError // what could not be freed
+
 	closed  bool
-	stuck   atomic.Bool // the device may still use memory: nothing may be freed
+	freed   chan struct{} // closed when Close has freed what it can
+	outcome error         // of that
 }
 
-// converters are who may turn the file's types into others: the CPU, and the device where it does.
-type converters struct {
-	cpu *kernels.Kernels
-	gpu *gpu.Set // nil: nothing is converted on the device
+// part is what a model has of one group of its plan.
+type part struct {
+	group  *plan.Group
+	index  int         // of the group
+	on     []*resident // by device of the group
+	ready  *latch      // tensors that have arrived
+	issued *latch      // tensors whose copies are enqueued
+	sums   [][sha256.Size]byte
+
+	// Under Model.mu.
+
+	stuck     bool // a device may still use the memory, so that it is never freed
+	following int  // calls that make other streams wait for those of the part
 }
 
-// prepare chooses who converts, plans the load, checks that it fits and allocates device memory. The Model's load has not
-// begun. The caller must close conv.gpu.
-func prepare(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (w *Model, conv converters, err error) {
-	defer func() {
-		if err != nil && conv.gpu != nil {
-			err = errors.Join(err, conv.gpu.Close())
-		}
-	}()
-	start := time.Now()
-	if ctx.Err() != nil {
-		return nil, conv, context.Cause(ctx)
-	}
-	if conv.cpu, err = kernels.For(o.ISA); err != nil {
-		return nil, conv, err
-	}
-	plan, err := NewPlan(m, o)
-	if err != nil {
-		return nil, conv, err
-	}
-	if err := plan.suitRemote(o); err != nil {
-		return nil, conv, err
-	}
-	if err := plan.Check(dev); err != nil {
-		return nil, conv, err
-	}
-	planned := time.Now()
-	if conv.gpu, err = plan.expandOn(ctx, dev); err != nil {
-		return nil, conv, err
-	}
-	compiled := time.Now()
-	plan.grow(o)
-	if w, err = plan.allocate(dev); err != nil {
-		return nil, conv, err
-	}
-	w.report.Plan, w.report.Kernels = planned.Sub(start), compiled.Sub(planned)
-	return w, conv, nil
+// resident is the memory of a group on one device.
+type resident struct {
+	device *amdhip.Device
+	arenas []arena // they stay here when they are freed: a worker that a call holds up may look at them much later
+
+	// Under Model.mu.
+
+	streams []*amdhip.Stream // while the load runs
+	freed   bool             // or left for good
 }
 
-// allocate takes device memory for the plan's tensors. The Model's load has not begun.
-func (p *Plan) allocate(dev *amdhip.Device) (*Model, error) {
-	start := time.Now()
-	w := &Model{dev: dev, plan: p, index: make(map[string]int, len(p.Tensors)), finished: make(chan struct{}), sums: newSums(p)}
-	for i := range p.Tensors {
-		w.index[p.Tensors[i].Name] = i
-	}
-	for _, n := range p.arenas {
-		a, err := newArena(dev, n, p.opts.exported)
-		if errors.Is(err, amdhip.ErrOutOfMemory) {
-			err = fmt.Errorf("%w: %w", ErrInsufficientMemory, err)
-		}
-		if err != nil {
-			return nil, errors.Join(err, w.free())
-		}
-		w.arenas = append(w.arenas, a)
-	}
-	w.report = Report{
-		Tensors: len(p.Tensors), FileBytes: p.model.Size(), ReadBytes: p.ReadBytes, DeviceBytes: p.DeviceBytes,
-		Threads: p.opts.Threads, Alloc: time.Since(start),
-	}
-	return w, nil
+// ptr is the address of a byte of an allocation on the n-th device of the group.
+func (p *part) ptr(n, arena int, off uint64) amdhip.DevicePtr {
+	return p.on[n].arenas[arena].ptr + amdhip.DevicePtr(off)
 }
 
-// free gives back device memory.
-func (w *Model) free() error {
-	var errs []error
-	for _, a := range w.arenas {
-		errs = append(errs, a.mem.Close())
-	}
-	w.arenas = nil
-	return errors.Join(errs...)
-}
-
-// Device is where the model is.
-func (w *Model) Device() *amdhip.Device { return w.dev }
-
-// Report says what the load did so far; it is complete after Wait("") or Load.
-func (w *Model) Report() Report {
-	w.mu.RLock()
-	defer w.mu.RUnlock()
-	return w.report
-}
-
-// Tensors returns all tensors, in the order of the file. They may still be on their way: see Wait.
-func (w *Model) Tensors() []Tensor {
-	w.mu.RLock()
-	defer w.mu.RUnlock()
-	if w.arenas == nil || w.err != nil || w.attached.lost() != nil {
-		return nil
-	}
-	all := make([]Tensor, len(w.plan.Tensors))
-	for i := range all {
-		all[i] = w.tensor(i)
+// devices are those of the group.
+func (p *part) devices() []*amdhip.Device {
+	all := make([]*amdhip.Device, len(p.on))
+	for i := range p.on {
+		all[i] = p.on[i].device
 	}
 	return all
 }
 
-// Tensor returns the tensor of that name. It may still be on its way: see Wait. After Close, or after a load that failed,
-// the error says so.
-func (w *Model) Tensor(name string) (Tensor, error) {
-	i, err := w.lookup(name)
+// newModel returns a model without memory.
+func newModel(p *plan.Plan, devices []*amdhip.Device) *Model {
+	m := &Model{
+		plan: p, devices: devices, config: Config{Stall: defaultStall}, calls: new(watch.Calls),
+		finished: make(chan struct{}), freed: make(chan struct{}),
+	}
+	m.idle = sync.NewCond(&m.mu)
+	m.report = Report{
+		Tensors: p.Len(), ModelTensors: p.ModelTensors, FileBytes: p.FileBytes, ReadBytes: p.ReadBytes(),
+		DeviceBytes: p.DeviceBytes(),
+		Devices:     make([]DeviceReport, len(devices)),
+	}
+	for i := range p.Groups {
+		g := &p.Groups[i]
+		part := &part{group: g, index: i, ready: newLatch(len(g.Tensors)), issued: newLatch(len(g.Tensors))}
+		for _, d := range g.Devices {
+			part.on = append(part.on, &resident{device: devices[d]})
+			m.report.Devices[d] = DeviceReport{
+				Device: devices[d], Tensors: len(g.Tensors), ReadBytes: g.ReadBytes, DeviceBytes: g.DeviceBytes,
+			}
+		}
+		m.parts = append(m.parts, part)
+	}
+	return m
+}
+
+// allocate takes device memory for all parts.
+func (m *Model) allocate(ctx context.Context, limit *watch.Limit) error {
+	start := time.Now()
+	for _, p := range m.parts {
+		for i := range p.on {
+			r := p.on[i]
+			for k, n := range p.group.Arenas {
+				a, err := watch.Do(ctx, limit, "allocating device memory", func() (arena, error) {
+					if m.allocator != nil {
+						x, err := m.allocator(p.group.Devices[i], k, n)
+						return arena{mem: x.Memory, ptr: x.Ptr}, err
+					}
+					return newArena(r.device, n, m.share)
+				}, func(a arena) { _ = a.mem.Close() })
+				if errors.Is(err, amdhip.ErrOutOfMemory) {
+					err = fmt.Errorf("%w: %w", ErrInsufficientMemory, err)
+				}
+				if err != nil {
+					return errors.Join(onDevice(r.device, len(m.devices) > 1, err), m.free(limit))
+				}
+				r.arenas = append(r.arenas, a)
+			}
+		}
+	}
+	m.report.Alloc = time.Since(start)
+	return nil
+}
+
+// free gives back device memory, all but that of parts that are stuck, within the limit. The error has a *LeftError in
+// it if anything is left, now or by an earlier call.
+func (m *Model) free(limit *watch.Limit) error {
+	var things []thing
+	m.mu.Lock()
+	for _, p := range m.parts {
+		for i := range p.on {
+			r := p.on[i]
+			if r.freed {
+				continue
+			}
+			r.freed = true
+			for k, a := range r.arenas {
+				x := thing{r.device, a.mem.Close, LeftError{DeviceBytes: p.group.Arenas[k]}}
+				if p.stuck {
+					m.left.add(x.what)
+				} else {
+					things = append(things, x)
+				}
+			}
+		}
+	}
+	m.mu.Unlock()
+	left, err := freeAll(limit, "freeing device memory", things)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.left.add(left)
+	return errors.Join(err, m.left.orNil())
+}
+
+// hangs marks the memory of a part as never to be freed.
+func (m *Model) hangs(p *part) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.stuck = true
+	m.calls.Hang()
+}
+
+// Guard runs f, which calls the runtime for something that has to do with the model. When f does not return within
+// Config.Stall or soon after the end of ctx, Guard returns without it: with ErrStalled, or the cause of ctx's end.
+func (m *Model) Guard(ctx context.Context, doing string, f func() error) error {
+	return watch.Call(ctx, m.limit(), doing, f)
+}
+
+// limit is the time that the calls of one operation may take.
+func (m *Model) limit() *watch.Limit { return m.calls.Limit(m.config.Stall) }
+
+// Plan is what the model was loaded by. It must not be changed.
+func (m *Model) Plan() *plan.Plan { return m.plan }
+
+// Devices are those that the model is on, in the order that they were given in.
+func (m *Model) Devices() []*amdhip.Device { return slices.Clone(m.devices) }
+
+// Report says what the load did so far; it is complete after WaitAll.
+func (m *Model) Report() Report {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.report
+	r.Devices = slices.Clone(r.Devices)
+	return r
+}
+
+// Tensors returns all tensors once, in the order of the file; of one that is on several devices, what is on the first.
+// They may still be on their way: see Wait. After Close or a load that failed there are none.
+func (m *Model) Tensors() []Tensor {
+	if m.acquire() != nil {
+		return nil
+	}
+	defer m.release()
+	all := make([]Tensor, 0, m.plan.Len())
+	for _, t := range m.plan.Tensors() {
+		group, _, _ := m.plan.Find(t.Name)
+		all = append(all, m.parts[group].tensor(0, t))
+	}
+	return all
+}
+
+// Tensor returns the tensor of that name; of one that is on several devices, what is on the first. It may still be on
+// its way: see Wait. After Close, or after a load that failed, the error says so.
+func (m *Model) Tensor(name string) (Tensor, error) { return m.TensorOn(nil, name) }
+
+// TensorOn returns the tensor of that name on the given device; nil is the first that has it. It is Tensor otherwise.
+func (m *Model) TensorOn(dev *amdhip.Device, name string) (Tensor, error) {
+	if err := m.acquire(); err != nil {
+		return Tensor{}, err
+	}
+	defer m.release()
+	p, i, err := m.find(name)
 	if err != nil {
 		return Tensor{}, err
 	}
-	w.mu.RLock()
-	defer w.mu.RUnlock()
-	switch {
-	case w.closed:
-		return Tensor{}, ErrClosed
-	case w.err != nil:
-		return Tensor{}, w.err
-	case w.attached.lost() != nil:
-		return Tensor{}, w.attached.lost()
+	n := 0
+	if dev != nil {
+		n = slices.IndexFunc(p.on, func(r *resident) bool { return r.device == dev })
 	}
-	return w.tensor(i), nil
+	if n < 0 {
+		return Tensor{}, fmt.Errorf("loader: tensor %q is not on device %d (%s), but on device %d: %w", name, dev.Index(), dev.Name(),
+			p.on[0].device.Index(), amdhip.ErrInvalidDevice)
+	}
+	return p.tensor(n, &p.group.Tensors[i]), nil
 }
 
-func (w *Model) lookup(name string) (int, error) {
-	i, ok := w.index[name]
+// find returns the part that the tensor of that name is in, and its number there.
+func (m *Model) find(name string) (*part, int, error) {
+	group, i, ok := m.plan.Find(name)
 	if !ok {
-		return 0, fmt.Errorf("loader: no tensor %q among the %d loaded", name, len(w.plan.Tensors))
+		return nil, 0, fmt.Errorf("loader: no tensor %q among the %d loaded", name, m.plan.Len())
 	}
-	return i, nil
+	return m.parts[group], i, nil
 }
 
-// tensor describes tensor i; w.arenas must be there.
-func (w *Model) tensor(i int) Tensor {
-	t := &w.plan.Tensors[i]
-	return Tensor{Name: t.Name, Ptr: w.ptr(t.arena, t.offset), DType: t.Target, Shape: t.Shape, Bytes: t.Bytes, Slice: t.Slice}
+// tensor describes t on the n-th device of the group, which has its memory.
+func (p *part) tensor(n int, t *plan.Tensor) Tensor {
+	return Tensor{
+		Name: t.Name, Device: p.on[n].device, Ptr: p.ptr(n, t.Arena, t.DeviceOffset), Type: t.Target,
+		Shape: slices.Clone(t.Shape), Bytes: t.Bytes, Slice: t.Slice.Clone(),
+	}
 }
 
-func (w *Model) ptr(arena int, off uint64) amdhip.DevicePtr {
-	return w.arenas[arena].ptr + amdhip.DevicePtr(off)
-}
-
-// Wait blocks until the tensor of that name is in device memory. It returns the load's error if it failed before that, and
-// the cause of ctx's end if that comes first; the load then goes on.
-func (w *Model) Wait(ctx context.Context, name string) error {
-	i, err := w.lookup(name)
-	if err != nil {
+// acquire counts a user of the model's memory, for whom Close waits. The caller must release.
+func (m *Model) acquire() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.unusable(); err != nil {
 		return err
 	}
-	return w.await(ctx, &w.ready, i)
+	m.users++
+	return nil
 }
 
-// WaitAll blocks until the load has ended, and returns its error.
-func (w *Model) WaitAll(ctx context.Context) error {
-	select {
-	case <-w.finished:
-		return w.failure()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// failure is why the load failed, or why the memory of an attached model must not be used any more.
-func (w *Model) failure() error {
-	if w.attached != nil {
-		return w.attached.lost()
-	}
-	w.mu.RLock()
-	defer w.mu.RUnlock()
-	return w.err
-}
-
-// await blocks until tensor i has passed l.
-func (w *Model) await(ctx context.Context, l *latch, i int) error {
-	passed := l.done(i)
-	select {
-	case <-passed:
-		return w.attached.lost() // a tensor that has arrived may be gone again
-	default:
-	}
-	select {
-	case <-passed:
-		return w.attached.lost() // a tensor that has arrived may be gone again
-	case <-w.finished:
-		return w.failure() // nil means that the load has ended well, so tensor i has arrived
-	case <-ctx.Done():
-		return context.Cause(ctx)
+func (m *Model) release() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.users--; m.users == 0 {
+		m.idle.Broadcast()
 	}
 }
 
-// WaitStream makes the work that is enqueued on s afterwards wait on the device until the tensor of that name has arrived. The
-// host is held up only as long as the tensor's copies have not been issued yet, never by their transfer: HIP cannot
-// make a stream wait for a copy that is not enqueued. s must belong to the model's device.
-func (w *Model) WaitStream(ctx context.Context, s *amdhip.Stream, name string) error {
-	i, err := w.lookup(name)
-	if err != nil {
-		return err
+// setStreams tells on which streams of each device the tensors of a part come.
+func (m *Model) setStreams(part *part, streams func(n int) []*amdhip.Stream) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for n := range part.on {
+		part.on[n].streams = streams(n)
 	}
-	if err := w.await(ctx, &w.issued, i); err != nil {
-		return err
-	}
-	w.mu.RLock()
-	defer w.mu.RUnlock()
-	select {
-	case <-w.finished:
-		return errors.Join(w.err, w.attached.lost())
-	case <-w.ready.done(i):
-		return nil
-	default:
-	}
-	if w.err != nil {
-		return w.err
-	}
-	for _, from := range w.streams {
-		if err := follow(s, from); err != nil {
-			return err
+}
+
+// noStreams takes back the streams that were told, and waits until nobody uses them. The result is false when somebody
+// still does at the limit.
+func (m *Model) noStreams(part *part, limit *watch.Limit) bool {
+	m.setStreams(part, func(int) []*amdhip.Stream { return nil })
+	_, ended := limit.Free("waiting for who makes streams wait", func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for part.following > 0 {
+			m.idle.Wait()
 		}
+		return nil
+	})
+	return ended
+}
+
+// check asks f whether the bytes that were loaded are what they should be, if it knows. Tensors can be used already.
+func (m *Model) check(ctx context.Context, f *gguf.File) error {
+	if f == nil { // an image, whose bytes have been checked when it was made
+		return nil
+	}
+	start := time.Now()
+	whole := m.plan.Len() == m.plan.ModelTensors && m.plan.Spec.Shard.By == plan.ShardNone
+	err := f.Check(ctx, whole)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.report.Check = time.Since(start)
+	if err != nil {
+		return fmt.Errorf("loader: %w", err)
 	}
 	return nil
 }
 
-// follow makes what is enqueued on s afterwards wait for all that is on from now.
-func follow(s, from *amdhip.Stream) error {
-	ev, err := from.Device().NewEvent(amdhip.EventOptions{})
-	if err != nil {
-		return err
+// end marks the load as ended. After an error it frees the memory, where the devices are at rest and nobody else may
+// have it mapped.
+func (m *Model) end(t *team) {
+	m.mu.Lock()
+	for _, p := range t.pipes {
+		m.report.add(&p.groupReport)
 	}
-	if err = from.Record(ev); err == nil {
-		err = s.Wait(ev)
+	m.report.Total = time.Since(t.pipes[0].began)
+	m.err = t.err
+	for m.err != nil && m.users > 0 {
+		m.idle.Wait()
 	}
-	return errors.Join(err, ev.Close()) // what waits for the event keeps it alive
+	free := m.err != nil && !m.share
+	m.mu.Unlock()
+	if free {
+		err := m.free(t.limit)
+		if _, left := errors.AsType[*LeftError](err); !left { // else Close says so
+			m.mu.Lock()
+			m.err = errors.Join(m.err, err)
+			m.mu.Unlock()
+		}
+	}
+	t.cancel(nil)
+	close(m.finished)
+	t.loader.running.Done()
 }
 
-// Close ends a load that is still running, waits until the device is done with the model's memory and frees it. Pointers into
-// it die. Memory of an attached model is unmapped; its Holder keeps it. It is idempotent.
-func (w *Model) Close() error {
-	if w.attached != nil {
-		return w.detach()
+// Close ends a load that is still running, waits until the devices are done with the model's memory and frees it;
+// memory that was adopted is given back to whoever it is of. Pointers into it die. When a device hangs, the memory
+// cannot be freed, and the error is a *LeftError. Close is idempotent: calls after the first return the same error.
+func (m *Model) Close() error {
+	m.mu.Lock()
+	first := !m.closed
+	m.closed = true
+	m.mu.Unlock()
+	if m.cancel != nil {
+		m.cancel(ErrClosed)
 	}
-	if w.cancel != nil {
-		w.cancel(ErrClosed)
+	if m.adopted == nil {
+		<-m.finished
 	}
-	<-w.finished
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.closed = true
-	if w.stuck.Load() {
-		return nil
+	if first {
+		m.outcome = m.giveUp()
+		close(m.freed)
 	}
-	return w.free()
+	<-m.freed
+	return m.outcome
+}
+
+// giveUp waits until nobody uses the memory, and then frees it as far as that can be.
+func (m *Model) giveUp() error {
+	m.mu.Lock()
+	for m.users > 0 {
+		m.idle.Wait()
+	}
+	m.mu.Unlock()
+	err := m.free(m.calls.Rest(m.config.Stall))
+	if m.adopted != nil {
+		_, left := errors.AsType[*LeftError](err)
+		err = errors.Join(err, m.adopted.close(left))
+	}
+	return err
 }

@@ -21,12 +21,13 @@ import (
 	"github.com/edsrzf/mmap-go"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
-// nginx is a real server: under / the files of a directory, under /slow the same over a slow link, under /whole without ranges,
-// under /moved by a redirect, under /paced with 26 MB/s for each connection.
+// nginx is a real server: under / the files of a directory, under /slow the same over a slow link, under /whole without
+// ranges, under /moved by a redirect, under /paced with 26 MB/s for each connection.
 type nginx struct {
 	address string // without a path
 	master  int    // its process
@@ -114,21 +115,22 @@ func startNginx(t testing.TB, dir string) *nginx {
 
 // TestNginx loads from a real server in every way, and compares with the file.
 func TestNginx(t *testing.T) {
+	t.Parallel()
 	n := startNginx(t, filepath.Dir(sample))
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	dev, _ := openDevice(t, soft.Options{})
 	c := remoteClient(t)
 	local := openModel(t, sample)
 	for _, path := range []string{"/", "/slow/", "/moved/"} {
 		far := openRemote(t, c, n.address+path+filepath.Base(sample))
-		for _, o := range []Options{{DType: F32}, {DType: Raw, Hash: true}, remoteTight(F16)} {
-			if path == "/slow/" && o.DType != F32 { // once takes long enough
+		for _, o := range []options{{Policy: plan.F32}, {Policy: plan.Raw, Hash: true}, remoteTight(plan.F16)} {
+			if path == "/slow/" && o.Policy != plan.F32 { // once takes long enough
 				continue
 			}
-			w, err := Load(t.Context(), dev, far, o)
+			w, err := load(t.Context(), far, o, dev)
 			if err != nil {
 				t.Fatalf("%s: %v", path, err)
 			}
-			same(t, w.plan, contents(t, w), wanted(t, local, o))
+			same(t, w.Plan(), contents(t, w), wanted(t, local, o))
 			mustClose(t, w)
 		}
 	}
@@ -144,17 +146,18 @@ func TestNginx(t *testing.T) {
 }
 
 func TestNginxSplit(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	names := splitSample(t, dir)
 	n := startNginx(t, dir)
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	dev, _ := openDevice(t, soft.Options{})
 	far := openRemote(t, remoteClient(t), n.address+"/"+names[1])
-	w, err := Load(t.Context(), dev, far, Options{})
+	w, err := load(t.Context(), far, options{}, dev)
 	if err != nil {
 		t.Fatal(err)
 	}
-	same(t, w.plan, contents(t, w), wanted(t, openModel(t, filepath.Join(dir, names[0])), Options{}))
-	if err := w.Verify(t.Context()); err != nil {
+	same(t, w.Plan(), contents(t, w), wanted(t, openModel(t, filepath.Join(dir, names[0])), options{}))
+	if err := verify(t.Context(), w, far); err != nil {
 		t.Error(err)
 	}
 	mustClose(t, w)
@@ -162,17 +165,18 @@ func TestNginxSplit(t *testing.T) {
 
 // TestNginxResets: every connection is reset after some bytes, in the midst of a reply.
 func TestNginxResets(t *testing.T) {
+	t.Parallel()
 	n := startNginx(t, filepath.Dir(sample))
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	dev, _ := openDevice(t, soft.Options{})
 	proxy := startResetting(t, strings.TrimPrefix(n.address, "http://"), 150_000)
 	c := remoteClient(t)
 	local, far := openModel(t, sample), openRemote(t, c, "http://"+proxy+"/"+filepath.Base(sample))
-	for _, o := range []Options{{DType: BF16}, {DType: Raw}} {
-		w, err := Load(t.Context(), dev, far, o)
+	for _, o := range []options{{Policy: plan.BF16}, {Policy: plan.Raw}} {
+		w, err := load(t.Context(), far, o, dev)
 		if err != nil {
 			t.Fatal(err)
 		}
-		same(t, w.plan, contents(t, w), wanted(t, local, o))
+		same(t, w.Plan(), contents(t, w), wanted(t, local, o))
 		mustClose(t, w)
 	}
 	if st := c.Stats(); st.Retries < 10 {
@@ -182,17 +186,21 @@ func TestNginxResets(t *testing.T) {
 
 // TestNginxMemory: HTTP takes no memory worth mentioning besides.
 func TestNginxMemory(t *testing.T) {
+	t.Parallel()
+	if !alone(t) {
+		return
+	}
 	path := sparse(t, 8, 8<<20) // 128 MiB
 	n := startNginx(t, filepath.Dir(path))
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	dev, _ := openDevice(t, soft.Options{})
 	m := openRemote(t, remoteClient(t), n.address+"/"+filepath.Base(path))
-	for _, d := range []DType{Raw, BF16} {
-		boundedMemory(t, dev, m, Options{DType: d})
+	for _, d := range []plan.Policy{plan.Raw, plan.BF16} {
+		boundedMemory(t, dev, m, options{Policy: d})
 	}
 }
 
-// startResetting forwards connections to another address and resets each when so many bytes have come back. It returns where it
-// listens.
+// startResetting forwards connections to another address and resets each when so many bytes have come back. It returns
+// where it listens.
 func startResetting(t *testing.T, to string, after int64) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -227,15 +235,16 @@ func startResetting(t *testing.T, to string, after int64) string {
 
 // TestNginxWorkersDie: all connections end at once, in the midst of a load, and new ones go on.
 func TestNginxWorkersDie(t *testing.T) {
+	t.Parallel()
 	n := startNginx(t, filepath.Dir(sample))
 	if len(n.workers()) == 0 {
 		t.Skip("this kernel does not tell who nginx's workers are (/proc/PID/task/PID/children)")
 	}
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	dev, _ := openDevice(t, soft.Options{})
 	c := remoteClient(t)
 	local, far := openModel(t, sample), openRemote(t, c, n.address+"/slow/"+filepath.Base(sample))
 	var once sync.Once
-	o := remoteTight(F16)
+	o := remoteTight(plan.F16)
 	o.Progress = func(int64, int64) {
 		once.Do(func() {
 			for _, pid := range n.workers() {
@@ -249,11 +258,11 @@ func TestNginxWorkersDie(t *testing.T) {
 			}
 		})
 	}
-	w, err := Load(t.Context(), dev, far, o)
+	w, err := load(t.Context(), far, o, dev)
 	if err != nil {
 		t.Fatal(err)
 	}
-	same(t, w.plan, contents(t, w), wanted(t, local, o))
+	same(t, w.Plan(), contents(t, w), wanted(t, local, o))
 	mustClose(t, w)
 	if st := c.Stats(); st.Retries == 0 {
 		t.Errorf("%+v", st)
@@ -276,6 +285,7 @@ func (n *nginx) workers() (pids []int) {
 
 // TestNginxChanges: nginx's ETag tells that a file was replaced.
 func TestNginxChanges(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	data, err := os.ReadFile(sample)
 	if err != nil {
@@ -290,34 +300,26 @@ func TestNginxChanges(t *testing.T) {
 	}
 	put(data, time.Hour)
 	n := startNginx(t, dir)
-	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
+	dev, sw := openDevice(t, soft.Options{})
 	far := openRemote(t, remoteClient(t), n.address+"/slow/m.gguf")
 	var once sync.Once
-	o := remoteTight(F16)
+	o := remoteTight(plan.F16)
 	o.Connections = 1
 	o.Progress = func(int64, int64) { once.Do(func() { put(data, 2*time.Hour) }) }
-	w, err := Load(t.Context(), dev, far, o)
+	w, err := load(t.Context(), far, o, dev)
 	if w != nil || !errors.Is(err, remote.ErrChanged) || sw.Stats().Allocations != 0 {
 		t.Errorf("got %v, %+v", err, sw.Stats())
 	}
 }
 
-// BenchmarkRemote compares loads over loopback with a plain download of the same bytes over as many connections: at the pace of
-// a server, and as fast as it goes. In the latter the software device's copies, which a GPU makes by itself, compete with all
-// the rest for the CPU.
+// BenchmarkRemote compares loads over loopback with a plain download of the same bytes over as many connections: at the
+// pace of a server, and as fast as it goes. In the latter the software device's copies, which a GPU makes by itself,
+// compete with all the rest for the CPU.
 func BenchmarkRemote(b *testing.B) {
 	const connections = 16
 	path := sparse(b, 16, 16<<20) // 512 MiB
 	n := startNginx(b, filepath.Dir(path))
-	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer rt.Close()
-	dev, err := rt.Device(0)
-	if err != nil {
-		b.Fatal(err)
-	}
+	dev, _ := openDevice(b, soft.Options{})
 	for _, at := range []string{"/paced/", "/"} {
 		address := n.address + at + filepath.Base(path)
 		m := openRemote(b, remoteClient(b), address)
@@ -331,12 +333,12 @@ func BenchmarkRemote(b *testing.B) {
 				}
 			})
 		}
-		for _, d := range []DType{Raw, BF16} {
+		for _, d := range []plan.Policy{plan.Raw, plan.BF16} {
 			b.Run("at="+at+"/what=load/dtype="+d.String(), func(b *testing.B) {
 				b.SetBytes(int64(m.Size()))
 				var transfer time.Duration
 				for b.Loop() {
-					w, err := Load(b.Context(), dev, m, Options{DType: d, Connections: connections})
+					w, err := load(b.Context(), m, options{Policy: d, Connections: connections}, dev)
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -349,8 +351,8 @@ func BenchmarkRemote(b *testing.B) {
 	}
 }
 
-// download fetches size bytes with requests of maxRange over so many connections. It keeps them in memory of their own, copied
-// out of its buffers as a device has to, or does nothing with them.
+// download fetches size bytes with requests of maxRange over so many connections. It keeps them in memory of their own,
+// copied out of its buffers as a device has to, or does nothing with them.
 func download(address string, size int64, connections int, keep bool) error {
 	var kept mmap.MMap
 	if keep {

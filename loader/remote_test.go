@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -18,9 +19,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/loader/internal/read"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
@@ -28,6 +31,7 @@ import (
 type fileServer struct {
 	*httptest.Server
 	requests atomic.Int64
+	conns    atomic.Int64 // that are open
 	fault    atomic.Pointer[func(w http.ResponseWriter, r *http.Request, n int64) bool]
 }
 
@@ -42,6 +46,14 @@ func serveFiles(t testing.TB, dir string) *fileServer {
 		files.ServeHTTP(w, r)
 	}))
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			s.conns.Add(1)
+		case http.StateClosed:
+			s.conns.Add(-1)
+		}
+	}
 	s.Start()
 	t.Cleanup(s.Close)
 	return s
@@ -51,6 +63,18 @@ func serveFiles(t testing.TB, dir string) *fileServer {
 func (s *fileServer) set(f func(w http.ResponseWriter, r *http.Request, n int64) bool) {
 	s.fault.Store(&f)
 	s.requests.Store(0)
+}
+
+// wantNoConnections ends the test when a connection stays open although the client was closed.
+func (s *fileServer) wantNoConnections(t *testing.T) {
+	t.Helper()
+	for wait := 100 * time.Microsecond; wait < 2*time.Second; wait += wait / 2 {
+		if s.conns.Load() == 0 {
+			return
+		}
+		time.Sleep(wait)
+	}
+	t.Fatalf("%d connections are open still", s.conns.Load())
 }
 
 // breakOff is a fault: a reply that ends after n bytes.
@@ -65,14 +89,14 @@ func breakOff(w http.ResponseWriter, r *http.Request, dir string, n int) {
 	panic(http.ErrAbortHandler)
 }
 
-// remoteClient is one that knows no token and does not wait long.
+// remoteClient is one that does not wait long.
 func remoteClient(t testing.TB) *remote.Client {
-	c := remote.NewClient(remote.Options{Pause: time.Millisecond, Token: func(string) string { return "" }})
+	c := remote.NewClient(remote.Options{Pause: time.Millisecond})
 	t.Cleanup(c.Close)
 	return c
 }
 
-func openRemote(t testing.TB, c *remote.Client, address string) *gguf.Model {
+func openRemote(t testing.TB, c *remote.Client, address string) *gguf.File {
 	t.Helper()
 	m, err := c.Open(t.Context(), address)
 	if err != nil {
@@ -84,30 +108,31 @@ func openRemote(t testing.TB, c *remote.Client, address string) *gguf.Model {
 
 // TestRemote: what is loaded from a server is what is loaded from the file, bit for bit.
 func TestRemote(t *testing.T) {
+	t.Parallel()
 	small := tight
 	small.Connections, small.Hash, small.Check = 3, true, true
-	one := Options{Connections: 1, Chunk: 64 << 10, Staging: 128 << 10, Threads: 1}
-	ways := map[string]Options{"default": {}, "small": small, "one": one}
+	one := options{Connections: 1, Chunk: 64 << 10, Staging: 128 << 10, Threads: 1}
+	ways := map[string]options{"default": {}, "small": small, "one": one}
 	dir := filepath.Join("..", "testdata", "gguf")
 	names := []string{"all-types.gguf", "align64.gguf", "../tiny-llama.gguf"}
 	s := serveFiles(t, filepath.Dir(dir))
 	for _, integrated := range []bool{false, true} {
-		dev, _ := openDevice(t, amdhip.SoftwareOptions{Integrated: integrated})
+		dev, _ := openDevice(t, soft.Options{Integrated: integrated})
 		c := remoteClient(t)
 		for _, name := range names {
 			local := openModel(t, filepath.Join(dir, name))
 			far := openRemote(t, c, s.URL+"/"+filepath.ToSlash(filepath.Join("gguf", name)))
-			for _, d := range DTypes() {
+			for _, d := range plan.Policies() {
 				for way, o := range ways {
-					o.DType = d
+					o.Policy = d
 					if o.Check { // their values are random bits
 						o.Check = name == "../tiny-llama.gguf"
 					}
-					w, err := Load(t.Context(), dev, far, o)
+					w, err := load(t.Context(), far, o, dev)
 					if err != nil {
 						t.Fatalf("%s as %v, %s: %v", name, d, way, err)
 					}
-					same(t, w.plan, contents(t, w), wanted(t, local, o))
+					same(t, w.Plan(), contents(t, w), wanted(t, local, o))
 					r := w.Report()
 					if r.RemoteBytes != r.ReadBytes || r.MappedBytes+r.DirectBytes != 0 || r.Connections < 1 ||
 						o.Connections > 0 && r.Connections > o.Connections {
@@ -119,17 +144,17 @@ func TestRemote(t *testing.T) {
 							t.Errorf("%s: %s has another hash", name, h.Name)
 						}
 					}
-					if err := w.Verify(t.Context()); err != nil {
+					if err := verify(t.Context(), w, far); err != nil {
 						t.Error(err)
 					}
 					mustClose(t, w)
 				}
 			}
-			w, err := LoadSync(t.Context(), dev, far, Options{DType: F32, Hash: true})
+			w, err := loadSync(t.Context(), far, options{Policy: plan.F32, Hash: true}, dev)
 			if err != nil {
 				t.Fatal(err)
 			}
-			same(t, w.plan, contents(t, w), wanted(t, local, Options{DType: F32}))
+			same(t, w.Plan(), contents(t, w), wanted(t, local, options{Policy: plan.F32}))
 			if r := w.Report(); r.RemoteBytes != r.ReadBytes || r.MappedBytes != 0 {
 				t.Errorf("%+v", r)
 			}
@@ -140,22 +165,24 @@ func TestRemote(t *testing.T) {
 
 // TestRemoteSplit loads a model of three files, and a part of it.
 func TestRemoteSplit(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	names := splitSample(t, dir)
 	s := serveFiles(t, dir)
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	dev, _ := openDevice(t, soft.Options{})
 	c := remoteClient(t)
 	local := openModel(t, filepath.Join(dir, names[0]))
 	far := openRemote(t, c, s.URL+"/"+names[2])
 	if len(far.Parts()) != 3 {
 		t.Fatalf("%d parts", len(far.Parts()))
 	}
-	for _, o := range []Options{{DType: F32}, {DType: Raw}, {DType: F16, Tensors: regexp.MustCompile(`^b`)}, tight} {
-		w, err := Load(t.Context(), dev, far, o)
+	for _, o := range []options{{Policy: plan.F32}, {Policy: plan.Raw}, {Policy: plan.F16,
+		Tensors: regexp.MustCompile(`^b`)}, tight} {
+		w, err := load(t.Context(), far, o, dev)
 		if err != nil {
 			t.Fatal(err)
 		}
-		same(t, w.plan, contents(t, w), wanted(t, local, o))
+		same(t, w.Plan(), contents(t, w), wanted(t, local, o))
 		mustClose(t, w)
 	}
 }
@@ -189,20 +216,21 @@ func splitSample(t *testing.T, dir string) (names []string) {
 }
 
 // remoteTight is a load of the sample with many small requests.
-func remoteTight(d DType) Options {
+func remoteTight(d plan.Policy) options {
 	o := tight
-	o.DType, o.Connections = d, 3
+	o.Policy, o.Connections = d, 3
 	return o
 }
 
 // TestRemoteFaults: connections that break now and then change nothing but the number of requests.
 func TestRemoteFaults(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Dir(sample)
 	s := serveFiles(t, dir)
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	dev, _ := openDevice(t, soft.Options{})
 	c := remoteClient(t)
 	local, far := openModel(t, sample), openRemote(t, c, s.URL+"/"+filepath.Base(sample))
-	for _, d := range []DType{Raw, F32} {
+	for _, d := range []plan.Policy{plan.Raw, plan.F32} {
 		before := c.Stats()
 		s.set(func(w http.ResponseWriter, r *http.Request, n int64) bool {
 			switch n % 5 {
@@ -217,11 +245,11 @@ func TestRemoteFaults(t *testing.T) {
 			return false
 		})
 		o := remoteTight(d)
-		w, err := Load(t.Context(), dev, far, o)
+		w, err := load(t.Context(), far, o, dev)
 		if err != nil {
 			t.Fatal(err)
 		}
-		same(t, w.plan, contents(t, w), wanted(t, local, o))
+		same(t, w.Plan(), contents(t, w), wanted(t, local, o))
 		mustClose(t, w)
 		if st := c.Stats(); st.Retries-before.Retries < 2 || uint64(st.Bytes-before.Bytes) < w.Report().ReadBytes {
 			t.Errorf("%+v, %+v before", st, before)
@@ -231,29 +259,29 @@ func TestRemoteFaults(t *testing.T) {
 
 // TestEveryRequestFails lets each single request of a load fail for good, before and after its first bytes.
 func TestEveryRequestFails(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Dir(sample)
 	s := serveFiles(t, dir)
-	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
-	count := func(o Options) int64 {
+	dev, sw := openDevice(t, soft.Options{})
+	count := func(o options) int64 {
 		c := remoteClient(t)
 		defer c.Close()
 		far := openRemote(t, c, s.URL+"/"+filepath.Base(sample))
 		s.set(func(http.ResponseWriter, *http.Request, int64) bool { return false })
-		w, err := Load(t.Context(), dev, far, o)
+		w, err := load(t.Context(), far, o, dev)
 		if err != nil {
 			t.Fatal(err)
 		}
 		mustClose(t, w)
 		return s.requests.Load()
 	}
-	for _, d := range []DType{Raw, F16} {
+	for _, d := range []plan.Policy{plan.Raw, plan.F16} {
 		o := remoteTight(d)
 		o.Tensors = regexp.MustCompile(`blk\.[01]|output`) // with gaps, so that there are some requests
 		requests := count(o)
 		if requests < 2 {
 			t.Errorf("%d requests", requests)
 		}
-		before := measure(sw)
 		for n := range requests {
 			for _, after := range []int{0, 1000} {
 				c := remoteClient(t)
@@ -268,7 +296,7 @@ func TestEveryRequestFails(t *testing.T) {
 					}
 					return false
 				})
-				w, err := Load(t.Context(), dev, far, o)
+				w, err := load(t.Context(), far, o, dev)
 				if e, ok := errors.AsType[*remote.Error](err); w != nil || !ok || !strings.Contains(err.Error(), s.URL+"/tiny-llama.gguf, bytes ") {
 					t.Errorf("request %d fails: %v, %v", n+1, err, e)
 				}
@@ -277,9 +305,9 @@ func TestEveryRequestFails(t *testing.T) {
 				}
 				far.Close()
 				c.Close()
-				s.CloseClientConnections()
+				s.wantNoConnections(t)
 				s.set(func(http.ResponseWriter, *http.Request, int64) bool { return false })
-				wantBack(t, sw, before)
+				wantBack(t, sw, resources{})
 			}
 		}
 	}
@@ -287,12 +315,12 @@ func TestEveryRequestFails(t *testing.T) {
 
 // TestRemoteCancel ends loads at each request, while the server holds its reply back.
 func TestRemoteCancel(t *testing.T) {
+	t.Parallel()
 	s := serveFiles(t, filepath.Dir(sample))
-	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
+	dev, sw := openDevice(t, soft.Options{})
 	gone := errors.New("gone")
-	o := remoteTight(F16)
+	o := remoteTight(plan.F16)
 	o.Tensors = regexp.MustCompile(`blk\.[01]|output`)
-	before := measure(sw)
 	for n := range int64(3) {
 		c := remoteClient(t)
 		far := openRemote(t, c, s.URL+"/"+filepath.Base(sample))
@@ -305,20 +333,21 @@ func TestRemoteCancel(t *testing.T) {
 			<-r.Context().Done()
 			return true
 		})
-		if w, err := Load(ctx, dev, far, o); w != nil || !errors.Is(err, gone) {
+		if w, err := load(ctx, far, o, dev); w != nil || !errors.Is(err, gone) {
 			t.Errorf("cancelled at request %d: %v", n+1, err)
 		}
 		cancel(nil)
 		far.Close()
 		c.Close()
-		s.CloseClientConnections()
+		s.wantNoConnections(t)
 		s.set(func(http.ResponseWriter, *http.Request, int64) bool { return false })
-		wantBack(t, sw, before)
+		wantBack(t, sw, resources{})
 	}
 }
 
 // TestRemoteChanges: a file that is replaced while it is loaded is an error, not a mixture.
 func TestRemoteChanges(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	data, err := os.ReadFile(sample)
 	if err != nil {
@@ -329,27 +358,28 @@ func TestRemoteChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := serveFiles(t, dir)
-	dev, sw := openDevice(t, amdhip.SoftwareOptions{})
+	dev, sw := openDevice(t, soft.Options{})
 	far := openRemote(t, remoteClient(t), s.URL+"/m.gguf")
 	other := time.Now().Add(-time.Hour)
 	if err := os.Chtimes(path, other, other); err != nil {
 		t.Fatal(err)
 	}
-	w, err := Load(t.Context(), dev, far, Options{})
+	w, err := load(t.Context(), far, options{}, dev)
 	if w != nil || !errors.Is(err, remote.ErrChanged) || sw.Stats().Allocations != 0 {
 		t.Errorf("got %v, %+v", err, sw.Stats())
 	}
-	if w, err := LoadSync(t.Context(), dev, far, Options{}); w != nil || !errors.Is(err, remote.ErrChanged) {
+	if w, err := loadSync(t.Context(), far, options{}, dev); w != nil || !errors.Is(err, remote.ErrChanged) {
 		t.Errorf("LoadSync: %v", err)
 	}
 }
 
 func TestRemoteOptions(t *testing.T) {
+	t.Parallel()
 	s := serveFiles(t, filepath.Dir(sample))
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	dev, _ := openDevice(t, soft.Options{})
 	far := openRemote(t, remoteClient(t), s.URL+"/"+filepath.Base(sample))
-	for _, o := range []Options{{IO: IOMapped}, {IO: IODirect}, {Connections: -1}, {Connections: 257}} {
-		if _, err := Load(t.Context(), dev, far, o); !errors.Is(err, ErrBadOption) {
+	for _, o := range []options{{IO: IOMapped}, {IO: IODirect}, {Connections: -1}, {Connections: 257}} {
+		if _, err := load(t.Context(), far, o, dev); !errors.Is(err, ErrBadOption) {
 			t.Errorf("%+v: %v", o, err)
 		}
 	}
@@ -357,43 +387,42 @@ func TestRemoteOptions(t *testing.T) {
 
 // TestRemoteExpanded: chunks that the device converts hold the file's blocks, each segment in its place.
 func TestRemoteExpanded(t *testing.T) {
+	t.Parallel()
 	local := openModel(t, sample)
 	s := serveFiles(t, filepath.Dir(sample))
 	far := openRemote(t, remoteClient(t), s.URL+"/"+filepath.Base(sample))
-	p, err := NewPlan(far, Options{DType: F32})
+	g := &planned(t, far, options{Policy: plan.F32}).Groups[0]
+	expand := make([]bool, len(g.Tensors))
+	for i := range g.Tensors {
+		expand[i] = g.Tensors[i].Target != g.Tensors[i].Type
+	}
+	chunks := g.Cut(plan.CutOptions{Bytes: 64 << 10, Expand: expand})
+	src, err := read.Open(far, g, chunks, read.Options{Threads: 1, Connections: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range p.Tensors {
-		p.Tensors[i].expand = p.Tensors[i].Target != p.Tensors[i].Type
-	}
-	chunks := p.cut(64<<10, 0, true)
-	src, err := newSource(p, chunks)
-	if err != nil {
-		t.Fatal(err)
-	}
+	defer src.Close()
 	ker, err := kernels.For(kernels.Generic)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fill := filler{plan: p, ker: ker}
-	r := newReader(src, &fill, "")
-	defer r.close()
+	fill := filler{group: g, kernels: ker}
+	r := src.Reader(&fill, "")
+	defer r.Close()
 	buf, expanded := make([]byte, 64<<10), 0
 	for i := range chunks {
 		c := &chunks[i]
-		r.ahead = chunks[i+1:]
-		fill.begin(buf[:c.bytes], c.expand)
-		if err := r.read(t.Context(), c.segs); err != nil {
+		fill.begin(buf[:c.Bytes], c.Expand)
+		if err := r.Read(t.Context(), c.Segs, chunks[i+1:]); err != nil {
 			t.Fatal(err)
 		}
-		for _, s := range c.segs {
-			x, _ := local.Tensor(p.Tensors[s.tensor].Name)
-			if !c.expand {
+		for _, s := range c.Segs {
+			x, _ := local.Tensor(g.Tensors[s.Tensor].Name)
+			if !c.Expand {
 				continue
 			}
 			expanded++
-			if !bytes.Equal(buf[s.dst:s.dst+s.dstBytes], local.Data(x)[s.src:s.src+int64(s.srcBytes)]) {
+			if !bytes.Equal(buf[s.Dst:s.Dst+s.DstBytes], local.Data(x)[s.Src:s.Src+int64(s.SrcBytes)]) {
 				t.Errorf("%s differs", x.Name)
 			}
 		}
@@ -408,21 +437,13 @@ func BenchmarkConnections(b *testing.B) {
 	path := sparse(b, 16, 8<<20) // 256 MiB
 	s := serveFiles(b, filepath.Dir(path))
 	s.set(func(http.ResponseWriter, *http.Request, int64) bool { time.Sleep(50 * time.Millisecond); return false })
-	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer rt.Close()
-	dev, err := rt.Device(0)
-	if err != nil {
-		b.Fatal(err)
-	}
+	dev, _ := openDevice(b, soft.Options{})
 	m := openRemote(b, remoteClient(b), s.URL+"/"+filepath.Base(path))
 	for _, n := range []int{1, 2, 4, 8, 16, 32} {
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
 			b.SetBytes(int64(m.Size()))
 			for b.Loop() {
-				w, err := Load(b.Context(), dev, m, Options{DType: BF16, Connections: n})
+				w, err := load(b.Context(), m, options{Policy: plan.BF16, Connections: n}, dev)
 				if err != nil {
 					b.Fatal(err)
 				}

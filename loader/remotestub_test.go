@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
-	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/loader/internal/read"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
 
 // stub is a gguf.Source of zeros behind a header. read is called before every read of what is not the header.
@@ -28,8 +30,8 @@ type stub struct {
 	longest            atomic.Int64
 }
 
-// newStub returns a model of n tensors of F16, each of so many elements.
-func newStub(t *testing.T, n int, elems uint64) (*stub, *gguf.Model) {
+// newStub returns a model of n tensors of plan.F16, each of so many elements.
+func newStub(t *testing.T, n int, elems uint64) (*stub, *gguf.File) {
 	local := openModel(t, sparse(t, n, elems))
 	p := local.Parts()[0]
 	s := &stub{header: bytes.Clone(p.Bytes()[:p.DataOffset]), size: p.Size}
@@ -88,9 +90,10 @@ func (r *stubReader) Close() error { r.s.open.Add(-1); return nil }
 
 // TestConnections: as many ranges are in flight as are asked for, though there are fewer threads, and each is large.
 func TestConnections(t *testing.T) {
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	t.Parallel()
+	dev, _ := openDevice(t, soft.Options{})
 	s, m := newStub(t, 8, 8<<20)
-	for _, d := range []DType{Raw, BF16} {
+	for _, d := range []plan.Policy{plan.Raw, plan.BF16} {
 		const connections = 12
 		var all sync.WaitGroup
 		all.Add(connections)
@@ -108,7 +111,7 @@ func TestConnections(t *testing.T) {
 		}
 		s.ranges.Store(0)
 		s.most.Store(0)
-		w, err := Load(t.Context(), dev, m, Options{DType: d, Connections: connections, Threads: 2})
+		w, err := load(t.Context(), m, options{Policy: d, Connections: connections, Threads: 2}, dev)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,60 +126,27 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// TestConvertersTakeTurns: when as many convert as there are threads, another waits before it does; copying needs no turn.
-func TestConvertersTakeTurns(t *testing.T) {
-	_, m := newStub(t, 1, 1<<10)
-	ker, err := kernels.For(kernels.Generic)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for d, waits := range map[DType]bool{BF16: true, Raw: false} {
-		synctest.Test(t, func(t *testing.T) {
-			p, err := NewPlan(m, Options{DType: d, Threads: 2})
-			if err != nil {
-				t.Fatal(err)
-			}
-			chunks := p.cut(p.opts.Chunk, 0, true)
-			src, err := newSource(p, chunks)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for range p.opts.Threads {
-				src.busy <- struct{}{}
-			}
-			fill := filler{plan: p, ker: ker}
-			fill.begin(make([]byte, chunks[0].bytes), false)
-			done := false
-			go func() {
-				if err := newReader(src, &fill, "").read(t.Context(), chunks[0].segs); err != nil {
-					t.Error(err)
-				}
-				done = true
-			}()
-			synctest.Wait()
-			if done == waits {
-				t.Errorf("%v: done %t while all threads convert", d, done)
-			}
-			<-src.busy
-			synctest.Wait()
-			if !done || len(src.busy) != 1 {
-				t.Errorf("%v: done %t when a turn is free, %d are taken", d, done, len(src.busy))
-			}
-		})
-	}
-}
+// maxRange is the most that one request asks for; see package read.
+const maxRange = 8 << 20
 
 // TestRemoteMemory: what a load from a server takes is its staging memory, and a little for each connection.
 func TestRemoteMemory(t *testing.T) {
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
+	t.Parallel()
+	if !alone(t) {
+		return
+	}
+	dev, _ := openDevice(t, soft.Options{})
 	_, m := newStub(t, 8, 8<<20)
-	for _, o := range []Options{{DType: Raw}, {DType: F32}, {DType: F32, Staging: 16 << 20, Connections: 64}, {DType: F32, Hash: true}} {
+	for _, o := range []options{
+		{Policy: plan.Raw}, {Policy: plan.F32}, {Policy: plan.F32, Staging: 16 << 20, Connections: 64}, {Policy: plan.F32,
+			Hash: true},
+	} {
 		boundedMemory(t, dev, m, o)
 	}
 }
 
-// boundedMemory loads m, which must be much larger than what it may take.
-func boundedMemory(t *testing.T, dev *amdhip.Device, m *gguf.Model, o Options) {
+// boundedMemory loads m, which must be much larger than what it may take. The test must be alone in its process.
+func boundedMemory(t *testing.T, dev *amdhip.Device, m *gguf.File, o options) {
 	t.Helper()
 	var before, now runtime.MemStats
 	runtime.GC()
@@ -189,39 +159,46 @@ func boundedMemory(t *testing.T, dev *amdhip.Device, m *gguf.Model, o Options) {
 			most = max(most, now.HeapAlloc)
 		}
 	}
-	w, err := Load(t.Context(), dev, m, o)
+	w, err := load(t.Context(), m, o, dev)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer mustClose(t, w)
 	r := w.Report()
-	budget := w.plan.opts.Staging
-	if r.PinnedBytes > budget || o.Staging == 0 && budget > maxDefaultStaging {
+	budget := o.Staging
+	if budget == 0 {
+		budget = maxDefaultStaging
+	}
+	if r.PinnedBytes > budget || r.PinnedBytes == 0 {
 		t.Errorf("%+v: %d bytes are pinned, the budget is %d", o, r.PinnedBytes, budget)
 	}
 	// The device's own memory is not in the heap.
-	if limit := before.HeapAlloc + uint64(r.Connections)*(pieceBytes+64<<10) + 4<<20; most > limit || most == 0 {
+	if limit := before.HeapAlloc + uint64(r.Connections)*(read.PieceBytes+64<<10) + 4<<20; most > limit || most == 0 {
 		t.Errorf("%d connections: %d bytes of heap, %d before", r.Connections, most, before.HeapAlloc)
 	}
 }
 
 // TestSlowIsNotStalled: bytes that come slowly are progress, though no chunk is complete for longer than Stall.
 func TestSlowIsNotStalled(t *testing.T) {
-	dev, _ := openDevice(t, amdhip.SoftwareOptions{})
-	s, m := newStub(t, 1, 2<<20)
-	var reads atomic.Int64
-	s.read = func(context.Context, bool) { reads.Add(1); time.Sleep(100 * time.Millisecond) }
-	w, err := Load(t.Context(), dev, m, Options{DType: Raw, Threads: 1, Connections: 1, Chunk: 8 << 20, Stall: time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if reads.Load() < 12 {
-		t.Errorf("only %d reads: the test does not last longer than Stall", reads.Load())
-	}
-	mustClose(t, w)
-	s.read = func(ctx context.Context, _ bool) { <-ctx.Done() }
-	w, err = Load(t.Context(), dev, m, Options{DType: Raw, Stall: 300 * time.Millisecond})
-	if w != nil || !errors.Is(err, ErrStalled) || !strings.Contains(err.Error(), "server") {
-		t.Errorf("got %v, want %v", err, ErrStalled)
-	}
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dev, _ := openDevice(t, soft.Options{})
+		s, m := newStub(t, 1, 2<<20)
+		var reads atomic.Int64
+		s.read = func(context.Context, bool) { reads.Add(1); time.Sleep(100 * time.Millisecond) }
+		o := options{Policy: plan.Raw, Threads: 1, Connections: 1, Chunk: 8 << 20, Stall: time.Second}
+		w, err := load(t.Context(), m, o, dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reads.Load() < 12 {
+			t.Errorf("only %d reads: the test does not last longer than Stall", reads.Load())
+		}
+		mustClose(t, w)
+		s.read = func(ctx context.Context, _ bool) { <-ctx.Done() }
+		w, err = load(t.Context(), m, options{Policy: plan.Raw, Stall: 300 * time.Millisecond}, dev)
+		if w != nil || !errors.Is(err, ErrStalled) || !strings.Contains(err.Error(), "server") {
+			t.Errorf("got %v, want %v", err, ErrStalled)
+		}
+	})
 }

@@ -1,68 +1,76 @@
 package loader
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
+	"os"
 	"slices"
-	"strings"
 	"testing"
 
-	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/loader/internal/read"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
 
-// TestShards loads all ranks' shards in every way, puts what was read back together, and compares it with the whole model.
+// TestShards loads all ranks' shards in every way, puts what was read back together, and compares it with the whole
+// model.
 func TestShards(t *testing.T) {
-	byRule := []ShardRule{mustShardRule(t, `down_exps=rows`)}
+	t.Parallel()
+	tiny := openModel(t, sample)
 	for _, model := range []struct {
 		name  string
-		m     *gguf.Model
-		by    ShardBy
+		m     *gguf.File
+		by    plan.ShardBy
 		world int
-		rules []ShardRule
+		rules []plan.ShardRule
 	}{
-		{"llama", llama(t), ShardTensors, 4, nil},
-		{"llama", llama(t), ShardTensors, 1, nil},
-		{"llama", llama(t), ShardLayers, 3, nil},
-		{"llama", llama(t), ShardLayers, 4, []ShardRule{mustShardRule(t, "token_embd=replicate")}},
-		{"fused", fused(t), ShardTensors, 4, byRule},
-		{"tiny-llama", openModel(t, sample), ShardTensors, 2, []ShardRule{mustShardRule(t, "attn_output|ffn_down=rows")}},
-		{"tiny-llama", openModel(t, sample), ShardLayers, 2, nil},
-		{"all-types", openModel(t, "../testdata/gguf/all-types.gguf"), ShardTensors, 2, []ShardRule{mustShardRule(t, "shape=replicate"), mustShardRule(t, ".=experts")}},
+		{"llama", llama(t), plan.ShardTensors, 4, nil},
+		{"llama", llama(t), plan.ShardTensors, 1, nil},
+		{"llama", llama(t), plan.ShardLayers, 3, nil},
+		{"llama", llama(t), plan.ShardLayers, 4, mustShardRules(t, "token_embd=replicate")},
+		{"fused", fused(t), plan.ShardTensors, 4, mustShardRules(t, "down_exps=rows")},
+		{"tiny-llama", tiny, plan.ShardTensors, 2, mustShardRules(t, "attn_output|ffn_down=rows")},
+		{"tiny-llama", tiny, plan.ShardLayers, 2, nil},
+		{"all-types", openModel(t, allTypes), plan.ShardTensors, 2, mustShardRules(t, "shape=replicate", ".=experts")},
 	} {
-		for _, d := range DTypes() {
-			want := wanted(t, model.m, Options{DType: d})
+		for _, d := range plan.Policies() {
+			want := wanted(t, model.m, options{Policy: d})
 			for _, way := range []struct {
 				name string
 				load loadFunc
-				o    Options
+				o    options
 			}{
-				{"default", Load, Options{}},
-				{"tight", Load, tight},
-				{"direct", Load, Options{IO: IODirect, Chunk: 100_000}},
-				{"hashed", Load, Options{IO: IOMapped, Hash: true, Chunk: 64 << 10}},
-				{"sync", LoadSync, Options{}},
-				{"gpu", Load, Options{Dequant: DequantGPU, Chunk: 128 << 10}},
+				{"default", load, options{}},
+				{"tight", load, tight},
+				{"direct", load, options{IO: IODirect, Chunk: 100_000}},
+				{"hashed", load, options{IO: IOMapped, Hash: true, Chunk: 64 << 10}},
+				{"sync", loadSync, options{}},
+				{"gpu", load, options{Dequant: DequantGPU, Chunk: 128 << 10}},
 			} {
-				if d != Raw && d != F16 && way.o.Chunk != 0 && way.o.Dequant == DequantAuto {
+				if d != plan.Raw && d != plan.F16 && way.o.Chunk != 0 && way.o.Dequant == DequantAuto {
 					continue // these differ in how bytes are read, not in what becomes of them
 				}
 				t.Run(fmt.Sprintf("%s/%v of %d/%v/%s", model.name, model.by, model.world, d, way.name), func(t *testing.T) {
-					dev, _ := openDevice(t, amdhip.SoftwareOptions{Poison: true})
-					var files []safetensorsFile
-					var read, replicated uint64
+					t.Parallel()
+					dev, _ := openDevice(t, soft.Options{Poison: true})
+					var ranks []rankHas
+					var got, replicated uint64
 					for rank := range model.world {
 						o := way.o
-						o.DType, o.Shard = d, Shard{Rank: rank, World: model.world, By: model.by, Rules: model.rules}
-						w, err := way.load(t.Context(), dev, model.m, o)
+						o.Policy, o.Shard = d, plan.Shard{Rank: rank, World: model.world, By: model.by, Rules: model.rules}
+						w, err := way.load(t.Context(), model.m, o, dev)
 						if err != nil {
 							t.Fatal(err)
 						}
-						if err := w.Verify(t.Context()); err != nil {
+						if err := verify(t.Context(), w, model.m); err != nil {
 							t.Error(err)
 						}
-						files = append(files, safetensorsOf(t, w))
+						ranks = append(ranks, rankHas{w.Tensors(), contents(t, w)})
 						r := w.Report()
 						if r.MappedBytes+r.DirectBytes != r.ReadBytes {
 							t.Errorf("%d bytes mapped and %d direct, want %d together", r.MappedBytes, r.DirectBytes, r.ReadBytes)
@@ -70,158 +78,176 @@ func TestShards(t *testing.T) {
 						if r.FetchedBytes < r.DirectBytes {
 							t.Errorf("%d bytes fetched for %d", r.FetchedBytes, r.DirectBytes)
 						}
-						if read += r.ReadBytes; rank > 0 && model.world > 1 {
-							replicated += replicatedBytes(w, o.Shard)
+						if got += r.ReadBytes; rank > 0 {
+							replicated += replicatedBytes(w.Plan(), o.Shard)
 						}
-						for i, h := range w.Hashes() {
-							var buf []byte
-							x := &w.plan.Tensors[i]
-							if b, err := w.plan.data(t.Context(), &buf, x, 0, int(x.Size)); err != nil || h.Sum != sha256.Sum256(b) {
-								t.Errorf("%s: another hash", h.Name)
-							}
-						}
+						checkHashes(t, w, model.m)
 						mustClose(t, w)
 					}
 					var whole uint64
 					for _, x := range model.m.Tensors() {
 						whole += uint64(x.Size)
 					}
-					if read != whole+replicated {
-						t.Errorf("%d bytes read by all, want %d and %d that several ranks have", read, whole, replicated)
+					if got != whole+replicated {
+						t.Errorf("%d bytes read by all, want %d and %d that several ranks have", got, whole, replicated)
 					}
-					p, err := NewPlan(model.m, Options{DType: d})
-					if err != nil {
-						t.Fatal(err)
-					}
-					same(t, p, together(t, files), want)
+					same(t, planned(t, model.m, options{Policy: d}), together(t, ranks), want)
 				})
 			}
 		}
 	}
 }
 
-// replicatedBytes is the size in the file of what w has as every rank does.
-func replicatedBytes(w *Model, s Shard) (n uint64) {
-	for i := range w.plan.Tensors {
-		x := &w.plan.Tensors[i]
-		_, ruled := s.rule(x.Name)
-		if x.Slice == nil && (s.By == ShardTensors || ruled) {
+// replicatedBytes is the size in the file of what a rank has as every rank does.
+func replicatedBytes(p *plan.Plan, s plan.Shard) (n uint64) {
+	for _, x := range p.Tensors() {
+		ruled := slices.ContainsFunc(s.Rules, func(r plan.ShardRule) bool { return r.Name.MatchString(x.Name) })
+		if x.Slice == nil && (s.By == plan.ShardTensors || ruled) {
 			n += uint64(x.Size)
 		}
 	}
 	return n
 }
 
-func mustShardRule(t testing.TB, s string) ShardRule {
+// checkHashes compares the hashes of w, if there are any, with those of the file's bytes.
+func checkHashes(t *testing.T, w *Model, m *gguf.File) {
 	t.Helper()
-	r, err := ParseShardRule(s)
+	tensors := w.Plan().Tensors()
+	for i, h := range w.Hashes() {
+		var buf []byte
+		x := tensors[i]
+		b, err := read.Tensor(t.Context(), m, &buf, x, 0, int(x.Size))
+		if err != nil || h.Sum != sha256.Sum256(b) || h.Name != x.Name {
+			t.Errorf("%s: another hash", h.Name)
+		}
+	}
+}
+
+func mustShardRules(t testing.TB, texts ...string) (rules []plan.ShardRule) {
+	t.Helper()
+	for _, s := range texts {
+		var r plan.ShardRule
+		if err := r.UnmarshalText([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+		rules = append(rules, r)
+	}
+	return rules
+}
+
+// rankHas is what one rank has on its device.
+type rankHas struct {
+	tensors []Tensor
+	bytes   map[string][]byte
+}
+
+// together puts what the ranks have together by what their tensors say of themselves. Every byte must come from one
+// rank, and what several have must be the same.
+func together(t *testing.T, ranks []rankHas) map[string][]byte {
+	t.Helper()
+	all, seen := make(map[string][]byte), make(map[string][]bool)
+	for _, rank := range ranks {
+		for _, x := range rank.tensors {
+			b := rank.bytes[x.Name]
+			s := x.Slice
+			if s == nil {
+				if was, ok := all[x.Name]; ok && !bytes.Equal(was, b) {
+					t.Errorf("%s differs between ranks", x.Name)
+				}
+				all[x.Name] = b
+				continue
+			}
+			inner, elems := uint64(1), uint64(1) // inner: elements for each index of the dimension
+			for i, n := range s.Shape {
+				if elems *= n; i < s.Dim {
+					inner *= n
+				}
+			}
+			size, _ := x.Type.Bytes(elems)
+			if all[x.Name] == nil {
+				all[x.Name], seen[x.Name] = make([]byte, size), make([]bool, size)
+			}
+			perIndex := func(n uint64) uint64 { return n * inner * uint64(x.Type.BlockBytes()) / uint64(x.Type.BlockElems()) }
+			row := perIndex(s.Shape[s.Dim])
+			for at := uint64(0); at < size; at += row {
+				for _, r := range s.Ranges {
+					lo, hi := at+perIndex(r[0]), at+perIndex(r[1])
+					for i := lo; i < hi; i++ {
+						if seen[x.Name][i] {
+							t.Fatalf("%s: byte %d is there twice", x.Name, i)
+						}
+						seen[x.Name][i] = true
+					}
+					b = b[copy(all[x.Name][lo:hi], b):]
+				}
+			}
+			if len(b) != 0 {
+				t.Errorf("%s: %d bytes too many", x.Name, len(b))
+			}
+		}
+	}
+	for name, s := range seen {
+		if i := slices.Index(s, false); i >= 0 {
+			t.Errorf("%s: nobody has byte %d", name, i)
+		}
+	}
+	return all
+}
+
+// TestSplitShard spreads each rank's shard over two devices.
+func TestSplitShard(t *testing.T) {
+	t.Parallel()
+	m := llama(t)
+	for _, by := range bothSplits {
+		var ranks []rankHas
+		for rank := range 2 {
+			devs, _ := openDevices(t, 2, soft.Options{Poison: true})
+			o := tight.on(2)
+			o.Shard, o.Split.By = plan.Shard{Rank: rank, World: 2, By: plan.ShardTensors}, by
+			w, err := load(t.Context(), m, o, devs...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ranks = append(ranks, rankHas{w.Tensors(), contents(t, w)})
+			if err := errors.Join(verify(t.Context(), w, m), w.Close()); err != nil {
+				t.Error(err)
+			}
+		}
+		same(t, planned(t, m, options{}), together(t, ranks), wanted(t, m, options{}))
+	}
+}
+
+// TestShardCheck wants a bad value in a slice to be told by where it is in the whole tensor.
+func TestShardCheck(t *testing.T) {
+	t.Parallel()
+	m := makeModel(t, map[string]any{"general.architecture": "llama"}, []made{
+		{"blk.0.ffn_down.weight", gguf.F32, []uint64{64, 8}},
+	})
+	f, err := os.OpenFile(m.Parts()[0].Path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r
-}
-
-// TestShardDivisions wants tensors divided as their names say.
-func TestShardDivisions(t *testing.T) {
-	var p *Plan
-	for _, x := range []struct {
-		m    func(testing.TB) *gguf.Model
-		name string
-		want string // shape, dimension and ranges of rank 1 of 4
-	}{
-		{llama, "token_embd.weight", "[256 26] 1 [[26 52]]"}, // 103 rows: one more for the first three
-		{nil, "output.weight", "[256 26] 1 [[26 52]]"},
-		{nil, "blk.1.attn_q.weight", "[256 16] 1 [[16 32]]"},
-		{nil, "blk.1.attn_q.bias", "[16] 0 [[16 32]]"},
-		{nil, "blk.1.attn_k.weight", "[256 4] 1 [[4 8]]"},
-		{nil, "blk.1.attn_output.weight", "[256 32] 0 [[256 512]]"},
-		{nil, "blk.1.attn_output.bias", "whole"},
-		{nil, "blk.1.attn_norm.weight", "whole"},
-		{nil, "blk.1.ffn_gate.weight", "[256 16] 1 [[16 32]]"},
-		{nil, "blk.1.ffn_down.weight", "[256 32] 0 [[256 512]]"},
-		{nil, "rope_freqs.weight", "whole"},
-		{fused, "blk.0.attn_qkv.weight", "[256 64] 1 [[32 64] [144 160] [208 224]]"},
-		{nil, "blk.0.attn_qkv.bias", "[64] 0 [[32 64] [144 160] [208 224]]"},
-		{nil, "blk.0.ffn_up.weight", "[256 64] 1 [[32 64] [160 192]]"},
-		{nil, "blk.0.ffn_gate_inp.weight", "whole"},
-		{nil, "blk.0.ffn_gate_exps.weight", "[256 16 2] 2 [[2 4]]"},
-		{nil, "blk.0.ffn_gate_exps.bias", "[16 2] 1 [[2 4]]"},
-		{nil, "blk.0.attn_k_b.weight", "[64 32 2] 2 [[2 4]]"},
-	} {
-		if x.m != nil {
-			var err error
-			if p, err = NewPlan(x.m(t), Options{Shard: Shard{Rank: 1, World: 4, By: ShardTensors}}); err != nil {
-				t.Fatal(err)
+	data := make([]byte, 64*8*4)
+	binary.LittleEndian.PutUint32(data[4*(5*64+40):], math.Float32bits(float32(math.Inf(-1))))
+	_, err = f.WriteAt(data, m.Tensors()[0].Offset)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	dev, _ := openDevice(t, soft.Options{})
+	for _, load := range []loadFunc{load, loadSync} {
+		for rank := range 4 {
+			o := options{Policy: plan.F32, Check: true, Shard: plan.Shard{Rank: rank, World: 4, By: plan.ShardTensors}}
+			w, err := load(t.Context(), m, o, dev)
+			if rank != 2 {
+				if err != nil {
+					t.Fatal(err)
+				}
+				mustClose(t, w)
+				continue
 			}
-		}
-		i := slices.IndexFunc(p.Tensors, func(y PlannedTensor) bool { return y.Name == x.name })
-		got := "whole"
-		if s := p.Tensors[i].Slice; s != nil {
-			got = fmt.Sprint(p.Tensors[i].Shape, s.Dim, s.Ranges)
-		}
-		if got != x.want {
-			t.Errorf("%s: %s, want %s", x.name, got, x.want)
-		}
-	}
-}
-
-// TestShardRefused wants shards that cannot be to be refused, and a way out to be named.
-func TestShardRefused(t *testing.T) {
-	m, f := llama(t), fused(t)
-	odd := makeModel(t, map[string]any{"general.architecture": "llama", "llama.attention.head_count": uint32(16)}, []made{
-		{"blk.0.attn_output.weight", gguf.Q4_K, []uint64{11008, 16}}, {"blk.0.ffn_gate.weight", gguf.Q4_K, []uint64{256, 11008}},
-		{"blk.0.ffn_down.weight", gguf.Q4_K, []uint64{11008, 256}},
-	})
-	vague := makeModel(t, map[string]any{"general.architecture": "llama"}, []made{
-		{"blk.0.attn_q.weight", gguf.F16, []uint64{64, 64}}, {"blk.0.attn_qkv.weight", gguf.F16, []uint64{64, 64}},
-	})
-	for _, x := range []struct {
-		m     *gguf.Model
-		shard Shard
-		want  string
-	}{
-		{m, Shard{World: 8, By: ShardTensors}, `"blk.0.attn_k.weight" cannot be divided evenly among 8 ranks: it has 4 key-value heads; for this model, worlds of 1, 2, 4 work, and others may with the shard rule 'attn_[kv]\.=replicate'`},
-		{m, Shard{World: 3, By: ShardTensors}, `"blk.0.attn_q.weight"`},
-		{m, Shard{World: 5, By: ShardLayers}, "4 layers cannot be divided among 5"},
-		{f, Shard{World: 16, By: ShardTensors}, "worlds of 1, 2, 4 work"},
-		{odd, Shard{World: 2, By: ShardTensors}, `"blk.0.attn_output.weight" cannot be divided evenly among 2 ranks: it has 43 blocks of 256 in a row; for this model, worlds of 1 work`},
-		{odd, Shard{World: 2, By: ShardTensors, Rules: []ShardRule{mustShardRule(t, "attn_output|ffn_down=rows")}}, ""},
-		{vague, Shard{World: 2, By: ShardTensors}, `"blk.0.attn_q.weight" cannot be divided among ranks: the metadata says 0 heads`},
-		{vague, Shard{World: 2, By: ShardTensors, Rules: []ShardRule{mustShardRule(t, "attn_q\\.=rows")}}, `"blk.0.attn_qkv.weight" cannot be divided among ranks: its 64 rows are q, k and v in one`},
-		{m, Shard{World: 2}, "by layer or by tensor"},
-		{m, Shard{World: 2, Rank: 2, By: ShardLayers}, "rank 2 of a world of 2"},
-		{m, Shard{World: -1, By: ShardLayers}, "a world of -1 ranks"},
-		{m, Shard{World: 2, By: ShardLayers, Rules: []ShardRule{mustShardRule(t, "x=rows")}}, "whole tensors"},
-		{m, Shard{World: 1 << 20, By: ShardLayers}, "a world of 1048576 ranks"},
-		{m, Shard{By: 9}, "shard 9"},
-	} {
-		_, err := NewPlan(x.m, Options{Shard: x.shard})
-		switch {
-		case x.want == "" && err != nil:
-			t.Errorf("%+v: %v", x.shard, err)
-		case x.want != "" && (err == nil || !strings.Contains(err.Error(), x.want) || !errors.Is(err, ErrBadOption)):
-			t.Errorf("%+v: %v, want %q", x.shard, err, x.want)
-		}
-	}
-}
-
-func TestParseShard(t *testing.T) {
-	for _, s := range []string{"none", "layer", "tensor"} {
-		if by, err := ParseShardBy(s); err != nil || by.String() != s {
-			t.Errorf("%s: %v, %v", s, by, err)
-		}
-	}
-	if _, err := ParseShardBy("row"); err == nil || !strings.Contains(err.Error(), "none, layer, tensor") {
-		t.Errorf("row: %v", err)
-	}
-	for _, s := range []string{"a=b=rows", `attn_[kv]\.=replicate`, "x=experts", "x=columns"} {
-		if r, err := ParseShardRule(s); err != nil || r.String() != s {
-			t.Errorf("%s: %v, %v", s, r, err)
-		}
-	}
-	for _, s := range []string{"rows", "=rows", "x=row", "(=rows", ""} {
-		if _, err := ParseShardRule(s); err == nil {
-			t.Errorf("%q was taken", s)
+			if e, ok := errors.AsType[*ValueError](err); !ok || e.Element != 5*64+40 || e.Offset != 4*(5*64+40) {
+				t.Errorf("%v, want element %d", err, 5*64+40)
+			}
 		}
 	}
 }

@@ -5,110 +5,182 @@ import (
 	"errors"
 	"time"
 
-	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
-	"github.com/gguf2gpu/gguf2gpu/kernels"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
+	"github.com/gguf2gpu/gguf2gpu/loader/internal/read"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
+	"github.com/gguf2gpu/gguf2gpu/pinned"
 )
 
-// LoadSync puts the tensors of m on dev the plain way: one thread, one buffer, one copy at a time, each waited for. It is the
-// reference that Load is compared with, byte for byte, and the baseline that Load must beat. It shares the plan and the kernels
-// with Load, and nothing of its pipeline: a copy that never ends hangs it. Of the options, those on threads, streams and reading
-// have no effect, and it is always the CPU that converts.
-func LoadSync(ctx context.Context, dev *amdhip.Device, m *gguf.Model, o Options) (*Model, error) {
+// LoadSync puts the tensors of p on the devices the plain way: one thread, one buffer, one copy at a time, each waited
+// for. It is the reference that Load is compared with, byte for byte, and the baseline that Load must beat. It shares
+// the plan and the kernels with Load, and nothing of its pipeline. What Config says of threads, streams and reading has
+// no effect, and it is always the CPU that converts.
+func (l *Loader) LoadSync(ctx context.Context, p *Plan, r Request) (*Model, error) {
 	began := time.Now()
-	o.Dequant = DequantCPU
-	w, conv, err := prepare(ctx, dev, m, o)
+	if err := l.begin(ctx, p); err != nil {
+		return nil, err
+	}
+	defer l.running.Done()
+	if err := p.suits(r, true); err != nil {
+		return nil, err
+	}
+	limit := l.limit()
+	m, _, err := l.prepare(ctx, limit, p, r, began, DequantCPU)
 	if err != nil {
 		return nil, err
 	}
-	if err := w.loadSync(ctx, conv.cpu); err != nil {
-		return nil, errors.Join(err, w.free())
-	}
-	w.report.Total = time.Since(began)
-	close(w.finished)
-	return w, nil
-}
-
-// loadSync does the work of LoadSync.
-func (w *Model) loadSync(ctx context.Context, ker *kernels.Kernels) (err error) {
-	pinning := time.Now()
-	pool, err := newPool(w, 1)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, pool.Close()) }()
-	stream, err := w.dev.NewStream()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, stream.Close()) }()
-	buf, err := pool.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer buf.Release()
-
-	inspect := newInspector(w.plan, w.sums)
-	var gathered []byte
-	start := time.Now()
-	w.ready.set(len(w.plan.Tensors), nil)
-	w.issued.set(len(w.plan.Tensors), nil)
-	r := &w.report
-	r.Pin, r.PinTotal, r.PinnedBytes = start.Sub(pinning), start.Sub(pinning), pool.Stats().PinnedBytes
-	r.Streams, r.Threads, r.ChunkBytes = 1, 1, pool.BufferBytes()
-	total := int64(0)
-	for i := range w.plan.Tensors {
-		total += int64(w.plan.Tensors[i].Bytes)
-	}
-	for i := range w.plan.Tensors {
-		t := &w.plan.Tensors[i]
-		src, dst := t.Type.BlockBytes(), t.Target.BlockBytes()*t.Type.BlockElems()/t.Target.BlockElems()
-		for off, done := int64(0), uint64(0); off < t.Size; {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
+	s := &syncLoad{Loader: l, model: m, file: p.file, request: r, limit: limit}
+	for _, part := range m.parts {
+		if err := s.load(ctx, part); err != nil {
+			err = onDevice(part.on[0].device, len(m.parts) > 1, err)
+			if s.stuck {
+				m.hangs(part)
 			}
-			n := min(int(t.Size-off)/src, pool.BufferBytes()/max(src, dst)) // blocks
-			out := buf.Bytes()[:n*dst]
-			data, err := w.plan.data(ctx, &gathered, t, off, n*src)
-			if err == nil {
-				err = w.plan.model.Guard(func() error {
-					if err := inspect.see(i, off, data); err != nil {
-						return err
-					}
-					if t.Target == t.Type {
-						copy(out, data)
-						return nil
-					}
-					return ker.Dequantize(out, t.Target, data, t.Type)
-				})
-			}
-			if _, named := errors.AsType[*TensorError](err); named {
-				return err
-			}
-			if err != nil {
-				return &TensorError{Tensor: t.Name, Op: "read", Offset: off, Bytes: n * src, Err: err}
-			}
-			err = buf.CopyToDevice(stream, w.ptr(t.arena, t.offset+done), len(out))
-			if err == nil {
-				err = stream.Synchronize()
-			}
-			if err != nil {
-				return &TensorError{Tensor: t.Name, Op: "copy", Offset: int64(done), Bytes: len(out), Err: err}
-			}
-			if !buf.Pinned() {
-				r.UnpinnedCopies++
-			}
-			w.plan.letGo(t, off, n*src)
-			off, done = off+int64(n*src), done+uint64(len(out))
-			r.UploadBytes += uint64(len(out))
-			if w.plan.opts.Progress != nil {
-				w.plan.opts.Progress(int64(r.UploadBytes), total)
-			}
+			return nil, errors.Join(err, m.free(limit))
 		}
 	}
-	r.Transfer = time.Since(start)
-	if r.MappedBytes = r.ReadBytes; w.plan.model.Remote() {
-		r.MappedBytes, r.RemoteBytes, r.Connections = 0, r.ReadBytes, 1
+	if err := m.check(ctx, p.file); err != nil {
+		return nil, errors.Join(err, m.free(limit))
+	}
+	m.report.Total = time.Since(began)
+	for _, part := range m.parts {
+		part.ready.expect(nil)
+		part.issued.expect(nil)
+	}
+	close(m.finished)
+	return m, nil
+}
+
+// syncLoad is one call of LoadSync.
+type syncLoad struct {
+	*Loader
+	model   *Model
+	file    *gguf.File
+	request Request
+	limit   *watch.Limit
+	stuck   bool  // a copy may still be under way
+	done    int64 // bytes of tensors that have arrived
+
+	// Of the group that is being loaded.
+
+	part    *part
+	stage   *stage
+	buf     *pinned.Buffer
+	inspect *inspector
+	scratch []byte
+	report  groupReport
+}
+
+// load loads one group.
+func (s *syncLoad) load(ctx context.Context, part *part) (err error) {
+	g := part.group
+	if len(g.Tensors) == 0 {
+		return nil
+	}
+	all, err := sizesOf(s.model.plan, s.config, false, nil)
+	if err != nil {
+		return err
+	}
+	z := all[part.index]
+	z.streams, z.scratch, z.staging = 1, 0, int64(z.chunk)
+	pinning := time.Now()
+	if s.stage, err = s.takeStage(ctx, s.limit, part.devices(), z, false); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil && !s.stuck {
+			s.stuck = !atRest(s.limit, s.stage.idle)
+		}
+		err = errors.Join(err, s.giveBack(s.limit, s.stage, err != nil, s.stuck))
+	}()
+	if s.buf, err = s.stage.pool.Acquire(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if !s.stuck {
+			s.buf.Release()
+		}
+	}()
+	start := time.Now()
+	s.part, s.inspect = part, newInspector(g, s.request, part.sums)
+	stats := s.stage.pool.Stats()
+	s.report = groupReport{
+		devices: g.Devices, streams: 1, threads: 1, chunk: s.stage.chunkBytes(z),
+		pinned: stats.PinnedBytes, pin: start.Sub(pinning), pinTotal: stats.TotalPin,
+	}
+	for i := range g.Tensors {
+		if err := s.tensor(ctx, i); err != nil {
+			return err
+		}
+	}
+	s.report.transfer = time.Since(start)
+	if s.report.read.Mapped = int64(g.ReadBytes); s.file.Remote() {
+		s.report.read, s.report.connections = read.Stats{Remote: int64(g.ReadBytes)}, 1
+	}
+	s.model.report.add(&s.report)
+	return nil
+}
+
+// tensor loads tensor i of the group.
+func (s *syncLoad) tensor(ctx context.Context, i int) error {
+	t := &s.part.group.Tensors[i]
+	src, dst := t.Block()
+	for off, done := int64(0), uint64(0); off < t.Size; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n := min(int(t.Size-off)/src, s.report.chunk/max(src, dst)) // blocks
+		out := s.buf.Bytes()[:n*dst]
+		if err := s.fill(ctx, i, t, off, n*src, out); err != nil {
+			return err
+		}
+		for k := range s.part.on {
+			stream := s.stage.outlets[k].streams[0]
+			to := s.part.ptr(k, t.Arena, t.DeviceOffset+done)
+			err := watch.Call(ctx, s.limit, "copying", func() error {
+				if err := s.buf.CopyToDevice(stream, to, len(out)); err != nil {
+					return err
+				}
+				return stream.Synchronize()
+			})
+			if err != nil {
+				s.stuck = s.stuck || watch.Lost(err)
+				err = onDevice(s.part.on[k].device, len(s.part.on) > 1, err)
+				return &TensorError{Tensor: t.Name, Op: "copy", Offset: int64(done), Bytes: len(out), Err: err}
+			}
+			if !s.buf.Pinned() {
+				s.report.unpinned++
+			}
+		}
+		read.LetGo(s.file, t, off, n*src)
+		off, done = off+int64(n*src), done+uint64(len(out))
+		s.report.upload += uint64(len(out))
+		s.done += int64(len(out))
+		if s.request.Progress != nil {
+			s.request.Progress(s.done, int64(s.model.plan.TensorBytes()))
+		}
 	}
 	return nil
+}
+
+// fill reads n bytes of tensor i from byte off on and puts what becomes of them into out.
+func (s *syncLoad) fill(ctx context.Context, i int, t *plan.Tensor, off int64, n int, out []byte) error {
+	data, err := read.Tensor(ctx, s.file, &s.scratch, t, off, n)
+	if err == nil {
+		err = s.file.Guard(func() error {
+			if err := s.inspect.see(i, off, data); err != nil {
+				return err
+			}
+			if t.Target == t.Type {
+				copy(out, data)
+				return nil
+			}
+			return s.kernelsOfCPU.Dequantize(out, t.Target, data, t.Type)
+		})
+	}
+	if _, named := errors.AsType[*TensorError](err); named || err == nil {
+		return err
+	}
+	return &TensorError{Tensor: t.Name, Op: "read", Offset: off, Bytes: n, Err: err}
 }

@@ -2,54 +2,69 @@ package loader
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"slices"
 	"sync"
+
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
+	"github.com/gguf2gpu/gguf2gpu/loader/internal/read"
 )
 
-// team is several pipelines, to a device each, that share their workers and end together.
+// team is the pipelines of one load, one for each group of devices. They share their workers and end together.
 type team struct {
+	model  *Model
+	loader *Loader
 	pipes  []*pipeline
 	ctx    context.Context // of all; its end ends them
 	cancel context.CancelCauseFunc
-	left   sync.WaitGroup // pipelines whose transfers have not ended
+	limit  *watch.Limit // of what the load calls besides the workers
 
-	mu   sync.Mutex
-	err  error // the first error of any
-	done []int64
-	sum  int64 // of done
+	told sync.Once // that a file is not read in the usual way
+
+	mu       sync.Mutex
+	left     int   // pipelines that have not ended
+	err      error // the first error of any
+	done     []int64
+	reported int64 // the greatest sum that Progress was told
 }
 
 // start lets the pipelines run. They have been opened.
-func (t *team) start(ctx context.Context, cancel context.CancelCauseFunc) {
-	t.ctx, t.cancel = ctx, cancel
-	t.left.Add(len(t.pipes))
-	var total int64
+func (t *team) start() {
+	t.left, t.done = len(t.pipes), make([]int64, len(t.pipes))
 	for _, p := range t.pipes {
-		total += p.total
-	}
-	t.done = make([]int64, len(t.pipes))
-	for i, p := range t.pipes {
-		p.opts.Progress = t.progress(i, total, p.opts.Progress)
-		go p.run(ctx)
+		go p.run(t.ctx)
 	}
 }
 
-// progress passes on to f what has arrived on all devices; the result is for pipeline i.
-func (t *team) progress(i int, total int64, f func(done, total int64)) func(done, total int64) {
-	if f == nil {
-		return nil
+// progress tells how many bytes of tensors p has delivered. After an attempt that is made again that may be fewer than
+// before; what Progress is told never falls.
+func (t *team) progress(p *pipeline, delivered int64) {
+	report := p.request.Progress
+	if report == nil {
+		return
 	}
-	return func(done, _ int64) {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.sum += done - t.done[i]
-		t.done[i] = done
-		f(t.sum, total)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.done[p.part.index] = delivered
+	var sum int64
+	for _, n := range t.done {
+		sum += n
+	}
+	if sum > t.reported {
+		t.reported = sum
+		report(sum, int64(t.model.plan.TensorBytes()))
 	}
 }
 
-// help lets a worker that has nothing to do any more work for the others of the team.
+// fellBack logs, once in a load, that a file is not read in the usual way.
+func (t *team) fellBack(f read.Fallback) {
+	t.told.Do(func() {
+		t.loader.config.Logger.Warn("the usual way of reading does not work on this file",
+			"file", f.Path, "instead", f.Instead, "error", f.Err)
+	})
+}
+
+// help lets a worker that has nothing to do any more work for the other pipelines.
 func (t *team) help(wk *worker) {
 	home := slices.Index(t.pipes, wk.p)
 	for i := range t.pipes[1:] {
@@ -58,27 +73,41 @@ func (t *team) help(wk *worker) {
 	}
 }
 
-// outcome is told how p has ended, and returns how all have once they have ended. The first error ends the others.
-func (t *team) outcome(p *pipeline, err error) error {
+// ended is told how p has ended. The first error ends the others; the last pipeline ends the load.
+func (t *team) ended(p *pipeline, err error, stuck bool) {
+	if stuck {
+		t.model.hangs(p.part)
+		if p.plan.image != nil {
+			p.plan.image.stuck.Store(true)
+		}
+	}
 	t.mu.Lock()
 	if err != nil && t.err == nil {
-		if t.err = err; t.ctx.Err() == nil { // else it was ended
-			t.err = p.deviceError(err)
+		t.err = err
+		if t.ctx.Err() == nil { // else it was ended from outside, and no device is to blame
+			t.err = onDevice(p.part.on[0].device, len(t.pipes) > 1, err)
 			t.cancel(t.err)
 		}
 	}
+	t.left--
+	last := t.left == 0
 	t.mu.Unlock()
-	t.left.Done()
-	t.left.Wait()
-	return t.err
+	if !last {
+		return
+	}
+	if t.err == nil {
+		t.err = t.model.check(t.ctx, p.file)
+	}
+	t.model.end(t)
 }
 
-// deviceError adds the device that err is of, unless there is one only, or several that err may be of.
-func (p *pipeline) deviceError(err error) error {
-	if len(p.team.pipes) == 1 {
-		return err
+// close gives back what the pipelines of a load that did not start have.
+func (t *team) close() error {
+	var errs []error
+	for _, p := range t.pipes {
+		errs = append(errs, p.close(t.limit, false))
 	}
-	return fmt.Errorf("device %d: %w", p.model.dev.Index(), err)
+	return errors.Join(errs...)
 }
 
 // gate lets workers in while a transfer runs, and knows who is in.
@@ -110,8 +139,8 @@ func (g *gate) leave(wk *worker) {
 	g.workers.Done()
 }
 
-// lend lets a worker of another pipeline work for p, whose gate it is, until there is nothing to do. If the gate is closed, there is
-// nothing.
+// lend lets a worker of another pipeline work for p, whose gate it is, until there is nothing to do. If the gate is
+// closed, there is nothing.
 func (g *gate) lend(from *worker, p *pipeline) {
 	g.mu.Lock()
 	if !g.isOpen {
@@ -119,12 +148,18 @@ func (g *gate) lend(from *worker, p *pipeline) {
 		return
 	}
 	wk := newWorker(p, 0) // p has what it needs while the gate is open
-	wk.track, wk.read.track, wk.read.scratch = from.track, from.read.track, from.read.scratch
+	wk.track = from.track
+	if wk.read != nil {
+		wk.read.Track = from.read.Track
+		wk.read.Inherit(from.read)
+	}
 	g.inside[wk] = true
 	g.workers.Add(1)
 	g.mu.Unlock()
 	wk.run()
-	from.read.scratch = wk.read.scratch
+	if wk.read != nil {
+		from.read.Inherit(wk.read)
+	}
 	g.leave(wk)
 }
 

@@ -14,11 +14,12 @@ var errCannotPin = errors.New("pinned: memory cannot be page-locked")
 type slab struct {
 	mem     *amdhip.HostMemory
 	mapping []byte // that mem registers; nil: mem has its own
+	freed   bool   // guarded by Pool.mu
 }
 
-// registeredSlab returns n bytes of page-locked memory: huge pages, touched by several threads and then registered. That is
-// several times quicker than hipHostMalloc, and spares the CPU most address translations when the buffers are filled. An
-// error of the registration matches errCannotPin.
+// registeredSlab returns n bytes of page-locked memory: huge pages, touched by several threads and then registered.
+// That is several times quicker than hipHostMalloc, and spares the CPU most address translations when the buffers are
+// filled. An error of the registration matches errCannotPin.
 func registeredSlab(dev *amdhip.Device, n int) (*slab, error) {
 	mapping, bytes, err := mapHuge(n)
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,31 +12,39 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"github.com/gguf2gpu/gguf2gpu/gguf"
-	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
+	"github.com/gguf2gpu/gguf2gpu/loader/hold"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
+	"github.com/gguf2gpu/gguf2gpu/loader/readback"
 )
 
 // attachReport is the JSON of attach. Sizes are in bytes; fields are part of the command's contract.
 type attachReport struct {
-	Model        string                `json:"model"` // name that it is held under
-	Architecture string                `json:"architecture"`
-	Device       deviceReport          `json:"device"`
-	DType        string                `json:"dtype"`
-	Files        []loader.FileIdentity `json:"files"`
-	DeviceBytes  uint64                `json:"device_bytes"`      // of the model; the holder's, not this process's
-	FreeBefore   uint64                `json:"free_bytes_before"` // of the device's memory, before the model was mapped
-	FreeAfter    uint64                `json:"free_bytes_after"`
-	Tensors      []attachedTensor      `json:"tensors"`
-	Seconds      attachSeconds         `json:"seconds"`
-	Verified     bool                  `json:"verified"`
+	Model        string              `json:"model"` // name that it is held under
+	Architecture string              `json:"architecture"`
+	Device       deviceReport        `json:"device"` // the first
+	Devices      []deviceReport      `json:"devices"`
+	DType        string              `json:"dtype"`
+	Share        string              `json:"share"` // how this process got the memory: "fd" or "ipc"
+	Files        []hold.FileIdentity `json:"files"`
+	DeviceBytes  uint64              `json:"device_bytes"`      // of the model; the holder's, not this process's
+	FreeBefore   uint64              `json:"free_bytes_before"` // of the device's memory, before the model was mapped
+	FreeAfter    uint64              `json:"free_bytes_after"`
+	Tensors      []attachedTensor    `json:"tensors"`
+	Seconds      attachSeconds       `json:"seconds"`
+	Verified     bool                `json:"verified"`
+	VerifiedN    int                 `json:"verified_tensors"`
+	ModelTensors int                 `json:"model_tensors"`
 }
 
 type attachedTensor struct {
-	Name  string   `json:"name"`
-	DType string   `json:"dtype"`
-	Shape []uint64 `json:"shape"` // in ggml's order
-	Bytes uint64   `json:"bytes"`
-	Ptr   string   `json:"ptr"` // in this process, hexadecimal
+	Name   string   `json:"name"`
+	DType  string   `json:"dtype"`
+	Shape  []uint64 `json:"shape"` // in ggml's order
+	Bytes  uint64   `json:"bytes"`
+	Ptr    string   `json:"ptr"`    // in this process, hexadecimal
+	Device int      `json:"device"` // number of the device that it is on
 }
 
 // attachSeconds is where the time went. The parts follow each other: connect, open, map.
@@ -52,13 +61,17 @@ func newAttachCommand() *cobra.Command {
 		Short: "Use a model that another process holds",
 		Long: `Map a model that 'gguf2gpu hold' keeps in device memory into this process, and show its tensors and where they are. MODEL is
 the name that it is held under; it may be left out if there is only one.`,
+		Example: `  gguf2gpu attach
+  gguf2gpu attach assistant --verify
+  gguf2gpu attach assistant --json | jq '.tensors[].name'`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	fs := cmd.Flags()
 	socket := socketFlag(cmd)
 	verify := fs.Bool("verify", false, "read device memory back and compare it with the file")
-	file := fs.String("file", "", "the model's file, if it is not where it was loaded from")
-	readback := fs.String("readback", "", "write what is in device memory to this safetensors file")
+	file := fs.String("file", "", "the model, if it is not where it was loaded from: a file, or what else load takes")
+	export := addExportFlags(fs, "")
+	far := addRemoteFlags(cmd)
 	stay := fs.Bool("stay", false, "stay attached until interrupted, or until the holder has gone (which is a failure)")
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
@@ -66,11 +79,19 @@ the name that it is held under; it may be left out if there is only one.`,
 		if *file != "" && !*verify {
 			return usageErrorf("--file is for --verify")
 		}
+		if err := export.check(nil); err != nil {
+			return err
+		}
 		var model string
 		if len(args) > 0 {
 			model = args[0]
 		}
-		w, err := loader.Attach(ctx, *socket, model)
+		if err := checkOutputs(nil, plannedOutput{"--readback", *export.to}); err != nil {
+			return err
+		}
+		w, err := hold.Attach(ctx, hold.AttachOptions{
+			Socket: *socket, Model: model, Open: openShared, Waiting: waiting(notices(cmd)),
+		})
 		if err != nil {
 			return err
 		}
@@ -80,16 +101,15 @@ the name that it is held under; it may be left out if there is only one.`,
 			return err
 		}
 		if *verify {
-			if err := verifyAttached(ctx, w, *file); err != nil {
-				return err
-			}
-			r.Verified = true
-		}
-		if *readback != "" {
-			err := writeFile(*readback, func(o *outputFile) error { return w.WriteSafetensors(ctx, o) })
+			result, err := verifyAttached(ctx, far, w, *file)
 			if err != nil {
 				return err
 			}
+			r.Verified, r.VerifiedN = true, result.Tensors
+		}
+		err = export.write(ctx, w.Model, func() (map[string][]plan.HFTensor, error) { return w.Info.HF, w.Info.HFError })
+		if err != nil {
+			return err
 		}
 		if *asJSON {
 			err = writeJSON(cmd.OutOrStdout(), r)
@@ -97,65 +117,84 @@ the name that it is held under; it may be left out if there is only one.`,
 			err = r.print(cmd.OutOrStdout())
 		}
 		if err == nil && *stay {
-			err = stayAttached(ctx, w)
+			err = stayAttached(ctx, w, cmd.ErrOrStderr())
 		}
 		return err
 	}
 	return cmd
 }
 
-func describeAttached(w *loader.Model) (*attachReport, error) {
-	dev, report := w.Device(), w.Report()
-	a, _ := w.Attachment()
-	free, _, err := dev.MemInfo()
-	if err != nil {
-		return nil, err
+// openShared opens the software devices of a holder.
+func openShared(kind string, count int) (*amdhip.Runtime, error) {
+	if kind != "soft" {
+		return nil, fmt.Errorf("the holder's devices are of an unknown kind %q", kind)
 	}
+	return soft.OpenRuntime(soft.Options{Devices: count, Shared: true})
+}
+
+func describeAttached(w *hold.Attached) (*attachReport, error) {
+	info, report := w.Info, w.Report()
 	r := &attachReport{
-		Model: a.Name, Architecture: a.Architecture, DType: a.DType.String(), Files: a.Files,
-		Device:      deviceReport{Kind: dev.Runtime().Kind(), Index: dev.Index(), Name: dev.Name()},
-		DeviceBytes: report.DeviceBytes, FreeBefore: a.FreeBytes, FreeAfter: free, Tensors: []attachedTensor{},
+		Model: info.Name, Architecture: info.Architecture, DType: info.Policy.String(), Share: info.Share.String(),
+		Files:       info.Files,
+		DeviceBytes: report.DeviceBytes, FreeBefore: info.FreeBytes, Tensors: []attachedTensor{},
+		ModelTensors: report.ModelTensors,
 		Seconds: attachSeconds{
-			Open: a.Open.Seconds(), Connect: a.Connect.Seconds(), Map: a.Map.Seconds(), Total: report.Total.Seconds(),
+			Open: info.Open.Seconds(), Connect: info.Connect.Seconds(), Map: info.Map.Seconds(), Total: info.Total.Seconds(),
 		},
 	}
+	for _, dev := range w.Devices() {
+		free, _, err := dev.MemInfo()
+		if err != nil {
+			return nil, err
+		}
+		r.FreeAfter += free
+		r.Devices = append(r.Devices, describeDevice(dev))
+	}
+	r.Device = r.Devices[0]
 	for _, t := range w.Tensors() {
 		r.Tensors = append(r.Tensors, attachedTensor{
-			Name: t.Name, DType: t.DType.String(), Shape: t.Shape, Bytes: t.Bytes, Ptr: fmt.Sprintf("%#x", uintptr(t.Ptr)),
+			Name: t.Name, DType: t.Type.String(), Shape: t.Shape, Bytes: t.Bytes, Ptr: fmt.Sprintf("%#x", uintptr(t.Ptr)),
+			Device: t.Device.Index(),
 		})
 	}
 	return r, nil
 }
 
-// verifyAttached compares w with its file, at path or where it was loaded from.
-func verifyAttached(ctx context.Context, w *loader.Model, path string) (err error) {
-	if path == "" {
-		a, _ := w.Attachment()
-		path = a.Files[0].Path
-	}
-	return verifyWith(ctx, w, path)
-}
-
-// verifyWith compares w, whose file is not open, with the one at path.
-func verifyWith(ctx context.Context, w *loader.Model, path string) (err error) {
-	m, err := gguf.Open(path)
+// verifyAttached compares w with its model, of that name or what it was loaded from.
+func verifyAttached(ctx context.Context, far remoteFlags, w *hold.Attached, name string) (r readback.Result,
+	err error) {
+	first := w.Info.Files[0]
+	name = cmp.Or(name, first.Name, first.Path)
+	file, opener, err := far.openModel(ctx, name, nil)
 	if err != nil {
-		return err
+		return r, err
 	}
-	defer func() { err = errors.Join(err, m.Close()) }()
-	if err := w.Use(m); err != nil {
-		return err
+	defer func() {
+		err = errors.Join(err, file.Close())
+		if opener != nil {
+			opener.Close()
+		}
+	}()
+	if err := hold.SameFile(w.Info.Files, file); err != nil {
+		return r, withCode(exitMismatch, err)
 	}
-	return w.Verify(ctx)
+	return readback.Verify(ctx, w.Model, file)
 }
 
 // stayAttached waits for the user or the holder to end it.
-func stayAttached(ctx context.Context, w *loader.Model) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-w.Gone():
-		return w.WaitAll(context.WithoutCancel(ctx)) // it has ended: this is why
+func stayAttached(ctx context.Context, w *hold.Attached, stderr io.Writer) error {
+	ending := w.Ending()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ending:
+			fmt.Fprintln(stderr, "gguf2gpu: the holder is ending")
+			ending = nil
+		case <-w.Gone():
+			return w.WaitAll(context.WithoutCancel(ctx)) // it has ended: this is why
+		}
 	}
 }
 
@@ -164,7 +203,7 @@ func (r *attachReport) print(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "TENSOR\tDTYPE\tSHAPE\tBYTES\tPOINTER")
 	for _, t := range r.Tensors {
-		fmt.Fprintf(tw, "%s\t%s\t%v\t%d\t%s\n", t.Name, t.DType, t.Shape, t.Bytes, t.Ptr)
+		fmt.Fprintf(tw, "%s\t%s\t%v\t%d\t%s\n", keyText(t.Name), t.DType, t.Shape, t.Bytes, t.Ptr)
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -173,9 +212,10 @@ func (r *attachReport) print(w io.Writer) error {
 		return time.Duration(seconds * float64(time.Second)).Round(10 * time.Microsecond)
 	}
 	_, err := fmt.Fprintf(w, "%d tensors, %s on %s, attached in %v: connecting %v, starting the device %v, mapping %v\n", len(r.Tensors),
-		humanize.Bytes(r.DeviceBytes), r.Device.Name, ms(r.Seconds.Total), ms(r.Seconds.Connect), ms(r.Seconds.Open), ms(r.Seconds.Map))
+		humanize.Bytes(r.DeviceBytes), r.Device.Name, ms(r.Seconds.Total), ms(r.Seconds.Connect), ms(r.Seconds.Open),
+		ms(r.Seconds.Map))
 	if err == nil && r.Verified {
-		_, err = fmt.Fprintln(w, "verified: device memory equals the file")
+		_, err = fmt.Fprintf(w, "verified: %d of %d tensors\n", r.VerifiedN, r.ModelTensors)
 	}
 	return err
 }

@@ -2,76 +2,23 @@ package main
 
 import (
 	"cmp"
-	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/cmd/gguf2gpu/internal/bench"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/kernels"
 )
 
-const (
-	// l2Output is the output of one call that stays in the L2 cache, and l2Elems how many different elements such calls
-	// take in turn. Fewer would be learnt by heart by the branch predictor.
-	l2Output = 128 << 10
-	l2Elems  = 1 << 20
-
-	// memoryBuffer is the usual size of the output, and of the input, that are in no cache: more than the last-level cache of
-	// any CPU. A run goes on where the last one stopped, so that a byte is met again only after all others.
-	memoryBuffer = 512 << 20
-	minBuffer    = 16 << 20 // holds the L2 working set of every type
-	maxBuffer    = 4 << 30  // twice that is about what a machine can spare
-	memoryCall   = 1 << 20  // bytes of output of one call
-
-	kernelRunTime = 2 * time.Millisecond // of one run, at least
-)
-
-// Working sets.
-const (
-	setL2     = "l2"
-	setMemory = "memory"
-)
-
-// kernelsReport is the JSON of bench kernels. Speeds are in units of 10^9 bytes per second, of one thread or of the device.
-type kernelsReport struct {
-	Device   *deviceReport  `json:"device,omitempty"` // null: one thread of the CPU
-	Ceilings kernelCeilings `json:"ceilings"`
-	Kernels  []kernelRun    `json:"kernels"`
-}
-
-// kernelCeilings is how fast one thread writes, whatever it computes, or how fast the device copies.
-type kernelCeilings struct {
-	L2 struct {
-		Memcpy float64 `json:"memcpy_gbps"` // 128 KiB to 128 KiB, over and over
-	} `json:"l2,omitzero"`
-	Memory struct {
-		Memcpy float64 `json:"memcpy_gbps"`
-		Fill   float64 `json:"fill_gbps"` // with non-temporal stores, if the CPU's best tier has them
-	} `json:"memory,omitzero"`
-	Device struct {
-		Copy float64 `json:"copy_gbps"` // read and written, from device memory to device memory
-	} `json:"device,omitzero"`
-}
-
-// kernelRun is the speed of one conversion.
-type kernelRun struct {
-	Type       string  `json:"type"`
-	DType      string  `json:"dtype"`
-	ISA        string  `json:"isa"`         // of the device: "gpu"
-	WorkingSet string  `json:"working_set"` // of the device: "device"
-	GBps       float64 `json:"out_gbps"`
-
-	// Of the device only.
-
-	Device bool    `json:"device,omitempty"`
-	Moved  float64 `json:"moved_gbps,omitempty"` // read and written
-	OfCopy float64 `json:"of_copy,omitempty"`    // moved_gbps as a share of copy_gbps
-}
+// deviceCPU is the value of --device of bench kernels that stands for the CPU.
+const deviceCPU = "cpu"
 
 func newBenchKernelsCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -88,6 +35,8 @@ of its own for a conversion is left out of the table: it uses the next lower one
 With --device each kernel runs alone on that device, from device memory to device memory, timed by the device. It is
 compiled first where it is not in the cache, and compared with the CPU. Beside the output the table shows the bytes read
 and written, and what share that is of what a copy from device memory to device memory reads and writes.`,
+		Example: `  gguf2gpu bench kernels --type q4_k,q6_k --dtype f16
+  gguf2gpu bench kernels --device hip:0 --json`,
 		Args: cobra.NoArgs,
 	}
 	fs := cmd.Flags()
@@ -104,19 +53,21 @@ and written, and what share that is of what a copy from device memory to device 
 		if *runs < 1 {
 			return usageErrorf("--runs %d: at least 1", *runs)
 		}
-		size := cmp.Or(*buffer, memoryBuffer)
-		if size < minBuffer || size > maxBuffer {
+		size := cmp.Or(*buffer, bench.MemoryBuffer)
+		if size < bench.MinBuffer || size > bench.MaxBuffer {
 			return usageErrorf("--buffer %d: allowed are 16MiB to 4GiB", size)
 		}
-		var report *kernelsReport
+		var report *bench.KernelsReport
 		var err error
-		if device.kind == deviceCPU {
-			b := &kernelBench{runs: *runs, memory: walk{dst: make([]byte, size), src: make([]byte, size)}}
-			report, err = &b.report, b.measure(cmd.Context(), *types, *isas, *dtypes)
-		} else if fs.Changed("isa") {
+		switch {
+		case device.kind == deviceCPU:
+			report, err = bench.CPUKernels(cmd.Context(), bench.CPUOptions{
+				Types: *types, DTypes: *dtypes, ISAs: *isas, Runs: *runs, Buffer: size,
+			})
+		case fs.Changed("isa"):
 			return usageErrorf("--isa is for the CPU, not for --device %v", *device)
-		} else {
-			report, err = measureGPU(cmd, *device, *cache, gpuKeys(*types, *dtypes), *runs, *buffer)
+		default:
+			report, err = measureOnDevice(cmd, *device, *cache, *types, *dtypes, *runs, *buffer)
 		}
 		if err != nil {
 			return err
@@ -124,170 +75,53 @@ and written, and what share that is of what a copy from device memory to device 
 		if *asJSON {
 			return writeJSON(cmd.OutOrStdout(), report)
 		}
-		return report.print(cmd.OutOrStdout())
+		return printKernels(cmd.OutOrStdout(), report)
 	}
 	return cmd
 }
 
-// floatTypes returns the types that hold weights.
-func floatTypes() []gguf.Type { return slices.DeleteFunc(gguf.Types(), gguf.Type.Integer) }
-
-// walk is a way through two buffers, some bytes at a time. Where one ends, it begins again.
-type walk struct {
-	dst, src         []byte
-	dstStep, srcStep int
-	dstAt, srcAt     int
-}
-
-func (w *walk) next() (dst, src []byte) {
-	if w.dstAt+w.dstStep > len(w.dst) {
-		w.dstAt = 0
+// parseKernelDevice is parseDevice for bench kernels: it also takes the CPU, but neither auto nor several devices.
+func parseKernelDevice(s string) (deviceSpec, error) {
+	if s == deviceCPU {
+		return deviceSpec{kind: deviceCPU}, nil
 	}
-	if w.srcAt+w.srcStep > len(w.src) {
-		w.srcAt = 0
+	d, err := parseDevice(s)
+	if err != nil || d.kind == "auto" || d.list != "" {
+		return d, errors.New("allowed are cpu, soft, hip, and hip:N for GPU number N")
 	}
-	dst, src = w.dst[w.dstAt:w.dstAt+w.dstStep], w.src[w.srcAt:w.srcAt+w.srcStep]
-	w.dstAt += w.dstStep
-	w.srcAt += w.srcStep
-	return dst, src
+	return d, nil
 }
 
-// convert sets the steps to those of a conversion that writes bytes of output.
-func (w *walk) convert(to, from gguf.Type, bytes int) {
-	w.dstStep, w.srcStep = bytes, bytes/to.BlockBytes()/from.BlockElems()*from.BlockBytes()
-}
-
-// kernelBench measures kernels.
-type kernelBench struct {
-	runs   int
-	memory walk // the large buffers; the small ones are pieces of them
-	report kernelsReport
-}
-
-// measure fills the report.
-func (b *kernelBench) measure(ctx context.Context, types []gguf.Type, isas []kernels.ISA, dtypes []gguf.Type) error {
-	if err := b.measureCeilings(ctx); err != nil {
-		return err
+// measureOnDevice opens the device, compiles the kernels between these types and measures them.
+func measureOnDevice(cmd *cobra.Command, device deviceSpec, cache string, types, dtypes []gguf.Type,
+	runs int, buffer uint64) (_ *bench.KernelsReport, err error) {
+	ctx := cmd.Context()
+	keys := bench.DeviceKeys(types, dtypes)
+	if len(keys) == 0 {
+		return nil, usageErrorf("there is no GPU kernel between these types")
 	}
-	for _, from := range types {
-		b.fillSource(from)
-		for _, to := range dtypes {
-			var done []kernels.ISA
-			for _, isa := range isas {
-				k, err := kernels.For(isa)
-				if err != nil {
-					return err
-				}
-				tier := k.Tier(to, from)
-				if slices.Contains(done, tier) {
-					continue
-				}
-				done = append(done, tier)
-				if err := b.measureKernel(ctx, k, to, from); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// measureCeilings measures copying and filling.
-func (b *kernelBench) measureCeilings(ctx context.Context) error {
-	best, err := kernels.For(slices.Max(kernels.Supported()))
+	log := newLogger(cmd, slog.LevelWarn)
+	flags := deviceFlags{device: &device, softMemory: new(uint64), softLink: new(float64)}
+	rt, dev, err := flags.open(notices(cmd), log)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	// Pages that were never written would count as slower to write and faster to read than they are.
-	b.fillSource(gguf.F32)
-	clear(b.memory.dst)
-	small := walk{dst: b.memory.dst[:l2Output], src: b.memory.src[:l2Output]}
-	small.convert(gguf.F32, gguf.F32, l2Output)
-	b.memory.convert(gguf.F32, gguf.F32, memoryCall)
-	c := &b.report.Ceilings
-	for _, m := range []struct {
-		to    *float64
-		walk  *walk
-		write func(dst, src []byte)
-	}{
-		{&c.L2.Memcpy, &small, func(dst, src []byte) { copy(dst, src) }},
-		{&c.Memory.Memcpy, &b.memory, func(dst, src []byte) { copy(dst, src) }},
-		{&c.Memory.Fill, &b.memory, func(dst, _ []byte) { best.FillNT(dst, 1) }},
-	} {
-		*m.to, err = b.speed(ctx, m.walk, func(dst, src []byte) error {
-			m.write(dst, src)
-			return nil
-		})
-		if err != nil {
-			return err
-		}
+	defer func() { err = errors.Join(err, rt.Close()) }()
+	set, err := kernelCompiler(cache, log).Load(ctx, dev, keys)
+	if errors.Is(err, amdhip.ErrUnsupported) {
+		return nil, withCode(exitNoDevice, err)
 	}
-	return nil
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, set.Close()) }()
+	return bench.DeviceKernels(ctx, dev, set, keys, runs, buffer)
 }
 
-// measureKernel measures one conversion in both working sets.
-func (b *kernelBench) measureKernel(ctx context.Context, k *kernels.Kernels, to, from gguf.Type) error {
-	small := walk{dst: b.memory.dst[:l2Output], src: b.memory.src[:l2Elems/from.BlockElems()*from.BlockBytes()]}
-	small.convert(to, from, l2Output)
-	b.memory.convert(to, from, memoryCall)
-	for _, set := range []struct {
-		name string
-		walk *walk
-		run  func(dst []byte, to gguf.Type, src []byte, from gguf.Type) error
-	}{
-		{setL2, &small, k.Dequantize},
-		{setMemory, &b.memory, k.DequantizeNT},
-	} {
-		speed, err := b.speed(ctx, set.walk, func(dst, src []byte) error { return set.run(dst, to, src, from) })
-		if err != nil {
-			return err
-		}
-		b.report.Kernels = append(b.report.Kernels, kernelRun{
-			Type: lowerName(from), DType: lowerName(to), ISA: k.Tier(to, from).String(), WorkingSet: set.name, GBps: speed,
-		})
-	}
-	return nil
-}
-
-// fillSource fills the input with random weights of type t: as many as differ in the L2 working set, again and again.
-func (b *kernelBench) fillSource(t gguf.Type) {
-	src := b.memory.src
-	n := l2Elems / t.BlockElems() * t.BlockBytes()
-	newWeights(t, 1).fill(src[:n], 0)
-	for n < len(src) {
-		n += copy(src[n:], src[:n])
-	}
-	b.memory.srcAt = 0
-}
-
-// speed has write write step after step of the walk and returns the median speed of the runs.
-func (b *kernelBench) speed(ctx context.Context, w *walk, write func(dst, src []byte) error) (float64, error) {
-	calls := 1
-	var speeds []float64
-	for len(speeds) < b.runs {
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
-		start := time.Now()
-		for range calls {
-			if err := write(w.next()); err != nil {
-				return 0, err
-			}
-		}
-		took := time.Since(start)
-		if len(speeds) == 0 && took < kernelRunTime {
-			calls *= 2 // warming up still
-			continue
-		}
-		speeds = append(speeds, float64(calls)*float64(w.dstStep)/took.Seconds()/1e9)
-	}
-	return median(speeds), nil
-}
-
-// print is the report for people.
-func (r *kernelsReport) print(out io.Writer) error {
+// printKernels writes the report for people.
+func printKernels(out io.Writer, r *bench.KernelsReport) error {
 	if r.Device != nil {
-		return r.printGPU(out)
+		return printDeviceKernels(out, r)
 	}
 	c := r.Ceilings
 	fmt.Fprintln(out, "one thread, GB = 10^9 bytes of output, medians")
@@ -300,6 +134,18 @@ func (r *kernelsReport) print(out io.Writer) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%.2f\t%.0f %%\t%.2f\t%.0f %%\t%.0f %%\t\n", l2.Type, l2.DType, l2.ISA,
 			l2.GBps, 100*l2.GBps/c.L2.Memcpy,
 			memory.GBps, 100*memory.GBps/c.Memory.Memcpy, 100*memory.GBps/c.Memory.Fill)
+	}
+	return w.Flush()
+}
+
+// printDeviceKernels is printKernels for a device.
+func printDeviceKernels(out io.Writer, r *bench.KernelsReport) error {
+	fmt.Fprintf(out, "on %s, GB = 10^9 bytes, medians\n", r.Device.Name)
+	fmt.Fprintf(out, "ceiling: a copy on the device reads and writes %.1f GB/s\n\n", r.Ceilings.Device.Copy)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "type\tdtype\toutput GB/s\tread+written GB/s\tof copy\t")
+	for _, k := range r.Kernels {
+		fmt.Fprintf(w, "%s\t%s\t%.2f\t%.2f\t%.0f %%\t\n", k.Type, k.DType, k.GBps, k.Moved, 100*k.OfCopy)
 	}
 	return w.Flush()
 }

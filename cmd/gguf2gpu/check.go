@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +39,14 @@ func (h *hashFlags) wanted() bool { return h != nil && (*h.to != "" || *h.from !
 
 // ownsStdout reports whether stdout is for the hashes alone.
 func (h *hashFlags) ownsStdout() bool { return h != nil && *h.to == "-" }
+
+// outputs returns what finish writes.
+func (h *hashFlags) outputs() []plannedOutput {
+	if h == nil {
+		return nil
+	}
+	return []plannedOutput{{"--hash", h.shard.expand(*h.to)}}
+}
 
 // prepare finds out before the load what would be in the way after it.
 func (h *hashFlags) prepare() error {
@@ -88,19 +98,50 @@ func (h *hashFlags) finish(s *loaded) error {
 // manifest holds SHA-256 sums by tensor name.
 type manifest map[string][sha256.Size]byte
 
-// Names with a backslash or a line break are escaped as sha256sum does it: the line begins with a backslash then.
-var (
-	escapeName   = strings.NewReplacer(`\`, `\\`, "\n", `\n`, "\r", `\r`)
-	unescapeName = strings.NewReplacer(`\\`, `\`, `\n`, "\n", `\r`, "\r")
-)
+// unescapeName undoes what escapeName does.
+var unescapeName = strings.NewReplacer(append([]string{`\\`, `\`, `\n`, "\n", `\r`, "\r"}, byteEscapes()...)...)
+
+// byteEscapes returns the escapes of all bytes, each before its byte.
+func byteEscapes() (all []string) {
+	for b := range 256 {
+		all = append(all, fmt.Sprintf(`\x%02x`, b), string([]byte{byte(b)}))
+	}
+	return all
+}
+
+// escapeName returns a tensor's name for a line of the list. Names with a backslash or a line break are escaped as
+// sha256sum does it: the line begins with a backslash, the mark, then. Other characters that could drive a terminal are
+// escaped in the same way, byte by byte, as \x1b.
+func escapeName(name string) (mark, escaped string) {
+	var b strings.Builder
+	for i := 0; i < len(name); {
+		r, size := utf8.DecodeRuneInString(name[i:])
+		switch {
+		case r == '\\':
+			b.WriteString(`\\`)
+		case r == '\n':
+			b.WriteString(`\n`)
+		case r == '\r':
+			b.WriteString(`\r`)
+		case strconv.IsPrint(r) && (r != utf8.RuneError || size > 1):
+			b.WriteString(name[i : i+size])
+		default:
+			for _, c := range []byte(name[i : i+size]) {
+				fmt.Fprintf(&b, `\x%02x`, c)
+			}
+		}
+		i += size
+	}
+	if b.String() == name {
+		return "", name
+	}
+	return `\`, b.String()
+}
 
 func writeManifest(w io.Writer, hashes []loader.TensorHash) error {
 	b := bufio.NewWriter(w)
 	for _, h := range hashes {
-		name, mark := escapeName.Replace(h.Name), ""
-		if name != h.Name {
-			mark = `\`
-		}
+		mark, name := escapeName(h.Name)
 		fmt.Fprintf(b, "%s%x  %s\n", mark, h.Sum, name)
 	}
 	return b.Flush()
@@ -128,7 +169,8 @@ func readManifest(r io.Reader) (manifest, error) {
 	return m, lines.Err()
 }
 
-// compare wants every hash in the manifest, and every entry of the manifest in the file, though it need not have been loaded.
+// compare wants every hash in the manifest, and every entry of the manifest in the file, though it need not have been
+// loaded.
 func (m manifest) compare(hashes []loader.TensorHash, inFile func(name string) bool) error {
 	var first error
 	different := 0

@@ -16,9 +16,11 @@ import (
 
 // TestManifest writes hashes of tensors with difficult names and reads them back.
 func TestManifest(t *testing.T) {
+	t.Parallel()
 	want := manifest{}
 	var hashes []loader.TensorHash
-	names := []string{"blk.0.attn_q.weight", "", "two  spaces", " ", `back\slash`, `\n`, "line\nbreak", "return\r", `\\`, "ключ"}
+	names := []string{"blk.0.attn_q.weight", "", "two  spaces", " ", `back\slash`, `\n`, "line\nbreak", "return\r", `\\`, "ключ",
+		"\x1b[31m\u202e", `\x1b`, "\xff"}
 	for _, name := range names {
 		h := loader.TensorHash{Name: name, Sum: sha256.Sum256([]byte(name))}
 		hashes, want[name] = append(hashes, h), h.Sum
@@ -29,6 +31,9 @@ func TestManifest(t *testing.T) {
 	}
 	if n := strings.Count(text.String(), "\n"); n != len(hashes) {
 		t.Errorf("%d lines, want %d:\n%s", n, len(hashes), &text)
+	}
+	for line := range strings.Lines(text.String()) {
+		isHarmless(t, line)
 	}
 	got, err := readManifest(&text)
 	if err != nil {
@@ -56,6 +61,7 @@ func TestManifest(t *testing.T) {
 
 // TestBadValue loads a model with a scale that is NaN.
 func TestBadValue(t *testing.T) {
+	t.Parallel()
 	sample := filepath.Join("..", "..", "testdata", "tiny-llama.gguf")
 	data, err := os.ReadFile(sample)
 	if err != nil {

@@ -6,20 +6,24 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/pflag"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
+	"github.com/gguf2gpu/gguf2gpu/loader/rank"
 )
 
-// deviceFlags are the flags that say where a model goes.
+// deviceFlags are the flags that say which devices a model goes to.
 type deviceFlags struct {
 	device     *deviceSpec
 	softMemory *uint64  // bytes; 0: the host's memory
 	softLink   *float64 // bytes per second; 0: unlimited
-	shared     bool     // other processes shall be able to open device memory
-	local      int      // which of this host's ranks the process is; 0 or less where that does not matter
+	shared     bool     // other processes must be able to open the device memory
+	local      int      // the number among the ranks of this host; 0 or less where ranks do not matter
 }
 
 func addDeviceFlags(fs *pflag.FlagSet) *deviceFlags {
@@ -33,7 +37,7 @@ func addDeviceFlags(fs *pflag.FlagSet) *deviceFlags {
 	}
 }
 
-// open is openAll for a command that works with one device.
+// open opens the device that the flags name, for a command that works with one device. See openAll.
 func (f *deviceFlags) open(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device, error) {
 	if f.device.list != "" {
 		return nil, nil, usageErrorf("--device %v: this command uses one device; load and verify can use several", *f.device)
@@ -45,24 +49,28 @@ func (f *deviceFlags) open(stderr io.Writer, logger *slog.Logger) (*amdhip.Runti
 	return rt, devs[0], nil
 }
 
-// openAll opens the devices that the flags name. Under auto a line on stderr says so when it is the software device for want of a GPU.
-// The caller must Close the runtime.
+// openAll opens the devices that the flags name. If --device auto finds no GPU it opens the software device, and says
+// so in a line on stderr; but a HIP library that the user has named and that cannot be used is an error. The caller
+// must close the runtime.
 func (f *deviceFlags) openAll(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, []*amdhip.Device, error) {
 	if f.device.kind == "hip" && (*f.softMemory != 0 || *f.softLink != 0) {
 		return nil, nil, usageErrorf("--soft-memory and --soft-link are for the software device, not for --device %v", *f.device)
 	}
 	if f.device.kind != "soft" {
 		rt, devs, err := f.openGPUs(stderr, logger)
-		if err == nil || f.device.kind == "hip" {
+		if err == nil && (*f.softMemory != 0 || *f.softLink != 0) {
+			fmt.Fprintln(stderr, "gguf2gpu: --soft-memory and --soft-link have no effect: a GPU is used")
+		}
+		if err == nil || f.device.kind == "hip" || namedLibrary() && !errors.Is(err, amdhip.ErrNoDevice) {
 			return rt, devs, err
 		}
 		fmt.Fprintf(stderr, "gguf2gpu: %s; using the software device ('gguf2gpu devices' tells more)\n", whyNoGPU(err))
 	}
 	count := 1
 	if f.device.list != "" {
-		count, _ = strconv.Atoi(f.device.list) // parseDevice has seen it
+		count, _ = strconv.Atoi(f.device.list) // parseDevice has checked it
 	}
-	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{
+	rt, err := soft.OpenRuntime(soft.Options{
 		Devices: count, Memory: *f.softMemory, LinkBytesPerSecond: *f.softLink, Shared: f.shared, Logger: logger,
 	})
 	if err != nil {
@@ -75,7 +83,7 @@ func (f *deviceFlags) openAll(stderr io.Writer, logger *slog.Logger) (*amdhip.Ru
 	return rt, devs, nil
 }
 
-// pick returns the devices of those numbers.
+// pick returns the devices with those numbers.
 func pick(rt *amdhip.Runtime, numbers []int) ([]*amdhip.Device, error) {
 	var devs []*amdhip.Device
 	for _, n := range numbers {
@@ -88,7 +96,7 @@ func pick(rt *amdhip.Runtime, numbers []int) ([]*amdhip.Device, error) {
 	return devs, nil
 }
 
-// openGPUs opens the GPUs that the flags name. Whatever stands in the way makes the exit code 4.
+// openGPUs opens the GPUs that the flags name. Any failure makes the exit code 4.
 func (f *deviceFlags) openGPUs(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, []*amdhip.Device, error) {
 	rt, err := amdhip.Open(amdhip.Options{Logger: logger})
 	if err != nil {
@@ -101,7 +109,7 @@ func (f *deviceFlags) openGPUs(stderr io.Writer, logger *slog.Logger) (*amdhip.R
 	return rt, devs, nil
 }
 
-// pickGPUs picks by number or, where --device names none, lets the ranks of a host take one each.
+// pickGPUs returns the GPUs with the numbers that --device names. If it names none, each rank of a host takes one GPU.
 func (f *deviceFlags) pickGPUs(rt *amdhip.Runtime, stderr io.Writer) ([]*amdhip.Device, error) {
 	count, err := countGPUs(rt)
 	if err != nil {
@@ -109,9 +117,10 @@ func (f *deviceFlags) pickGPUs(rt *amdhip.Runtime, stderr io.Writer) ([]*amdhip.
 	}
 	numbers := f.device.numbers(count)
 	if f.local > 0 && !f.device.named && f.device.list == "" && count > 0 {
-		index, notice := deviceOfRank(f.local, count, os.Getenv)
-		if notice != "" {
-			fmt.Fprintf(stderr, "gguf2gpu: %s\n", notice)
+		index, shared := rank.Device(f.local, count, os.Getenv)
+		if shared {
+			fmt.Fprintf(stderr, "gguf2gpu: local rank %d takes GPU %d, which another rank has, too: the number of GPUs here is %d\n",
+				f.local, index, count)
 		}
 		numbers = []int{index}
 	}
@@ -135,14 +144,100 @@ func noGPU(index, count int) error {
 	return fmt.Errorf("there is no GPU number %d: this machine has %d, numbered from 0", index, count)
 }
 
-// whyNoGPU says in a few words why --device auto fell back; the full story is for 'gguf2gpu devices'.
+// namedLibrary reports whether the user has named a HIP library. Who does that wants it, and is to be told why it
+// cannot be used.
+func namedLibrary() bool { return os.Getenv("GGUF2GPU_HIP_LIBRARY") != "" }
+
+// whyNoGPU says in a few words why --device auto takes the software device. 'gguf2gpu devices' tells the details.
 func whyNoGPU(err error) string {
 	switch {
 	case errors.Is(err, amdhip.ErrNoLibrary):
 		return "no HIP library was found"
 	case errors.Is(err, amdhip.ErrNoDevice):
-		return "the HIP library sees no GPU"
+		text := "the HIP library sees no GPU"
+		if _, hint, ok := strings.Cut(firstLine(err.Error()), "; "); ok {
+			text += ": " + hint
+		}
+		return text
 	default:
 		return firstLine(err.Error())
 	}
+}
+
+// deviceSpec is the value of --device. It prints as the flag takes it.
+type deviceSpec struct {
+	kind  string // "auto", "soft" or "hip"
+	index int    // of the GPU; 0 unless the value was hip:N
+	named bool   // the value was hip:N
+	list  string // for several devices what follows the colon: "0,1" or "all" for hip, their number for soft; else ""
+}
+
+func (d deviceSpec) String() string {
+	switch {
+	case d.list != "":
+		return d.kind + ":" + d.list
+	case d.named:
+		return d.kind + ":" + strconv.Itoa(d.index)
+	}
+	return d.kind
+}
+
+// numbers returns the numbers of the devices that d names, on a machine that has count devices.
+func (d deviceSpec) numbers(count int) []int {
+	if d.list == "" {
+		return []int{d.index}
+	}
+	var all []int
+	if d.list == "all" || d.kind == "soft" {
+		for i := range count {
+			all = append(all, i)
+		}
+		return all
+	}
+	for word := range strings.SplitSeq(d.list, ",") {
+		n, _ := strconv.Atoi(word) // parseDevice has checked it
+		all = append(all, n)
+	}
+	return all
+}
+
+// maxSoftDevices is the largest number of software devices.
+const maxSoftDevices = 64
+
+func parseDevice(s string) (deviceSpec, error) {
+	kind, number, numbered := strings.Cut(s, ":")
+	d := deviceSpec{kind: kind}
+	switch {
+	case !numbered && (s == "auto" || s == "soft" || s == "hip"):
+		return d, nil
+	case kind == "hip" && number == "all":
+		d.list = number
+		return d, nil
+	case kind == "soft":
+		if n, err := strconv.ParseUint(number, 10, 8); err == nil && n >= 1 && n <= maxSoftDevices {
+			d.list = strconv.Itoa(int(n))
+			return d, nil
+		}
+	case kind == "hip":
+		var words []string
+		for word := range strings.SplitSeq(number, ",") {
+			n, err := strconv.ParseUint(word, 10, 16)
+			if err != nil || slices.Contains(words, strconv.Itoa(int(n))) {
+				words = nil
+				break
+			}
+			words = append(words, strconv.Itoa(int(n)))
+		}
+		switch len(words) {
+		case 0:
+		case 1:
+			d.index, _ = strconv.Atoi(words[0])
+			d.named = true
+			return d, nil
+		default:
+			d.list = strings.Join(words, ",")
+			return d, nil
+		}
+	}
+	return deviceSpec{}, errors.New("allowed are auto, soft, hip, and hip:N for GPU number N; several are hip:N,M..., hip:all, and soft:COUNT")
 }

@@ -10,12 +10,16 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 )
 
-// parseDeviceFlags returns the device flags of a command line, on a machine without a HIP library.
+// parseDeviceFlags returns the device flags of a command line. It sets the environment so that no GPU is found.
 func parseDeviceFlags(t *testing.T, args ...string) *deviceFlags {
 	t.Helper()
-	t.Setenv("GGUF2GPU_HIP_LIBRARY", "/nowhere/libamdhip64.so")
+	t.Setenv("GGUF2GPU_HIP_LIBRARY", "")
+	for _, name := range []string{"ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"} {
+		t.Setenv(name, "")
+	}
 	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	f := addDeviceFlags(fs)
 	if err := fs.Parse(args); err != nil {
@@ -24,13 +28,34 @@ func parseDeviceFlags(t *testing.T, args ...string) *deviceFlags {
 	return f
 }
 
+// TestNamedLibrary: a library that was named and cannot be used is an error with its reason.
+func TestNamedLibrary(t *testing.T) {
+	for _, device := range []string{"auto", "hip", "hip:1"} {
+		f := parseDeviceFlags(t, "--device", device)
+		t.Setenv("GGUF2GPU_HIP_LIBRARY", "/nowhere/libamdhip64.so")
+		var stderr bytes.Buffer
+		rt, _, err := f.open(&stderr, nil)
+		if err == nil {
+			t.Errorf("%s: opened a device of kind %q", device, rt.Kind())
+			rt.Close()
+			continue
+		}
+		if code := codeOf(t.Context(), err); code != exitNoDevice || !strings.Contains(err.Error(), "/nowhere/libamdhip64.so") {
+			t.Errorf("%s: %v, code %d", device, err, code)
+		}
+		if stderr.Len() > 0 {
+			t.Errorf("%s: stderr got %q", device, &stderr)
+		}
+	}
+}
+
 func TestOpenDevice(t *testing.T) {
 	tests := []struct {
 		name   string
 		args   []string
 		notice string // a piece of what stderr gets; "": nothing
 	}{
-		{"auto without a GPU", nil, "no HIP library was found; using the software device"},
+		{"auto without a GPU", nil, "; using the software device"},
 		{"soft", []string{"--device", "soft"}, ""},
 		{"soft of some size", []string{"--device", "soft", "--soft-memory", "64MiB", "--soft-link", "1GB/s"}, ""},
 	}
@@ -64,7 +89,6 @@ func TestOpenDeviceRefused(t *testing.T) {
 		want exitCode
 		text string // a piece of the error
 	}{
-		{"no library", []string{"--device", "hip"}, exitNoDevice, "/nowhere/libamdhip64.so"},
 		{"soft flags on a GPU", []string{"--device", "hip:1", "--soft-link", "1GB/s"}, exitUsage, "hip:1"},
 	}
 	for _, tt := range tests {
@@ -82,7 +106,8 @@ func TestOpenDeviceRefused(t *testing.T) {
 }
 
 func TestPickGPU(t *testing.T) {
-	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{Devices: 2, Memory: 1 << 20})
+	t.Parallel()
+	rt, err := soft.OpenRuntime(soft.Options{Devices: 2, Memory: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,8 +126,47 @@ func TestPickGPU(t *testing.T) {
 	if _, err := pickGPU(rt, 2); err == nil || !strings.Contains(err.Error(), "has 2, numbered from 0") {
 		t.Errorf("pickGPU(2): %v, want the number of devices", err)
 	}
-	rt.Software().Inject(amdhip.Fault{Func: "hipGetDeviceCount", Code: amdhip.ErrNoDevice})
+	soft.Of(rt).Inject(soft.Fault{Func: "hipGetDeviceCount", Code: amdhip.ErrNoDevice})
 	if _, err := pickGPU(rt, 0); !errors.Is(err, amdhip.ErrNoDevice) {
 		t.Errorf("pickGPU without a GPU: %v, want %v", err, amdhip.ErrNoDevice)
+	}
+}
+
+func TestParseDevice(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		in   string
+		want deviceSpec // zero: refused
+	}{
+		{"auto", deviceSpec{kind: "auto"}},
+		{"soft", deviceSpec{kind: "soft"}},
+		{"hip", deviceSpec{kind: "hip"}},
+		{"hip:0", deviceSpec{kind: "hip", named: true}},
+		{"hip:3", deviceSpec{kind: "hip", index: 3, named: true}},
+		{"hip:0,2", deviceSpec{kind: "hip", list: "0,2"}},
+		{"hip:all", deviceSpec{kind: "hip", list: "all"}},
+		{"soft:4", deviceSpec{kind: "soft", list: "4"}},
+		{"hip:0,0", deviceSpec{}},
+		{"hip:0,", deviceSpec{}},
+		{"soft:0", deviceSpec{}},
+		{"soft:65", deviceSpec{}},
+		{"soft:all", deviceSpec{}},
+		{"auto:2", deviceSpec{}},
+		{"hip:", deviceSpec{}},
+		{"hip:-1", deviceSpec{}},
+		{"hip:1e9", deviceSpec{}},
+		{"hip:99999999999999999999", deviceSpec{}},
+		{"soft:1", deviceSpec{kind: "soft", list: "1"}},
+		{"toaster", deviceSpec{}},
+		{"", deviceSpec{}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.in, func(t *testing.T) {
+			t.Parallel()
+			got, err := parseDevice(tt.in)
+			if got != tt.want || (err == nil) != (tt.want != deviceSpec{}) {
+				t.Errorf("parseDevice(%q) = %+v, %v; want %+v", tt.in, got, err, tt.want)
+			}
+		})
 	}
 }

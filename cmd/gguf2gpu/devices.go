@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -12,7 +11,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/cmd/gguf2gpu/internal/doctor"
+	"github.com/gguf2gpu/gguf2gpu/internal/term"
 )
 
 func newDevicesCommand() *cobra.Command {
@@ -25,130 +25,23 @@ environment variables. Warn of what may make loads slow or wrong although a GPU 
 memory, kernels and GPUs with faults that others have reported.
 
 It is a diagnosis: finding nothing is a result, and the exit code is 0.`,
+		Example: `  gguf2gpu devices
+  gguf2gpu devices --json | jq .advice`,
 		Args: cobra.NoArgs,
 	}
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		r := findDevices()
-		r.Host = checkHost(thisHost())
-		r.Advice, r.Warnings = r.advise(), append(r.Host.warn(), r.warn()...)
+		r := doctor.Check()
 		if *asJSON {
 			return writeJSON(cmd.OutOrStdout(), r)
 		}
-		return r.print(cmd.OutOrStdout())
+		return printDoctor(cmd.OutOrStdout(), r)
 	}
 	return cmd
 }
 
-// devicesReport is the JSON of devices.
-type devicesReport struct {
-	Library  *libraryReport  `json:"library"`  // null when none was found
-	Attempts []attemptReport `json:"attempts"` // paths that were tried in vain, when none was found
-	Devices  []gpuReport     `json:"devices"`
-	Error    string          `json:"no_device,omitempty"` // why devices is empty or incomplete
-	Host     hostReport      `json:"host"`
-	Advice   []string        `json:"advice"`   // what to do, most basic first; empty when a GPU is usable
-	Warnings []string        `json:"warnings"` // what may make loads slow or wrong, each with what to do
-}
-
-type libraryReport struct {
-	Path          string `json:"path"`
-	Runtime       string `json:"runtime_version"` // HIP's version, not ROCm's
-	Driver        string `json:"driver_version"`
-	Compiler      string `json:"compiler"`                 // where hipRTC is; "": it was not found
-	CompilerError string `json:"compiler_error,omitempty"` // why not, with every path that was tried
-}
-
-type attemptReport struct {
-	Path   string `json:"path"`
-	Source string `json:"source"` // what named the path
-	Error  string `json:"error"`
-}
-
-type gpuReport struct {
-	Index           int    `json:"index"`
-	Name            string `json:"name"`
-	Arch            string `json:"arch"`
-	PCIBusID        string `json:"pci_bus_id"`
-	UUID            string `json:"uuid"`
-	TotalMemory     uint64 `json:"total_bytes"`
-	FreeMemory      uint64 `json:"free_bytes"`
-	Integrated      bool   `json:"integrated"`
-	Multiprocessors int    `json:"compute_units"`
-}
-
-// findDevices asks the HIP library for what it sees.
-func findDevices() *devicesReport {
-	r := &devicesReport{Attempts: []attemptReport{}, Devices: []gpuReport{}}
-	rt, err := amdhip.Open(amdhip.Options{})
-	if err != nil {
-		r.Error = firstLine(err.Error())
-		if e, ok := errors.AsType[*amdhip.LibraryError](err); ok {
-			for _, a := range e.Attempts {
-				r.Attempts = append(r.Attempts, attemptReport{a.Path, a.Source, a.Err.Error()})
-			}
-		}
-		return r
-	}
-	defer rt.Close()
-	r.Library = &libraryReport{Path: rt.Library()}
-	if version, driver, err := rt.Version(); err == nil {
-		r.Library.Runtime, r.Library.Driver = amdhip.VersionString(version), amdhip.VersionString(driver)
-	}
-	if r.Library.Compiler, err = rt.Compiler(); err != nil {
-		r.Library.CompilerError = err.Error()
-	}
-	if err := r.addGPUs(rt); err != nil {
-		r.Error = err.Error()
-	}
-	return r
-}
-
-func (r *devicesReport) addGPUs(rt *amdhip.Runtime) error {
-	n, err := rt.DeviceCount()
-	if err != nil {
-		return err
-	}
-	for i := range n {
-		d, err := rt.Device(i)
-		if err != nil {
-			return err
-		}
-		free, _, err := d.MemInfo()
-		if err != nil {
-			return err
-		}
-		r.Devices = append(r.Devices, gpuReport{
-			Index: i, Name: d.Name(), Arch: d.Arch(), PCIBusID: d.PCIBusID(), UUID: d.UUID(), TotalMemory: d.TotalMemory(),
-			FreeMemory: free, Integrated: d.Integrated(), Multiprocessors: d.Multiprocessors(),
-		})
-	}
-	return nil
-}
-
-// advise says what to do to make a GPU usable.
-func (r *devicesReport) advise() []string {
-	if len(r.Devices) > 0 && r.Error == "" {
-		return []string{}
-	}
-	advice := r.Host.advise()
-	if r.Library == nil {
-		advice = append(advice, "install the HIP runtime of ROCm (libamdhip64), or set GGUF2GPU_HIP_LIBRARY to its path")
-	}
-	return advice
-}
-
-// warn says what the libraries lack.
-func (r *devicesReport) warn() []string {
-	if len(r.Devices) == 0 || r.Library.CompilerError == "" {
-		return nil
-	}
-	return []string{"without hipRTC the CPU dequantizes, and more bytes have to cross the link: install ROCm's libhiprtc.so " +
-		"(in the package hip-runtime-amd), or set GGUF2GPU_HIPRTC_LIBRARY to its path"}
-}
-
-// print writes the report for people.
-func (r *devicesReport) print(w io.Writer) error {
+// printDoctor writes the report for people.
+func printDoctor(w io.Writer, r *doctor.Report) error {
 	out := bufio.NewWriter(w)
 	if r.Library != nil {
 		fmt.Fprintf(out, "HIP library  %s, runtime %s, driver %s\n", r.Library.Path, r.Library.Runtime, r.Library.Driver)
@@ -160,7 +53,7 @@ func (r *devicesReport) print(w io.Writer) error {
 	} else {
 		fmt.Fprintln(out, "HIP library  none; tried:")
 		for _, a := range r.Attempts {
-			fmt.Fprintf(out, "  %s (%s): %s\n", a.Path, a.Source, a.Error)
+			fmt.Fprintf(out, "  %s (%s): %s\n", term.Safe(a.Path), a.Source, term.Safe(a.Error))
 		}
 	}
 	for _, d := range r.Devices {
@@ -174,7 +67,7 @@ func (r *devicesReport) print(w io.Writer) error {
 	if r.Error != "" {
 		fmt.Fprintf(out, "no GPU       %s\n", r.Error)
 	}
-	r.Host.print(out)
+	printHost(out, &r.Host)
 	for _, a := range r.Advice {
 		fmt.Fprintf(out, "%-12s %s\n", "to do", a)
 	}
@@ -184,13 +77,13 @@ func (r *devicesReport) print(w io.Writer) error {
 	return out.Flush()
 }
 
-func (h *hostReport) print(w io.Writer) {
-	for _, d := range append([]deviceFile{h.KFD}, h.RenderNodes...) {
+func printHost(w io.Writer, h *doctor.Host) {
+	for _, d := range append([]doctor.DeviceFile{h.KFD}, h.RenderNodes...) {
 		state := "may be opened"
 		if !d.Usable {
 			state = d.Error
 		}
-		fmt.Fprintf(w, "%-12s %s\n", "device file", d.Path+": "+state)
+		fmt.Fprintf(w, "%-12s %s\n", "device file", term.Safe(d.Path)+": "+term.Safe(state))
 	}
 	driver := "not loaded"
 	if h.Driver {
@@ -221,13 +114,13 @@ func (h *hostReport) print(w io.Writer) {
 		fmt.Fprintf(w, "%-12s %s: %s\n", "group", name, member)
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.Environment)) {
-		fmt.Fprintf(w, "%-12s %s=%s\n", "environment", name, h.Environment[name])
+		fmt.Fprintf(w, "%-12s %s=%s\n", "environment", name, term.Safe(h.Environment[name]))
 	}
 	if h.Memlock != "" {
 		fmt.Fprintf(w, "%-12s %s of locked memory (ulimit -l)\n", "limit", h.Memlock)
 	}
 	if c := h.Cgroup; c != nil {
-		fmt.Fprintf(w, "%-12s %s of memory, %s used (%s)\n", "limit", limitText(c.Limit), limitText(c.Used), c.File)
+		fmt.Fprintf(w, "%-12s %s of memory, %s used (%s)\n", "limit", humanize.IBytes(c.Limit), humanize.IBytes(c.Used), c.File)
 	}
 }
 

@@ -16,9 +16,10 @@ import (
 
 const ranksOfTest = 4
 
-// TestRanksUnderEngines starts the command as four ranks, as users do: by Open MPI's mpirun, by MPICH's mpiexec, by a Slurm of this
-// host, with and without its PMI, and by mpirun in a Slurm batch script, where both engines have set their variables. What the
-// ranks have on their devices is the whole model bit for bit, and each read no more than its share and the header.
+// TestRanksUnderEngines starts the command as four ranks, as users do: by Open MPI's mpirun, by MPICH's mpiexec, by a
+// Slurm of this host, with and without its PMI, and by mpirun in a Slurm batch script, where both engines have set
+// their variables. What the ranks have on their devices is the whole model bit for bit, and each read no more than its
+// share and the header.
 func TestRanksUnderEngines(t *testing.T) {
 	model := filepath.Join(t.TempDir(), "model.gguf")
 	command(t, cleanEnv(), "gguf2gpu", "synth", "-o", model, "--preset", "small", "--progress", "none")
@@ -60,7 +61,8 @@ func TestRanksUnderEngines(t *testing.T) {
 	})
 }
 
-// loadShards lets start run a shell script once per rank, which loads the rank's shard of model, and looks at what came of it.
+// loadShards lets start run a shell script once per rank, which loads the rank's shard of model, and looks at what came
+// of it.
 func loadShards(t *testing.T, start func(t *testing.T, script string), model, by string) {
 	dir := t.TempDir()
 	reading := "auto"
@@ -148,7 +150,8 @@ func checkPutTogether(t *testing.T, x *gguf.Tensor, want []byte, of [][]byte, by
 	}
 }
 
-// checkReads compares what each rank says that it has read with what it has. Raw tensors are as large on the device as in the file.
+// checkReads compares what each rank says that it has read with what it has. Raw tensors are as large on the device as
+// in the file.
 func checkReads(t *testing.T, reports []string, have [ranksOfTest]uint64, header uint64) {
 	t.Helper()
 	var seen [ranksOfTest]bool

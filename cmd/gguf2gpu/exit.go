@@ -5,13 +5,18 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/spf13/cobra"
+
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/hold"
+	"github.com/gguf2gpu/gguf2gpu/loader/readback"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
-// exitCode is what the process ends with. The numbers are part of the command's contract; exitStatus tells them to users.
+// exitCode is the exit code of the process. The numbers are part of the command's contract; exitMeanings explains them
+// to users.
 type exitCode int
 
 const (
@@ -25,20 +30,40 @@ const (
 	exitInterrupted exitCode = 130 // SIGINT or SIGTERM; 128 + SIGINT, as shells report it
 )
 
-// exitStatus ends the help of every command.
-const exitStatus = `
-EXIT STATUS
-  0    done
-  1    failed while running
-  2    wrong usage
-  3    the model file is bad
-  4    no usable device or library
-  5    not enough device memory
-  6    verification found a difference
-  130  interrupted
-`
+// exitMeanings explains the exit codes to users.
+var exitMeanings = map[exitCode]string{
+	exitOK:          "done",
+	exitFailed:      "failed while running",
+	exitUsage:       "wrong usage",
+	exitBadModel:    "the model file is bad",
+	exitNoDevice:    "no usable device or library",
+	exitNoMemory:    "not enough device memory",
+	exitMismatch:    "verification found a difference",
+	exitInterrupted: "interrupted",
+}
 
-// exitError is an error that knows its exit code, for errors whose type does not tell.
+// exitCodes returns the exit codes that a command can have.
+func exitCodes(cmd *cobra.Command) []exitCode {
+	all := []exitCode{exitOK, exitFailed, exitUsage}
+	switch cmd.Name() {
+	case "inspect":
+		all = append(all, exitBadModel)
+	case "load", "verify", "hold", cmd.Root().Name():
+		all = append(all, exitBadModel, exitNoDevice, exitNoMemory, exitMismatch)
+	case "attach":
+		all = append(all, exitBadModel, exitNoDevice, exitMismatch)
+	case "bench":
+		all = append(all, exitBadModel, exitNoDevice, exitNoMemory)
+	case "kernels":
+		all = append(all, exitNoDevice, exitNoMemory)
+	case "devices", "synth":
+	default:
+		return all
+	}
+	return append(all, exitInterrupted)
+}
+
+// exitError is an error with its exit code, for errors whose type does not tell the code.
 type exitError struct {
 	code exitCode
 	err  error
@@ -47,15 +72,16 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
-// withCode makes err end the process with code.
+// withCode returns err with an exit code.
 func withCode(code exitCode, err error) error { return &exitError{code, err} }
 
-// usageErrorf is an error in how the command was called. Its text says what is allowed.
+// usageErrorf returns an error in how the command was called. Its text should say what is allowed.
 func usageErrorf(format string, args ...any) error {
 	return withCode(exitUsage, fmt.Errorf(format, args...))
 }
 
-// codeOf is the one place where errors become exit codes. ctx is the command's context, which only a signal cancels.
+// codeOf returns the exit code of an error. ctx is the command's context, which only a signal cancels. All errors get
+// their codes here.
 func codeOf(ctx context.Context, err error) exitCode {
 	if err == nil {
 		return exitOK
@@ -80,11 +106,11 @@ func codeOf(ctx context.Context, err error) exitCode {
 		return exitNoDevice
 	case errors.Is(err, loader.ErrInsufficientMemory), errors.Is(err, amdhip.ErrOutOfMemory):
 		return exitNoMemory
-	case errors.Is(err, loader.ErrBadModel):
+	case errors.Is(err, hold.ErrBadModel):
 		return exitBadModel
 	case errors.Is(err, loader.ErrBadOption), errors.Is(err, remote.ErrAddress):
 		return exitUsage
-	case errors.Is(err, loader.ErrMismatch):
+	case errors.Is(err, readback.ErrMismatch), errors.Is(err, remote.ErrDigest):
 		return exitMismatch
 	}
 	return exitFailed

@@ -11,9 +11,12 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
+	"github.com/gguf2gpu/gguf2gpu/loader/readback"
 )
 
 func TestCodeOf(t *testing.T) {
+	t.Parallel()
 	running := t.Context()
 	interrupted, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("interrupt signal received"))
@@ -39,8 +42,8 @@ func TestCodeOf(t *testing.T) {
 		{"no hipRTC", running, fmt.Errorf("wrapped: %w", &amdhip.CompilerError{}), exitNoDevice},
 		{"compiler", running, &amdhip.CompileError{Code: amdhip.ErrRTCCompilation}, exitFailed},
 		{"device memory", running, &amdhip.Error{Func: "hipMalloc", Code: amdhip.ErrOutOfMemory}, exitNoMemory},
-		{"does not fit", running, fmt.Errorf("wrapped: %w", &loader.InsufficientMemoryError{}), exitNoMemory},
-		{"mismatch", running, fmt.Errorf("wrapped: %w", &loader.MismatchError{}), exitMismatch},
+		{"does not fit", running, fmt.Errorf("wrapped: %w", &plan.MemoryError{}), exitNoMemory},
+		{"mismatch", running, fmt.Errorf("wrapped: %w", &readback.MismatchError{}), exitMismatch},
 		{"canceled by a signal", interrupted, context.Canceled, exitInterrupted},
 		{"canceled with the cause", interrupted, fmt.Errorf("load: %w", context.Cause(interrupted)), exitInterrupted},
 		{"canceled without a signal", running, context.Canceled, exitFailed},
@@ -48,6 +51,7 @@ func TestCodeOf(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			if got := codeOf(tt.ctx, tt.err); got != tt.want {
 				t.Errorf("codeOf(%v) = %d, want %d", tt.err, got, tt.want)
 			}

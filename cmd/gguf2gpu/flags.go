@@ -1,20 +1,22 @@
 package main
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/gguf2gpu/gguf2gpu/kernels/gpu"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
 
-// parsed is a flag whose text a function turns into a T. The function's error says what is allowed.
+// parsed is a flag whose text is turned into a T by a function. The function's error must say what is allowed.
 type parsed[T any] struct {
 	value *T
 	kind  string // what the help calls the argument
@@ -22,7 +24,7 @@ type parsed[T any] struct {
 }
 
 func (p parsed[T]) String() string {
-	if p.value == nil { // pflag asks a zero value of the type, too
+	if p.value == nil { // pflag also calls this on a zero value of the type
 		return ""
 	}
 	return fmt.Sprint(*p.value)
@@ -38,11 +40,28 @@ func (p parsed[T]) Set(s string) error {
 	return err
 }
 
-// parsedFlag registers a flag with the default def, and returns where its value will be.
+// parsedFlag registers a flag with the default def and returns a pointer to its value.
 func parsedFlag[T any](fs *pflag.FlagSet, name string, def T, kind, usage string, parse func(string) (T, error)) *T {
 	value := def
 	fs.Var(parsed[T]{&value, kind, parse}, name, usage)
 	return &value
+}
+
+// text is a type whose pointer reads itself from text, as the library's choices do.
+type text[T any] interface {
+	*T
+	encoding.TextUnmarshaler
+}
+
+// parseText reads a value of such a type.
+func parseText[T any, P text[T]](s string) (v T, err error) {
+	err = P(&v).UnmarshalText([]byte(s))
+	return v, err
+}
+
+// textFlag registers a flag for one of the library's choices.
+func textFlag[T any, P text[T]](fs *pflag.FlagSet, name string, def T, kind, usage string) *T {
+	return parsedFlag(fs, name, def, kind, usage, parseText[T, P])
 }
 
 // choiceFlag registers a flag that takes one of the allowed words.
@@ -56,7 +75,8 @@ func choiceFlag(fs *pflag.FlagSet, name, def, usage string, allowed ...string) *
 	})
 }
 
-// listFlag registers a flag that takes some of the values all: comma-separated, or in several flags. The default is all.
+// listFlag registers a flag that takes a list of some of the values in all, separated by commas or given in several
+// flags. The default is all of them.
 func listFlag[T any](fs *pflag.FlagSet, name, usage string, all []T) *[]T {
 	var chosen []T
 	list := parsedFlag(fs, name, all, "LIST", usage, func(s string) ([]T, error) {
@@ -77,21 +97,20 @@ func listFlag[T any](fs *pflag.FlagSet, name, usage string, all []T) *[]T {
 	return list
 }
 
-// lowerName is the name of a value as flags and reports spell it.
+// lowerName returns the name of a value as flags and reports spell it: in lower case.
 func lowerName(v any) string { return strings.ToLower(fmt.Sprint(v)) }
 
-// jsonFlag registers --json. Main looks it up by this name.
+// jsonFlag registers --json. Main looks it up by this name, to report errors as JSON, too.
 func jsonFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("json", false, "print one JSON object on stdout; everything else goes to stderr")
 }
 
 // dtypeFlag registers --dtype: what the weights become on the device.
-func dtypeFlag(fs *pflag.FlagSet) *loader.DType {
-	return parsedFlag(fs, "dtype", loader.F16, "DTYPE", "element type on the device: raw (the file's bytes), f32, f16, bf16",
-		loader.ParseDType)
+func dtypeFlag(fs *pflag.FlagSet) *plan.Policy {
+	return textFlag(fs, "dtype", plan.F16, "DTYPE", "element type on the device: raw (the file's bytes), f32, f16, bf16")
 }
 
-// byteSizeFlag registers a flag that takes a size such as 64MiB. The value is 0 when the flag is not given.
+// byteSizeFlag registers a flag that takes a size such as 64MiB. The value, in bytes, is 0 when the flag is not given.
 func byteSizeFlag(fs *pflag.FlagSet, name, usage string) *uint64 {
 	return parsedFlag(fs, name, 0, "SIZE", usage, parseBytes)
 }
@@ -118,80 +137,29 @@ func parseRate(s string) (float64, error) {
 	return float64(n), nil
 }
 
-// deviceSpec is the value of --device.
-type deviceSpec struct {
-	kind  string // "auto", "soft" or "hip"
-	index int    // of the GPU; 0 unless the value was hip:N
-	named bool   // a number was given
-	list  string // several devices: "0,1" or "all" of hip, the number of them of soft
+// dequantFlags are --dequant and --kernel-cache: who converts, and where compiled kernels are kept.
+type dequantFlags struct {
+	by    *loader.Dequant
+	cache *string
 }
 
-func (d deviceSpec) String() string {
-	switch {
-	case d.list != "":
-		return d.kind + ":" + d.list
-	case d.named:
-		return d.kind + ":" + strconv.Itoa(d.index)
+func addDequantFlags(fs *pflag.FlagSet) dequantFlags {
+	return dequantFlags{
+		by: textFlag(fs, "dequant", loader.DequantAuto, "WHO",
+			"who converts: cpu, gpu (kernels compiled by hipRTC), auto (gpu where that is quicker)"),
+		cache: kernelCacheFlag(fs),
 	}
-	return d.kind
 }
 
-// numbers are those of the devices that d names, of count that there are.
-func (d deviceSpec) numbers(count int) []int {
-	if d.list == "" {
-		return []int{d.index}
+// check refuses --dequant gpu with --sync, as the synchronous loader always converts on the CPU.
+func (f dequantFlags) check(sync bool) error {
+	if sync && *f.by == loader.DequantGPU {
+		return usageErrorf("--sync and --dequant gpu: the synchronous loader converts on the CPU; leave one of the two out")
 	}
-	var all []int
-	if d.list == "all" || d.kind == "soft" {
-		for i := range count {
-			all = append(all, i)
-		}
-		return all
-	}
-	for word := range strings.SplitSeq(d.list, ",") {
-		n, _ := strconv.Atoi(word) // parseDevice has seen it
-		all = append(all, n)
-	}
-	return all
+	return nil
 }
 
-// maxSoftDevices is how many software devices there can be.
-const maxSoftDevices = 64
-
-func parseDevice(s string) (deviceSpec, error) {
-	kind, number, numbered := strings.Cut(s, ":")
-	d := deviceSpec{kind: kind}
-	switch {
-	case !numbered && (s == "auto" || s == "soft" || s == "hip"):
-		return d, nil
-	case kind == "hip" && number == "all":
-		d.list = number
-		return d, nil
-	case kind == "soft":
-		if n, err := strconv.ParseUint(number, 10, 8); err == nil && n >= 1 && n <= maxSoftDevices {
-			d.list = strconv.Itoa(int(n))
-			return d, nil
-		}
-	case kind == "hip":
-		var words []string
-		for word := range strings.SplitSeq(number, ",") {
-			n, err := strconv.ParseUint(word, 10, 16)
-			if err != nil || slices.Contains(words, strconv.Itoa(int(n))) {
-				words = nil
-				break
-			}
-			words = append(words, strconv.Itoa(int(n)))
-		}
-		switch len(words) {
-		case 0:
-		case 1:
-			d.index, _ = strconv.Atoi(words[0])
-			d.named = true
-			return d, nil
-		default:
-			d.list = strings.Join(words, ",")
-			return d, nil
-		}
-	}
-	return deviceSpec{}, errors.New("allowed are auto, soft, hip, and hip:N for GPU number N; several are hip:N,M..., hip:all, and soft:COUNT")
+func kernelCacheFlag(fs *pflag.FlagSet) *string {
+	return fs.String("kernel-cache", "",
+		"directory for compiled kernels, "+gpu.NoCache+" for none (default gguf2gpu/kernels in the user's cache directory)")
 }

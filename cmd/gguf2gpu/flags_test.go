@@ -5,6 +5,7 @@ import (
 )
 
 func TestParseBytes(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		in   string
 		want uint64 // 0: refused
@@ -25,6 +26,7 @@ func TestParseBytes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.in, func(t *testing.T) {
+			t.Parallel()
 			got, err := parseBytes(tt.in)
 			if got != tt.want || (err == nil) != (tt.want != 0) {
 				t.Errorf("parseBytes(%q) = %d, %v; want %d", tt.in, got, err, tt.want)
@@ -34,6 +36,7 @@ func TestParseBytes(t *testing.T) {
 }
 
 func TestParseRate(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		in   string
 		want float64 // 0: refused
@@ -49,46 +52,10 @@ func TestParseRate(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.in, func(t *testing.T) {
+			t.Parallel()
 			got, err := parseRate(tt.in)
 			if got != tt.want || (err == nil) != (tt.want != 0) {
 				t.Errorf("parseRate(%q) = %g, %v; want %g", tt.in, got, err, tt.want)
-			}
-		})
-	}
-}
-
-func TestParseDevice(t *testing.T) {
-	tests := []struct {
-		in   string
-		want deviceSpec // zero: refused
-	}{
-		{"auto", deviceSpec{kind: "auto"}},
-		{"soft", deviceSpec{kind: "soft"}},
-		{"hip", deviceSpec{kind: "hip"}},
-		{"hip:0", deviceSpec{kind: "hip", named: true}},
-		{"hip:3", deviceSpec{kind: "hip", index: 3, named: true}},
-		{"hip:0,2", deviceSpec{kind: "hip", list: "0,2"}},
-		{"hip:all", deviceSpec{kind: "hip", list: "all"}},
-		{"soft:4", deviceSpec{kind: "soft", list: "4"}},
-		{"hip:0,0", deviceSpec{}},
-		{"hip:0,", deviceSpec{}},
-		{"soft:0", deviceSpec{}},
-		{"soft:65", deviceSpec{}},
-		{"soft:all", deviceSpec{}},
-		{"auto:2", deviceSpec{}},
-		{"hip:", deviceSpec{}},
-		{"hip:-1", deviceSpec{}},
-		{"hip:1e9", deviceSpec{}},
-		{"hip:99999999999999999999", deviceSpec{}},
-		{"soft:1", deviceSpec{kind: "soft", list: "1"}},
-		{"toaster", deviceSpec{}},
-		{"", deviceSpec{}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.in, func(t *testing.T) {
-			got, err := parseDevice(tt.in)
-			if got != tt.want || (err == nil) != (tt.want != deviceSpec{}) {
-				t.Errorf("parseDevice(%q) = %+v, %v; want %+v", tt.in, got, err, tt.want)
 			}
 		})
 	}

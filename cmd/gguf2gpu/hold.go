@@ -6,27 +6,34 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"text/tabwriter"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/hold"
+	"github.com/gguf2gpu/gguf2gpu/loader/measure"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
+	"github.com/gguf2gpu/gguf2gpu/loader/readback"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote/models"
+	"github.com/gguf2gpu/gguf2gpu/loader/trace"
 )
 
 // holdFlags are the flags of hold beside those of load.
 type holdFlags struct {
+	flags      *pflag.FlagSet
 	load       *loadFlags
 	socket     *string
 	name       *string
@@ -34,10 +41,13 @@ type holdFlags struct {
 	readyFD    *int
 	metrics    *string
 	allowGroup *bool
-	add, list  *bool
-	drop       *string
+	orders     *orders
+	vram, ram  *uint64
+	share      *hold.Share
+	keep       *string
+	isKeeper   *bool
 	verify     *bool
-	readback   *string
+	export     *exportFlags
 	trace      *string
 }
 
@@ -46,16 +56,27 @@ func newHoldCommand() *cobra.Command {
 		Use:   "hold [MODEL...] [flags]",
 		Short: "Load models and keep them for other processes",
 		Long: `Load models, keep them in device memory and let other processes of this host use them, without loading them again: see
-'gguf2gpu attach', and loader.Attach for programs. It ends on SIGINT or SIGTERM, once all attached processes have gone
+'gguf2gpu attach', and hold.Attach for programs. It ends on SIGINT or SIGTERM, once all attached processes have gone
 or after the grace time; a second signal ends it at once. A socket that systemd passes is used instead of --socket, and
 systemd is told when the models are loaded.
 
-With --add, --drop or --list it talks to the process that holds models already instead of becoming one. --add gives it a
-model with --name, --dtype, --dtype-for and --tensors; all else is as that process was started.`,
+A model that nobody uses sleeps when another needs its device memory: in page-locked host memory where --ram allows it,
+else in its file. It is back when a process attaches. With --keep, or systemd's store of descriptors, models in device
+memory outlive this process, and the next one takes them over.
+
+With --add, --drop, --sleep, --wake, --pin, --unpin or --list it talks to the process that holds models already instead
+of becoming one. --add gives it a model with --name, --dtype, --dtype-for and --tensors; all else is as that process was
+started.`,
+		Example: `  gguf2gpu hold model.gguf --name assistant
+  gguf2gpu hold --list
+  gguf2gpu hold --add other.gguf --dtype raw
+  gguf2gpu hold a.gguf b.gguf --vram 20GiB --ram 40GiB
+  gguf2gpu hold --sleep assistant`,
 		Args: cobra.ArbitraryArgs,
 	}
 	fs := cmd.Flags()
 	f := &holdFlags{
+		flags:      fs,
 		load:       addLoadFlags(cmd),
 		socket:     socketFlag(cmd),
 		name:       fs.String("name", "", "what others ask for the model by (default the file's name without .gguf)"),
@@ -63,35 +84,48 @@ model with --name, --dtype, --dtype-for and --tensors; all else is as that proce
 		readyFD:    fs.Int("ready-fd", -1, "write a line to this file descriptor, and close it, when the models are loaded"),
 		metrics:    fs.String("metrics", "", "serve Prometheus metrics on this address, such as :9400 (loopback unless a host is named)"),
 		allowGroup: fs.Bool("allow-group", false, "processes of members of this one's group may attach and list, too"),
-		add:        fs.Bool("add", false, "make the process that holds models load MODEL, too"),
-		drop:       fs.String("drop", "", "make it drop the model of this name"),
-		list:       fs.Bool("list", false, "list what it holds"),
+		orders:     addOrders(cmd),
+		vram:       byteSizeFlag(fs, "vram", "device memory that models may take, of each device (default all that is free)"),
+		ram:        byteSizeFlag(fs, "ram", "page-locked host memory that models may sleep in (default none)"),
+		share:      textFlag(fs, "share", hold.ShareAuto, "HOW", "how others get at device memory: fd (descriptors), ipc, auto"),
+		keep:       fs.String("keep", "", "leave device memory to the keeper on this socket when this process ends"),
+		isKeeper:   fs.Bool("keeper", false, "be a keeper on --socket: a small process that opens no device"),
 		verify:     fs.Bool("verify", false, "read device memory back before being ready, and compare it with the file"),
-		readback:   fs.String("readback", "", "write what is in device memory to this safetensors file, before being ready"),
+		export:     addExportFlags(fs, ", before being ready"),
 		trace:      fs.String("trace", "", "write the loads' timeline to this file (Chrome trace events; opens in Perfetto)"),
 	}
-	for _, name := range []string{"sync", "allow-http", "connections"} { // refused, or without a meaning here
-		_ = fs.MarkHidden(name) // it is there
-	}
-	f.load.hashes = addHashFlags(cmd, f.load.json)
+	_ = fs.MarkHidden("sync") // it is there, and refused
+	f.load.hashes, f.load.split = addHashFlags(cmd, f.load.json), addSplitFlags(fs)
+	f.load.shard = addShardFlags(fs)
+	f.load.hashes.shard = f.load.shard
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		order, err := f.orders.check(cmd, args)
 		switch {
-		case *f.add && *f.list || *f.drop != "" && (*f.add || *f.list):
-			return usageErrorf("--add, --drop and --list exclude each other")
-		case *f.add && len(args) != 1:
-			return usageErrorf("--add takes one MODEL")
-		case (*f.list || *f.drop != "") && len(args) > 0:
-			return usageErrorf("--list and --drop take no MODEL")
-		case (*f.name != "" || *f.readback != "" || f.load.hashes.wanted()) && len(args) != 1:
+		case err != nil:
+			return err
+		case *f.isKeeper && (order || len(args) > 0 || *f.keep != ""):
+			return usageErrorf("--keeper takes no MODEL and no other order")
+		case *f.isKeeper:
+			return f.keeper(cmd)
+		case (*f.name != "" || *f.export.to != "" || f.load.hashes.wanted()) && len(args) != 1:
 			return usageErrorf("--name, --readback, --hash and --expect are for one MODEL")
-		case slices.ContainsFunc(args, remote.IsAddress):
-			return usageErrorf("hold takes files: those who attach compare them with what is held, which cannot be done with addresses")
+		case slices.ContainsFunc(args, models.IsStream):
+			return usageErrorf("hold takes no stream, since a model that is held may have to be loaded again: write it to a file first")
 		case *f.load.sync:
 			return usageErrorf("--sync is not for hold: models are attached to while they are loaded")
-		case *f.add || *f.list || *f.drop != "":
+		case order:
+			f.sayTalk(cmd)
 			return f.talk(cmd, args)
+		case *f.keep != "" && *f.share == hold.ShareIPC:
+			return usageErrorf("--keep needs descriptors: --share fd or auto")
 		}
-		return f.hold(cmd, args)
+		f.load.sayCombinations(notices(cmd), fs)
+		if err := f.export.check(nil); err != nil {
+			return err
+		}
+		ctx, stop := untilHangup(cmd.Context())
+		defer stop()
+		return orderly(ctx, f.run(ctx, cmd, args))
 	}
 	return cmd
 }
@@ -100,64 +134,19 @@ func socketFlag(cmd *cobra.Command) *string {
 	return cmd.Flags().String("socket", "", "Unix socket (default gguf2gpu.sock in the user's runtime directory)")
 }
 
-// talk asks the process that holds models for something and prints what it holds afterwards.
-func (f *holdFlags) talk(cmd *cobra.Command, args []string) error {
-	c := loader.HolderClient{Socket: *f.socket}
-	var models []loader.HeldModel
-	var err error
-	switch {
-	case *f.add:
-		a := loader.AddRequest{Path: args[0], Name: *f.name}
-		if cmd.Flags().Changed("dtype") {
-			a.DType = f.load.dtype
-		}
-		a.Rules, a.Tensors = f.load.rules, *f.load.tensors
-		models, err = c.Add(cmd.Context(), a)
-	case *f.drop != "":
-		models, err = c.Drop(cmd.Context(), *f.drop)
-	default:
-		models, err = c.List(cmd.Context())
-	}
-	if err != nil {
-		return err
-	}
-	if *f.load.json {
-		return writeJSON(cmd.OutOrStdout(), struct {
-			Models []loader.HeldModel `json:"models"`
-		}{append([]loader.HeldModel{}, models...)})
-	}
-	return printHeld(cmd.OutOrStdout(), models)
-}
-
-func printHeld(w io.Writer, models []loader.HeldModel) error {
-	if len(models) == 0 {
-		_, err := fmt.Fprintln(w, "no models are held")
-		return err
-	}
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "NAME\tDTYPE\tTENSORS\tSIZE\tSTATE\tATTACHED\tPATH")
-	for _, m := range models {
-		state := m.State
-		if m.Error != "" {
-			state += ": " + firstLine(m.Error)
-		}
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%s\t%s\t%d\t%s\n", m.Name, m.DType, m.Tensors, humanize.Bytes(m.Bytes), state, m.Attached, m.Path)
-	}
-	return tw.Flush()
-}
-
 // holdReport is the JSON of hold, printed when the models are loaded.
 type holdReport struct {
-	Socket string             `json:"socket"`
-	PID    int                `json:"pid"`
-	Device deviceReport       `json:"device"`
-	Models []loader.HeldModel `json:"models"`
+	Socket  string         `json:"socket"`
+	PID     int            `json:"pid"`
+	Device  deviceReport   `json:"device"` // the first
+	Devices []deviceReport `json:"devices"`
+	Models  []hold.Model   `json:"models"`
 }
 
-// hold is the process that holds models.
-func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
-	ctx, stderr := cmd.Context(), cmd.ErrOrStderr()
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+// run is the process that holds models.
+func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string) (err error) {
+	stderr := cmd.ErrOrStderr()
+	log := newLogger(cmd, slog.LevelInfo)
 	// What is wrong with the flags is said before anything is loaded.
 	metrics, err := metricsAddress(*f.metrics)
 	if err != nil {
@@ -167,10 +156,17 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := f.load.hashes.prepare(); err != nil {
+	err = errors.Join(f.load.hashes.prepare(), f.load.split.check(*f.load.device.device), f.load.shard.resolve(),
+		f.checkOutputs(paths))
+	if err != nil {
 		return err
 	}
-	l, removeSocket, err := listen(*f.socket, *f.allowGroup)
+	f.load.device.local = f.load.shard.local
+	given, err := fromSystemd()
+	if err != nil {
+		return fmt.Errorf("what systemd passed: %w", err)
+	}
+	l, removeSocket, err := listen(f.load.shard.expand(*f.socket), *f.allowGroup, given.listeners)
 	if err != nil {
 		return err
 	}
@@ -179,7 +175,7 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 		err = errors.Join(err, removeSocket())
 	}()
 	f.load.device.shared = true
-	rt, dev, err := f.load.device.open(stderr, log)
+	rt, devs, err := f.load.device.openAll(notices(cmd), log)
 	if err != nil {
 		return err
 	}
@@ -190,18 +186,40 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 			b.Update(done, total)
 		}
 	}
-	o := loader.HolderOptions{Load: f.load.options(update, log), AllowGroup: *f.allowGroup, Logger: log}
+	var tr *trace.Trace
 	if *f.trace != "" {
-		o.Load.Trace = new(loader.Trace)
+		tr = new(trace.Trace)
 	}
+	o := hold.Options{
+		Spec: f.load.spec(), Config: f.load.config(log), Request: f.load.request(update, tr), AllowGroup: *f.allowGroup,
+		Logger: log, VRAM: *f.vram, RAM: int64(min(*f.ram, math.MaxInt64)), Share: *f.share,
+	}
+	if *f.keep != "" {
+		o.Keep = hold.KeeperClient{Socket: f.load.shard.expand(*f.keep)}
+	} else if store := newSystemdStore(given.stored); store != nil {
+		o.Keep = store
+	}
+	status := newStatusLine()
+	defer status.close()
+	o.Changed = status.tell
 	if metrics != "" {
-		if o.LinkBytesPerSecond, err = loader.LinkSpeed(ctx, dev); err != nil {
+		if o.LinkBytesPerSecond, err = measure.Link(ctx, devs[0]); err != nil {
 			return err
 		}
 	}
-	h := loader.NewHolder(dev, o)
+	opener, err := f.load.remote.opener(firstAddress(paths), log)
+	if err != nil {
+		return err
+	}
+	defer opener.Close()
+	o.Opener = heldOpener{opener}
+	h, err := hold.New(devs, o)
+	if err != nil {
+		return err
+	}
 	defer func() { err = errors.Join(err, h.Close()) }()
-	stopMetrics, err := serveMetrics(metrics, h, log)
+	var isReady atomic.Bool
+	stopMetrics, err := serveMetrics(metrics, h, &isReady, log)
 	if err != nil {
 		return err
 	}
@@ -211,21 +229,31 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 	defer stop()
 	served := make(chan error, 1)
 	serve := sync.OnceFunc(func() { go func() { served <- h.Serve(serving, l, *f.grace) }() })
-	err = f.loadAll(ctx, h, paths, serve, &bar, stderr)
+	adopted, err := h.Adopt(ctx)
+	if err != nil {
+		return err
+	}
+	if len(adopted) > 0 {
+		serve() // those who are attached look for this process
+	}
+	err = f.loadAll(ctx, h, paths, serve, &bar, notices(cmd), stderr)
 	serve()
-	if err == nil && o.Load.Trace != nil {
-		err = writeFile(*f.trace, func(out *outputFile) error { _, err := o.Load.Trace.WriteTo(out); return err })
+	if err == nil && tr != nil {
+		err = writeFile(*f.trace, func(out *outputFile) error { _, err := tr.WriteTo(out); return err })
 	}
 	if err == nil {
-		err = f.announce(cmd, h, l.Addr().String(), dev, ready)
+		err = f.announce(cmd, h, l.Addr().String(), devs, ready, status)
 	}
 	if err == nil {
-		log.Info("ready", "socket", l.Addr(), "models", len(paths), "device", dev.Name())
+		isReady.Store(true)
+		log.Info("ready", "socket", l.Addr(), "models", len(paths), "device", devs[0].Name(), "devices", len(devs))
 		select {
 		case <-ctx.Done():
 		case err := <-served: // without being told to
 			return err
 		}
+		isReady.Store(false)
+		doing(ctx, waitClients, whyClients)
 		log.Info("ending", "grace", *f.grace)
 	}
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) // nobody to tell is no error
@@ -233,11 +261,80 @@ func (f *holdFlags) hold(cmd *cobra.Command, paths []string) (err error) {
 	return errors.Join(err, <-served)
 }
 
-// loadAll loads the models, one after the other: each has the link for itself. It calls serve when there is something to attach to;
-// who comes earlier waits.
-func (f *holdFlags) loadAll(ctx context.Context, h *loader.Holder, paths []string, serve func(), bar *atomic.Pointer[progress],
-	stderr io.Writer) error {
+// heldOpener opens models that are held: those that other processes name, too, whose streams are not this process's.
+type heldOpener struct{ *models.Opener }
+
+// Opens reports whether a name is for it.
+func (o heldOpener) Opens(name string) bool { return o.Opener.Opens(name) && !models.IsStream(name) }
+
+// firstAddress is the first of names that is an address, for which a token may be; "" if none is.
+func firstAddress(names []string) string {
+	for _, name := range names {
+		if remote.IsAddress(name) {
+			return name
+		}
+	}
+	return ""
+}
+
+// verifyWith compares w with the model of that name.
+func (f *holdFlags) verifyWith(ctx context.Context, w *loader.Model, name string) (r readback.Result, err error) {
+	file, opener, err := f.load.remote.openModel(ctx, name, nil)
+	if err != nil {
+		return r, err
+	}
+	defer func() {
+		err = errors.Join(err, file.Close())
+		if opener != nil {
+			opener.Close()
+		}
+	}()
+	return readback.Verify(ctx, w, file)
+}
+
+// openForOutputs opens the file that outputs must not overwrite; nil for "", of what is no file.
+func openForOutputs(path string) (*gguf.File, error) {
+	if path == "" {
+		return nil, nil
+	}
+	return gguf.Open(path)
+}
+
+// checkOutputs finds out whether what the flags name can be written.
+func (f *holdFlags) checkOutputs(names []string) error {
+	outputs := append(f.load.hashes.outputs(), plannedOutput{"--readback", *f.export.to}, plannedOutput{"--trace", *f.trace})
+	if !slices.ContainsFunc(outputs, func(o plannedOutput) bool { return o.path != "" }) {
+		return nil
+	}
+	for _, path := range names {
+		if !models.IsPath(path) {
+			path = ""
+		}
+		m, err := openForOutputs(path)
+		if err != nil {
+			return err
+		}
+		err = checkOutputs(m, outputs...)
+		if m != nil {
+			err = errors.Join(err, m.Close())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadAll loads the models, one after the other: each has the link for itself. It calls serve when there is something
+// to attach to; who comes earlier waits.
+func (f *holdFlags) loadAll(ctx context.Context, h *hold.Holder, paths []string, serve func(),
+	bar *atomic.Pointer[progress],
+	notices, stderr io.Writer) error {
 	for _, path := range paths {
+		if err := f.load.sayUselessFor(notices, f.flags, path); err != nil {
+			return err
+		}
+		doing(ctx, waitCopies, whyCopies)
 		b := newProgress(*f.load.progress, stderr, "loading "+filepath.Base(path))
 		bar.Store(b)
 		err := f.loadOne(ctx, h, path, serve)
@@ -252,7 +349,7 @@ func (f *holdFlags) loadAll(ctx context.Context, h *loader.Holder, paths []strin
 }
 
 // loadOne loads a model and does with it what the flags say.
-func (f *holdFlags) loadOne(ctx context.Context, h *loader.Holder, path string, serve func()) (err error) {
+func (f *holdFlags) loadOne(ctx context.Context, h *hold.Holder, path string, serve func()) (err error) {
 	name, err := h.Add(ctx, *f.name, path)
 	if err != nil {
 		return err
@@ -266,37 +363,43 @@ func (f *holdFlags) loadOne(ctx context.Context, h *loader.Holder, path string, 
 		return err
 	}
 	if *f.verify {
-		if err := verifyWith(ctx, w, path); err != nil {
+		if _, err := f.verifyWith(ctx, w, path); err != nil {
 			return err
 		}
 	}
-	if *f.readback != "" {
-		if err := writeFile(*f.readback, func(o *outputFile) error { return w.WriteSafetensors(ctx, o) }); err != nil {
-			return err
-		}
-	}
-	if !f.load.hashes.wanted() {
+	if !f.load.hashes.wanted() && *f.export.to == "" {
 		return nil
 	}
-	file, err := gguf.Open(path)
+	file, opener, err := f.load.remote.openModel(ctx, path, nil)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, file.Close()) }()
+	defer func() {
+		err = errors.Join(err, file.Close())
+		if opener != nil {
+			opener.Close()
+		}
+	}()
+	hf := func() (map[string][]plan.HFTensor, error) { return plan.HFTensors(file) }
+	if err := f.export.write(ctx, w, hf); err != nil || !f.load.hashes.wanted() {
+		return err
+	}
 	return f.load.hashes.finish(&loaded{path: path, file: file, weights: w})
 }
 
-// announce tells everybody that the models are loaded: whoever reads stdout, systemd, and who waits at the other end of ready,
-// which may be nil.
-func (f *holdFlags) announce(cmd *cobra.Command, h *loader.Holder, socket string, dev *amdhip.Device, ready *os.File) error {
+// announce tells everybody that the models are loaded: whoever reads stdout, systemd, and who waits at the other end of
+// ready, which may be nil.
+func (f *holdFlags) announce(cmd *cobra.Command, h *hold.Holder, socket string, devs []*amdhip.Device,
+	ready *os.File, line *statusLine) error {
 	models := h.Models()
 	var err error
 	switch {
 	case *f.load.json:
-		err = writeJSON(cmd.OutOrStdout(), holdReport{
-			Socket: socket, PID: os.Getpid(), Models: models,
-			Device: deviceReport{Kind: dev.Runtime().Kind(), Index: dev.Index(), Name: dev.Name()},
-		})
+		r := holdReport{Socket: socket, PID: os.Getpid(), Models: models, Device: describeDevice(devs[0])}
+		for _, dev := range devs {
+			r.Devices = append(r.Devices, describeDevice(dev))
+		}
+		err = writeJSON(cmd.OutOrStdout(), r)
 	case f.load.hashes.ownsStdout():
 	default:
 		err = printHeld(cmd.OutOrStdout(), models)
@@ -304,14 +407,11 @@ func (f *holdFlags) announce(cmd *cobra.Command, h *loader.Holder, socket string
 	if err != nil {
 		return err
 	}
-	var bytes uint64
-	for _, m := range models {
-		bytes += m.Bytes
-	}
-	status := fmt.Sprintf("%s\nSTATUS=holding %d models, %s", daemon.SdNotifyReady, len(models), humanize.Bytes(bytes))
-	if _, err := daemon.SdNotify(false, status); err != nil {
+	text := statusOf(models)
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady+"\nSTATUS="+text); err != nil {
 		return fmt.Errorf("telling systemd: %w", err)
 	}
+	line.begin(h, text)
 	if ready == nil {
 		return nil
 	}

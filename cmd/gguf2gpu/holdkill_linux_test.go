@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// sharedMemory lists the device memory that processes have mapped or hold open, by the names that the software device and
-// the simulator give it.
+// sharedMemory lists the device memory that processes have mapped or hold open, by the names that the software device
+// and the simulator give it.
 func sharedMemory(t *testing.T, pid string) map[string]bool {
 	t.Helper()
 	found := map[string]bool{}
@@ -49,11 +49,11 @@ func wantNobodyHas(t *testing.T, memory map[string]bool) {
 	})
 }
 
-// TestHolderKilled kills the holder while a process is attached: that ends with an error, another holder takes the socket, and no
-// memory is left.
+// TestHolderKilled kills the holder while a process is attached: that ends with an error, another holder takes the
+// socket, and no memory is left.
 func TestHolderKilled(t *testing.T) {
 	onRigs(t, func(t *testing.T, r *rig) {
-		h := r.hold(t, samplePath).isReady(t)
+		h := r.hold(t, samplePath, "--share", "ipc").isReady(t)
 		memory := sharedMemory(t, strconv.Itoa(h.Process.Pid))
 		stay := r.stay(t)
 		if theirs := sharedMemory(t, strconv.Itoa(stay.Process.Pid)); len(theirs) == 0 {
@@ -71,7 +71,7 @@ func TestHolderKilled(t *testing.T) {
 		wantNobodyHas(t, memory)
 		r.start(t, "attach").exits(t, exitFailed, "nobody holds models there")
 
-		h = r.hold(t, samplePath).isReady(t)
+		h = r.hold(t, samplePath, "--share", "ipc").isReady(t)
 		if a := r.attach(t, "--verify"); !a.Verified {
 			t.Errorf("%+v", a)
 		}
@@ -111,8 +111,8 @@ func TestClientKilled(t *testing.T) {
 	})
 }
 
-// TestKilledAtAnyTime kills holder and attached process after times that grow, so that it strikes in every phase: before the
-// connection, while memory is mapped, during the load, and while it is read back.
+// TestKilledAtAnyTime kills holder and attached process after times that grow, so that it strikes in every phase:
+// before the connection, while memory is mapped, during the load, and while it is read back.
 func TestKilledAtAnyTime(t *testing.T) {
 	onRigs(t, func(t *testing.T, r *rig) {
 		var clean, gone int
@@ -166,7 +166,7 @@ func TestKilledAtAnyTime(t *testing.T) {
 // TestHoldGrace ends the holder while processes are attached.
 func TestHoldGrace(t *testing.T) {
 	r := newRig(t, "soft")
-	h := r.hold(t, samplePath, "--grace", "1h").isReady(t)
+	h := r.hold(t, samplePath, "--share", "ipc", "--grace", "1h").isReady(t)
 	stay := r.stay(t)
 	if err := h.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -177,7 +177,7 @@ func TestHoldGrace(t *testing.T) {
 		return !p.ProcessState.Success() && strings.Contains(p.stderr.String(), "nobody holds models there")
 	})
 	// Another holder may start already, and keeps its socket when the first one is gone.
-	next := r.hold(t, samplePath).isReady(t)
+	next := r.hold(t, samplePath, "--share", "ipc").isReady(t)
 	if got := len(sharedMemory(t, strconv.Itoa(stay.Process.Pid))); got == 0 {
 		t.Error("in the grace time, the attached process has nothing mapped")
 	}
@@ -186,12 +186,12 @@ func TestHoldGrace(t *testing.T) {
 	r.attach(t, "--verify")
 	next.ends(t, r)
 
-	h = r.hold(t, samplePath, "--grace", "50ms").isReady(t)
+	h = r.hold(t, samplePath, "--share", "ipc", "--grace", "50ms").isReady(t)
 	stay = r.stay(t)
 	h.ends(t, r)
 	stay.exits(t, exitFailed, "the process that holds the model is gone")
 
-	h = r.hold(t, samplePath, "--grace", "1h").isReady(t)
+	h = r.hold(t, samplePath, "--share", "ipc", "--grace", "1h").isReady(t)
 	stay = r.stay(t)
 	if err := h.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -212,8 +212,8 @@ func TestHoldGrace(t *testing.T) {
 	stay.exits(t, exitFailed, "the process that holds the model is gone")
 }
 
-// TestHundredProcesses attaches a hundred processes to one holder, which has as many descriptors, threads, mappings and as much
-// memory afterwards as before.
+// TestHundredProcesses attaches a hundred processes to one holder, which has as many descriptors, threads, mappings and
+// as much memory afterwards as before.
 func TestHundredProcesses(t *testing.T) {
 	onRigs(t, func(t *testing.T, r *rig) {
 		h := r.hold(t, samplePath).isReady(t)
@@ -299,16 +299,16 @@ func TestOtherUser(t *testing.T) {
 		p.run(t)
 		return p
 	}
-	h := r.hold(t, samplePath).isReady(t)
+	h := r.hold(t, samplePath, "--share", "ipc").isReady(t)
 	as(nil, "attach").exits(t, exitFailed, "permission denied") // by the socket's mode
 	if err := os.Chmod(r.socket, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	as(nil, "attach").exits(t, exitFailed, "belongs to user 65534, who may not use models of user 0 (--allow-group")
+	as(nil, "attach").exits(t, exitFailed, "belongs to user 65534, who may not use models of user 0 (nobody else may)")
 	as([]uint32{0}, "hold", "--list").exits(t, exitFailed, "belongs to user 65534")
 	h.ends(t, r)
 
-	h = r.hold(t, samplePath, "--allow-group").isReady(t)
+	h = r.hold(t, samplePath, "--share", "ipc", "--allow-group").isReady(t)
 	if info, err := os.Stat(r.socket); err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
@@ -319,7 +319,7 @@ func TestOtherUser(t *testing.T) {
 	if err := os.Chmod(r.socket, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	as([]uint32{1, 2, 3}, "hold", "--list").exits(t, exitFailed, "its groups may not either")
+	as([]uint32{1, 2, 3}, "hold", "--list").exits(t, exitFailed, "members of group")
 	r.wantAttached(t, 0)
 	h.ends(t, r)
 }
@@ -353,8 +353,8 @@ func TestNoise(t *testing.T) {
 	h.ends(t, r)
 }
 
-// TestIPCFaults fails the calls that share memory, across the C boundary, on either side: an error that names the call, nothing
-// left, and the other side goes on.
+// TestIPCFaults fails the calls that share memory, across the C boundary, on either side: an error that names the call,
+// nothing left, and the other side goes on.
 func TestIPCFaults(t *testing.T) {
 	r := newRig(t, "hip")
 	r.env = []string{"GGUF2GPU_HIP_LIBRARY=" + buildSimulator(t), "HIPSIM_DELAY_US=10", "HIPSIM_POISON=0"}
@@ -365,11 +365,11 @@ func TestIPCFaults(t *testing.T) {
 		return p
 	}
 	for fault, code := range map[string]exitCode{"hipIpcGetMemHandle:1:999": exitFailed, "hipIpcGetMemHandle:1:2": exitNoMemory} {
-		p := failing(fault, "hold", samplePath, "--device", "hip", "--progress", "none")
+		p := failing(fault, "hold", samplePath, "--share", "ipc", "--device", "hip", "--progress", "none")
 		p.exits(t, code, "hipIpcGetMemHandle")
 		nothingLeft(t, p.report, nil)
 	}
-	h := r.hold(t, samplePath).isReady(t)
+	h := r.hold(t, samplePath, "--share", "ipc").isReady(t)
 	for _, tt := range []struct {
 		fault, text string
 		code        exitCode

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/hold"
 )
 
 // rig is where tests of hold and attach start their processes: the software device, or a GPU of the simulated library.
@@ -222,14 +222,14 @@ func (r *rig) stay(t *testing.T, args ...string) *process {
 }
 
 // list runs 'gguf2gpu hold' with --list, --add or --drop.
-func (r *rig) list(t *testing.T, args ...string) []loader.HeldModel {
+func (r *rig) list(t *testing.T, args ...string) []hold.Model {
 	t.Helper()
 	if len(args) == 0 {
 		args = []string{"--list"}
 	}
 	p := r.start(t, "hold", append(args, "--json")...)
 	p.exits(t, exitOK, "")
-	return parse[struct{ Models []loader.HeldModel }](t, p).Models
+	return parse[struct{ Models []hold.Model }](t, p).Models
 }
 
 func (r *rig) wantAttached(t *testing.T, n int) {

@@ -7,37 +7,31 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
-
-	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/hold"
 )
 
-// listen returns the socket that systemd passed, or makes one at path, "" for the usual place. remove is to be called in the end;
-// it does nothing about systemd's.
-func listen(path string, group bool) (l *net.UnixListener, remove func() error, err error) {
-	passed, err := activation.Listeners()
-	if err != nil {
-		return nil, nil, fmt.Errorf("sockets from systemd: %w", err)
-	}
+// listen returns the socket that systemd passed, or makes one at path, "" for the usual place. remove is to be called
+// in the end; it does nothing about systemd's.
+func listen(path string, group bool, passed []net.Listener) (l *net.UnixListener, remove func() error, err error) {
 	if len(passed) == 0 {
-		return loader.Listen(path, group)
+		return hold.Listen(path, group)
 	}
 	l, ok := passed[0].(*net.UnixListener)
 	if !ok || len(passed) > 1 {
 		for _, p := range passed {
-			if p != nil {
-				_ = p.Close()
-			}
+			_ = p.Close()
 		}
 		return nil, nil, fmt.Errorf("systemd passed %d sockets, want one, a Unix stream socket (ListenStream= with a path)", len(passed))
 	}
 	return l, func() error { return nil }, nil
 }
 
-// serveMetrics serves h's metrics on addr until the function that it returns is called. An empty address: it does nothing.
-func serveMetrics(addr string, h *loader.Holder, log *slog.Logger) (stop func(), err error) {
+// serveMetrics serves h's metrics on addr until the function that it returns is called, and whether it is ready on
+// /healthz. An empty address: it does nothing.
+func serveMetrics(addr string, h *hold.Holder, ready *atomic.Bool, log *slog.Logger) (stop func(), err error) {
 	if addr == "" {
 		return func() {}, nil
 	}
@@ -55,7 +49,15 @@ func serveMetrics(addr string, h *loader.Holder, log *slog.Logger) (stop func(),
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		_, _ = w.Write(b.Bytes()) // who asked may have gone
 	})
-	server := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if !ready.Load() {
+			http.Error(w, "loading, or ending", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n")) // who asked may have gone
+	})
+	server := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+		MaxHeaderBytes: 64 << 10}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

@@ -1,269 +1,217 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
-	"io"
-	"maps"
-	"math"
-	"slices"
-	"strconv"
-	"strings"
-	"text/tabwriter"
+	"cmp"
+	"context"
+	"errors"
+	"regexp"
+	"runtime/debug"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
-	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
-
-// maxArray is the length from which a metadata array is told by its type and length only: vocabularies have 10^5 entries.
-const maxArray = 16
-
-// maxText is the length from which the text report cuts a string value: chat templates have thousands of characters.
-const maxText = 72
 
 func newInspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect MODEL [flags]",
 		Short: "Show a model's header, metadata, tensors and sizes per dtype",
-		Long: `Show a model's header, metadata, tensors, and how many bytes its tensors need on a device in each dtype.
+		Long: `Show what a model is: its quantization and shape, metadata, tensors, and how many bytes its tensors need on a device in
+each dtype. Integer tensors keep their bytes in every dtype, and so do types of other programs than ggml.
 
-MODEL is a GGUF file, or any part of a split model. Of one on a server, https://HOST/PATH, the header alone is fetched. Metadata arrays with more than 16 entries are shown by type and
-length; --full shows them all. Integer tensors keep their bytes in every dtype.`,
+MODEL is a GGUF file, or any part of a split model, or any other name that load takes; of those that are not on this
+machine, the header alone is fetched. hf:ORG/REPO, ollama:, oci://REGISTRY/REPO and s3://BUCKET/DIRECTORY/ list what is
+there.
+Of long texts and arrays the beginning is shown, and with --json of arrays of more than 16 elements; --full shows all.`,
+		Example: `  gguf2gpu inspect model.gguf --no-tensors
+  gguf2gpu inspect model.gguf --tensors '^blk\.0\.' --keys '^general\.'
+  gguf2gpu inspect hf:ORG/REPO
+  gguf2gpu inspect model.gguf --json | jq .device_bytes.f16`,
 		Args: cobra.ExactArgs(1),
 	}
+	fs := cmd.Flags()
 	asJSON := jsonFlag(cmd)
-	far := addRemoteFlags(cmd.Flags())
-	full := cmd.Flags().Bool("full", false, "show long metadata arrays and strings in full")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		m, client, err := far.open(cmd.Context(), args[0], nil)
+	far := addRemoteFlags(cmd)
+	o := inspection{
+		full: fs.Bool("full", false, "show long metadata arrays and texts in full"),
+		tensors: parsedFlag(fs, "tensors", nil, "REGEXP", "list only the tensors whose names match; sizes are still those of all",
+			parseNames),
+		noTensors: fs.Bool("no-tensors", false, "list no tensors"),
+		keys:      parsedFlag(fs, "keys", nil, "REGEXP", "show only the metadata whose keys match", parseNames),
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		if *o.noTensors && *o.tensors != nil {
+			return usageErrorf("--tensors says which tensors to list and --no-tensors to list none; leave one of the two out")
+		}
+		// A model of many tensors needs tens of megabytes for their table. No more than a quarter of that may be garbage.
+		defer debug.SetGCPercent(debug.SetGCPercent(25))
+		if l, err := far.list(cmd.Context(), args[0]); l != nil || err != nil {
+			return printFound(cmd, l, *asJSON, err)
+		}
+		m, opener, err := far.view(cmd.Context(), args[0])
 		if err != nil {
 			return err
 		}
-		if client != nil {
-			defer client.Close()
+		if opener != nil {
+			defer opener.Close()
 		}
-		defer m.Close()
-		r := inspect(remote.Redact(args[0]), m, *full)
+		defer func() { err = errors.Join(err, m.Close()) }()
+		o.ctx, o.model = cmd.Context(), m
 		if *asJSON {
-			return writeJSON(cmd.OutOrStdout(), r)
+			return o.printJSON(cmd.OutOrStdout(), remote.Redact(args[0]))
 		}
-		return r.print(cmd.OutOrStdout(), m.Metadata(), *full)
+		return m.Guard(func() error { return o.print(cmd.OutOrStdout(), remote.Redact(args[0])) })
 	}
 	return cmd
 }
 
-// modelReport is the JSON of inspect. Sizes are in bytes.
-type modelReport struct {
-	Model        string               `json:"model"`
-	Architecture string               `json:"architecture"`
-	FileBytes    uint64               `json:"file_bytes"`
-	Elements     uint64               `json:"elements"` // of all tensors: the number of parameters
-	Parts        []partReport         `json:"parts"`
-	Metadata     orderedObject        `json:"metadata"`
-	Types        map[string]typeTotal `json:"types"`
-	DeviceBytes  map[string]uint64    `json:"device_bytes"` // by dtype: what the tensors take on a device
-	Tensors      []tensorReport       `json:"tensors"`
+// inspection is one run of inspect: a model, and what of it is shown. All that it prints is written as it goes, since a
+// header can have a gigabyte. The model is a view, so all of it must be read inside its Guard.
+type inspection struct {
+	ctx   context.Context
+	model *gguf.File
+
+	full, noTensors *bool
+	tensors, keys   **regexp.Regexp
 }
 
-type partReport struct {
-	Path       string `json:"path"`
-	Version    uint32 `json:"version"`
-	Bytes      int64  `json:"bytes"`
-	Alignment  uint32 `json:"alignment"`
-	DataOffset int64  `json:"data_offset"`
-	Tensors    int    `json:"tensors"`
+// listsTensor reports whether a tensor is to be listed.
+func (o *inspection) listsTensor(t *gguf.Tensor) bool {
+	return !*o.noTensors && (*o.tensors == nil || (*o.tensors).MatchString(t.Name))
 }
 
+// showsKey reports whether a key of the metadata is to be shown.
+func (o *inspection) showsKey(key string) bool { return *o.keys == nil || (*o.keys).MatchString(key) }
+
+// typeTotal is all tensors of one type together. Sizes are in bytes.
 type typeTotal struct {
 	Tensors  int    `json:"tensors"`
 	Elements uint64 `json:"elements"`
 	Bytes    uint64 `json:"bytes"`
+	Unsized  int    `json:"unsized,omitempty"` // of the tensors, those of unknown size, which are missing in Bytes
+	Origin   string `json:"origin,omitempty"`  // the program that the type comes from, if that is not ggml
 }
 
-type tensorReport struct {
-	Name   string   `json:"name"`
-	Type   string   `json:"type"`
-	Shape  []uint64 `json:"shape"` // ggml's order: the first dimension is the contiguous one
-	Part   int      `json:"part"`
-	Offset int64    `json:"offset"` // in the part's file
-	Bytes  int64    `json:"bytes"`
+// totals is what inspect tells of a model as a whole.
+type totals struct {
+	elements    uint64
+	sized       uint64 // of the elements, those of tensors of known size
+	bytes       uint64 // of those
+	types       map[string]typeTotal
+	deviceBytes map[string]uint64 // what all tensors take on a device, by dtype
+	unsized     int               // tensors that are missing in these sums
+	partTensors []int
 }
 
-// inspect gathers the report.
-func inspect(path string, m *gguf.Model, full bool) *modelReport {
-	r := &modelReport{
-		Model: path, Architecture: m.Architecture(), FileBytes: m.Size(),
-		Types: map[string]typeTotal{}, DeviceBytes: map[string]uint64{},
+// total adds up a model's tensors.
+func total(m *gguf.File) *totals {
+	s := &totals{
+		types: map[string]typeTotal{}, deviceBytes: map[string]uint64{}, partTensors: make([]int, len(m.Parts())),
 	}
-	for _, p := range m.Parts() {
-		r.Parts = append(r.Parts, partReport{
-			Path: p.Path, Version: p.Version, Bytes: p.Size, Alignment: p.Alignment, DataOffset: p.DataOffset,
-		})
-	}
-	for key, v := range m.Metadata().All() {
-		r.Metadata = append(r.Metadata, member{key, jsonValue(v, full)})
-	}
-	for _, t := range m.Tensors() {
-		total := r.Types[t.Type.String()]
-		total.Tensors++
-		total.Elements += t.Elems()
-		total.Bytes += uint64(t.Size)
-		r.Types[t.Type.String()] = total
-		r.Elements += t.Elems()
-		r.Parts[t.Part].Tensors++
-		for _, d := range loader.DTypes() {
-			n, _ := d.Target(t.Type).Bytes(t.Elems()) // cannot overflow: the file holds the elements
-			r.DeviceBytes[d.String()] += n
+	for i := range m.Tensors() {
+		t := &m.Tensors()[i]
+		name := t.Type.String()
+		one := s.types[name]
+		one.Tensors++
+		one.Elements += t.Elems()
+		if !t.Type.Valid() {
+			one.Origin = cmp.Or(t.Type.Origin(), "unknown")
 		}
-		r.Tensors = append(r.Tensors, tensorReport{t.Name, t.Type.String(), t.Shape, t.Part, t.Offset, t.Size})
-	}
-	return r
-}
-
-// orderedObject is a JSON object whose members keep the file's order.
-type orderedObject []member
-
-type member struct {
-	key   string
-	value any
-}
-
-// MarshalJSON writes the members in order.
-func (o orderedObject) MarshalJSON() ([]byte, error) {
-	b := []byte{'{'}
-	for i, m := range o {
-		key, err := json.Marshal(m.key)
-		if err != nil {
-			return nil, err
+		s.elements += t.Elems()
+		s.partTensors[t.Part]++
+		if t.Sized() {
+			one.Bytes += uint64(t.Size)
+			s.bytes += uint64(t.Size)
+			s.sized += t.Elems()
+		} else {
+			one.Unsized++
+			s.unsized++
 		}
-		value, err := json.Marshal(m.value)
-		if err != nil {
-			return nil, fmt.Errorf("metadata key %q: %w", m.key, err)
+		s.types[name] = one
+		for _, p := range plan.Policies() {
+			n, ok := p.Target(t.Type).Bytes(t.Elems())
+			if !ok || !t.Type.Valid() { // its bytes can be taken as they are
+				n = uint64(max(t.Size, 0))
+			}
+			s.deviceBytes[p.String()] += n
 		}
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(append(append(b, key...), ':'), value...)
-	}
-	return append(b, '}'), nil
-}
-
-// arrayReport stands for a long metadata array.
-type arrayReport struct {
-	Type   string `json:"type"` // of the elements
-	Length int    `json:"length"`
-}
-
-// jsonValue returns what encoding/json makes the value of. Numbers that JSON cannot express become strings.
-func jsonValue(v gguf.Value, full bool) any {
-	if t, ok := v.Text(); ok {
-		return t
-	}
-	if b, ok := v.Bool(); ok {
-		return b
-	}
-	if f, ok := v.Float(); ok {
-		return jsonFloat(f, v.Kind())
-	}
-	elem, ok := v.ElemKind()
-	if !ok {
-		return json.Number(v.String()) // an integer
-	}
-	if v.Len() > maxArray && !full {
-		return arrayReport{elem.String(), v.Len()}
-	}
-	list := make([]any, 0, v.Len())
-	for _, t := range v.Strings() {
-		list = append(list, t)
-	}
-	for _, b := range v.Bools() {
-		list = append(list, b)
-	}
-	for _, f := range v.Floats() {
-		list = append(list, jsonFloat(f, elem))
-	}
-	for _, a := range v.Arrays() {
-		list = append(list, jsonValue(a, full))
-	}
-	for _, u := range v.Uints() {
-		list = append(list, u)
-	}
-	if len(list) == 0 { // Ints takes small unsigned ones, too
-		for _, i := range v.Ints() {
-			list = append(list, i)
-		}
-	}
-	return list
-}
-
-// jsonFloat prints a float32 with the digits of a float32.
-func jsonFloat(f float64, kind gguf.Kind) any {
-	switch {
-	case math.IsNaN(f) || math.IsInf(f, 0):
-		return fmt.Sprint(f)
-	case kind == gguf.Float32:
-		return float32(f)
-	}
-	return f
-}
-
-// print writes the report for people. Names and texts from the file are quoted where they could drive a terminal.
-func (r *modelReport) print(w io.Writer, metadata *gguf.Metadata, full bool) error {
-	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(out, "model\t%s\n", r.Model)
-	fmt.Fprintf(out, "architecture\t%s\n", printable(r.Architecture))
-	fmt.Fprintf(out, "parameters\t%s\n", humanize.SIWithDigits(float64(r.Elements), 2, ""))
-	fmt.Fprintf(out, "files\t%s\n", sizeText(r.FileBytes))
-	for _, p := range r.Parts {
-		fmt.Fprintf(out, "  %s\tGGUF version %d, %s, alignment %d, data at %#x, %d tensors\n", p.Path, p.Version,
-			humanize.IBytes(uint64(p.Bytes)), p.Alignment, p.DataOffset, p.Tensors)
-	}
-	fmt.Fprintln(out, "\nbytes on a device, by dtype")
-	for _, d := range loader.DTypes() {
-		fmt.Fprintf(out, "  %v\t%s\n", d, sizeText(r.DeviceBytes[d.String()]))
-	}
-	fmt.Fprintln(out, "\ntypes in the file")
-	for _, name := range slices.Sorted(maps.Keys(r.Types)) {
-		t := r.Types[name]
-		fmt.Fprintf(out, "  %s\t%d tensors\t%s\n", name, t.Tensors, sizeText(t.Bytes))
-	}
-	fmt.Fprintf(out, "\nmetadata, %d keys\n", metadata.Len())
-	for key, v := range metadata.All() {
-		fmt.Fprintf(out, "  %s\t%s\n", printable(key), textValue(v, full))
-	}
-	fmt.Fprintf(out, "\ntensors, %d\n", len(r.Tensors))
-	for _, t := range r.Tensors {
-		shape := strings.Trim(strings.ReplaceAll(fmt.Sprint(t.Shape), " ", " x "), "[]")
-		fmt.Fprintf(out, "  %s\t%s\t%s\tpart %d at %#x\t%s\n", printable(t.Name), t.Type, shape, t.Part, t.Offset,
-			humanize.IBytes(uint64(t.Bytes)))
-	}
-	return out.Flush()
-}
-
-func sizeText(n uint64) string { return fmt.Sprintf("%d bytes (%s)", n, humanize.IBytes(n)) }
-
-// textValue is a metadata value on one line, cut unless all of it is wanted.
-func textValue(v gguf.Value, full bool) string {
-	if _, ok := v.ElemKind(); ok && (full || v.Len() <= maxArray) {
-		if text, err := json.Marshal(jsonValue(v, true)); err == nil {
-			return string(text)
-		}
-	}
-	text := v.String()
-	if len(text) > maxText && !full {
-		return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(text[:maxText], ""), len(text))
-	}
-	return text
-}
-
-// printable quotes what is not plain text.
-func printable(s string) string {
-	if quoted := strconv.Quote(s); quoted[1:len(quoted)-1] != s {
-		return quoted
 	}
 	return s
+}
+
+// bitsPerWeight is the average over all tensors of known size; 0 if there are none.
+func (s *totals) bitsPerWeight() float64 {
+	if s.sized == 0 {
+		return 0
+	}
+	return 8 * float64(s.bytes) / float64(s.sized)
+}
+
+// quantization says how the weights are stored: what the file says of itself, or the type that takes most bytes.
+func (o *inspection) quantization(s *totals) string {
+	if n, ok := o.model.Metadata().Uint("general.file_type"); ok {
+		return fileTypeName(n)
+	}
+	most := ""
+	for name, t := range s.types {
+		if most == "" || t.Bytes > s.types[most].Bytes || t.Bytes == s.types[most].Bytes && name < most {
+			most = name
+		}
+	}
+	if most != "" && len(s.types) > 1 {
+		return "mostly " + most
+	}
+	return most
+}
+
+// shape is what a model's metadata says of its architecture. 0 stands for what it does not say.
+type shape struct {
+	Layers      uint64 `json:"layers,omitempty"`
+	Heads       uint64 `json:"heads,omitempty"` // in the layer that has most, as for all that layers differ in
+	KVHeads     uint64 `json:"kv_heads,omitempty"`
+	Embedding   uint64 `json:"embedding,omitempty"`
+	FeedForward uint64 `json:"feed_forward,omitempty"`
+	Context     uint64 `json:"context,omitempty"`
+	Vocabulary  uint64 `json:"vocabulary,omitempty"`
+	Experts     uint64 `json:"experts,omitempty"`
+	ExpertsUsed uint64 `json:"experts_used,omitempty"`
+}
+
+// shape reads the model's shape from its metadata.
+func (o *inspection) shape() shape {
+	md := o.model.Metadata()
+	number := func(key string) uint64 { return largest(md, o.model.Architecture()+"."+key) }
+	s := shape{
+		Layers: number("block_count"), Heads: number("attention.head_count"), KVHeads: number("attention.head_count_kv"),
+		Embedding: number("embedding_length"), FeedForward: number("feed_forward_length"), Context: number("context_length"),
+		Vocabulary: number("vocab_size"), Experts: number("expert_count"), ExpertsUsed: number("expert_used_count"),
+	}
+	if tokens, ok := md.Get("tokenizer.ggml.tokens"); ok && s.Vocabulary == 0 {
+		s.Vocabulary = uint64(tokens.Len())
+	}
+	return s
+}
+
+// maxPerLayer is the longest array that is taken for one with an element for each layer.
+const maxPerLayer = 1 << 16
+
+// largest returns a number of the metadata; of an array, which has one for each layer, the largest. It returns 0 if
+// there is none.
+func largest(md *gguf.Metadata, key string) (n uint64) {
+	v, _ := md.Get(key)
+	if u, ok := v.Uint(); ok {
+		return u
+	}
+	if v.Len() > maxPerLayer {
+		return 0
+	}
+	for _, u := range v.Uints() {
+		n = max(n, u)
+	}
+	for _, i := range v.Ints() { // also of small unsigned numbers
+		n = max(n, uint64(max(i, 0)))
+	}
+	return n
 }

@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peakRSS is the largest resident memory of the process so far, in bytes; 0 when the kernel does not say. It comes from
-// /proc and not from getrusage, whose figure a process inherits from the one that started it.
+// peakRSS returns the largest resident memory of the process so far, in bytes, or 0 if the kernel does not tell. It is
+// read from /proc, since the figure of getrusage includes that of the process that started this one.
 func peakRSS() uint64 { return statusField("VmHWM:") }
 
-// currentRSS is the resident memory of the process, in bytes; 0 when the kernel does not say.
+// currentRSS returns the resident memory of the process, in bytes, or 0 if the kernel does not tell.
 func currentRSS() uint64 { return statusField("VmRSS:") }
 
-// statusField is a size from /proc/self/status.
+// statusField returns a size from /proc/self/status, in bytes.
 func statusField(name string) uint64 {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -24,7 +24,7 @@ func statusField(name string) uint64 {
 	for line := range bytes.Lines(text) {
 		if rest, ok := bytes.CutPrefix(line, []byte(name)); ok {
 			if f := bytes.Fields(rest); len(f) == 2 {
-				kb, _ := strconv.ParseUint(string(f[0]), 10, 64) // the kernel's own text
+				kb, _ := strconv.ParseUint(string(f[0]), 10, 64) // the kernel writes nothing else
 				return kb * 1024
 			}
 		}
@@ -32,10 +32,10 @@ func statusField(name string) uint64 {
 	return 0
 }
 
-// canEvict says whether evict works.
+// canEvict reports whether evict works on this system.
 const canEvict = true
 
-// evict takes f out of the page cache; what has not been written yet is written first.
+// evict removes f from the page cache. What is not on the disk yet is written first.
 func evict(f *os.File) error {
 	if err := unix.Fdatasync(int(f.Fd())); err != nil {
 		return err

@@ -10,7 +10,7 @@ func peakRSS() uint64 { return 0 }
 // currentRSS is known on Linux only.
 func currentRSS() uint64 { return 0 }
 
-// canEvict says whether evict works.
+// canEvict reports whether evict works on this system.
 const canEvict = false
 
 // evict is possible on Linux only.

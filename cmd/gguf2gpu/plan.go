@@ -11,7 +11,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/internal/term"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
@@ -51,14 +53,14 @@ type rankPlan struct {
 	planned
 }
 
-func newPlanned(p *loader.Plan) planned {
-	out := planned{Tensors: len(p.Tensors), ReadBytes: p.ReadBytes, DeviceBytes: p.DeviceBytes}
-	for _, t := range p.Tensors {
-		if t.Slice != nil {
+func newPlanned(g *plan.Group) planned {
+	out := planned{Tensors: len(g.Tensors), ReadBytes: g.ReadBytes, DeviceBytes: g.DeviceBytes}
+	for i := range g.Tensors {
+		if g.Tensors[i].Slice != nil {
 			out.Slices++
 		}
 	}
-	if first, last, ok := p.Layers(); ok {
+	if first, last, ok := g.Layers(); ok {
 		out.Layers = fmt.Sprintf("%d-%d", first, last)
 	}
 	return out
@@ -67,27 +69,29 @@ func newPlanned(p *loader.Plan) planned {
 // plan prints what would go where.
 func (f *loadFlags) plan(cmd *cobra.Command, path string) (err error) {
 	all := f.shard.allRanks()
-	if err := errors.Join(f.split.check(*f.device.device, *f.sync), f.shard.resolve()); err != nil {
+	if err := firstError([]error{f.split.check(*f.device.device), f.shard.resolve()}); err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	m, client, err := f.remote.open(cmd.Context(), path, log)
+	f.sayCombinations(notices(cmd), cmd.Flags())
+	log := newLogger(cmd, slog.LevelWarn)
+	m, opener, err := f.remote.openModel(cmd.Context(), path, log)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		err = errors.Join(err, m.Close())
-		if client != nil {
-			client.Close()
+		if opener != nil {
+			opener.Close()
 		}
 	}()
-	o := f.options(nil, log)
-	r := planReport{Model: remote.Redact(path), Architecture: m.Architecture(), DType: f.dtype.String(), FileBytes: m.Size(), Devices: []devicePlan{}}
-	if err := r.addRanks(m, o); err != nil {
+	f.sayUseless(notices(cmd), cmd.Flags(), path, m)
+	r := planReport{Model: remote.Redact(path), Architecture: m.Architecture(), DType: f.dtype.String(),
+		FileBytes: m.Size(), Devices: []devicePlan{}}
+	if err := r.addRanks(m, f.spec()); err != nil {
 		return err
 	}
 	if !all {
-		if err := r.addDevices(f, cmd.ErrOrStderr(), log, m, o); err != nil {
+		if err := r.addDevices(f, notices(cmd), log, m); err != nil {
 			return err
 		}
 	}
@@ -97,27 +101,27 @@ func (f *loadFlags) plan(cmd *cobra.Command, path string) (err error) {
 	return r.print(cmd.OutOrStdout())
 }
 
-// addRanks says what each rank loads, if there are any.
-func (r *planReport) addRanks(m *gguf.Model, o loader.Options) error {
-	if o.Shard.By == loader.ShardNone {
+// addRanks says what each rank loads, if there are any: onto one device, whatever it is spread over.
+func (r *planReport) addRanks(m *gguf.File, s plan.Spec) error {
+	if s.Shard.By == plan.ShardNone {
 		return nil
 	}
-	r.Shard = o.Shard.By.String()
-	for rank := range o.Shard.World {
-		o.Shard.Rank = rank
-		p, err := loader.NewPlan(m, o)
+	r.Shard, s.Split = s.Shard.By.String(), plan.Split{}
+	for rank := range s.Shard.World {
+		s.Shard.Rank = rank
+		p, err := plan.New(m, s, []uint64{0})
 		if err != nil {
 			return err
 		}
-		r.Ranks = append(r.Ranks, rankPlan{rank, newPlanned(p)})
+		r.Ranks = append(r.Ranks, rankPlan{rank, newPlanned(&p.Groups[0])})
 	}
 	return nil
 }
 
-// addDevices says what goes to each device.
-func (r *planReport) addDevices(f *loadFlags, stderr io.Writer, log *slog.Logger, m *gguf.Model, o loader.Options) (err error) {
-	if o.Shard.By != loader.ShardNone {
-		r.Rank = &o.Shard.Rank
+// addDevices says what goes to each device, by the plan that a load would have.
+func (r *planReport) addDevices(f *loadFlags, stderr io.Writer, log *slog.Logger, m *gguf.File) (err error) {
+	if f.shard.shard.By != plan.ShardNone {
+		r.Rank = &f.shard.shard.Rank
 		f.device.local = f.shard.local
 	}
 	rt, devs, err := f.device.openAll(stderr, log)
@@ -125,27 +129,21 @@ func (r *planReport) addDevices(f *loadFlags, stderr io.Writer, log *slog.Logger
 		return err
 	}
 	defer func() { err = errors.Join(err, rt.Close()) }()
-	split := loader.Split{}
-	if len(devs) > 1 {
-		split = f.split.split()
-		r.Split = split.By.String()
-	}
-	plans, err := split.Plans(devs, m, o)
+	l, err := loader.New(devs, f.config(log))
 	if err != nil {
 		return err
 	}
-	for i, p := range plans {
-		d := devicePlan{
-			deviceReport: deviceReport{Kind: rt.Kind(), Index: devs[i].Index(), Name: devs[i].Name()}, planned: newPlanned(p), Fits: true,
-		}
-		if d.FreeBytes, _, err = devs[i].MemInfo(); err != nil {
-			return err
-		}
-		if err := p.Check(devs[i]); errors.Is(err, loader.ErrInsufficientMemory) {
-			d.Fits = false
-		} else if err != nil {
-			return err
-		}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	p, err := l.Plan(m, f.spec())
+	if err != nil {
+		return err
+	}
+	if len(devs) > 1 {
+		r.Split = p.Spec.Split.By.String()
+	}
+	for i, dev := range devs {
+		d := devicePlan{deviceReport: describeDevice(dev), planned: newPlanned(p.GroupOf(i)), FreeBytes: p.Free[i]}
+		d.Fits = p.Plan.Fits(i, d.FreeBytes, 0) == nil
 		r.Devices = append(r.Devices, d)
 	}
 	return nil
@@ -153,7 +151,8 @@ func (r *planReport) addDevices(f *loadFlags, stderr io.Writer, log *slog.Logger
 
 // print is the report for people.
 func (r *planReport) print(out io.Writer) error {
-	fmt.Fprintf(out, "%s: %s, %s as %s\n", r.Model, r.Architecture, humanize.IBytes(r.FileBytes), r.DType)
+	fmt.Fprintf(out, "%s: %s, %s as %s\n", term.Safe(r.Model),
+		term.Safe(term.Shorten(r.Architecture, maxText)), humanize.IBytes(r.FileBytes), r.DType)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	row := func(where string, p planned, more string) {
 		layers := p.Layers

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// needEngine skips the test if one of the programs is missing, or fails it if GGUF2GPU_REQUIRE, a list such as "mpi,slurm", names
-// the engine.
+// needEngine skips the test if one of the programs is missing. If GGUF2GPU_REQUIRE, a list such as "mpi,slurm", names
+// the engine, it fails the test instead.
 func needEngine(t *testing.T, engine string, programs ...string) {
 	t.Helper()
 	for _, program := range programs {
@@ -35,7 +35,7 @@ func lackEngine(t *testing.T, engine, reason string) {
 	t.Skipf("%s (GGUF2GPU_REQUIRE=%s makes this a failure)", reason, engine)
 }
 
-// cleanEnv is the environment without what an engine that runs the tests themselves has set.
+// cleanEnv returns the environment without the variables that tell a rank, in case the tests themselves run as ranks.
 func cleanEnv() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
 		for _, prefix := range []string{
@@ -49,7 +49,8 @@ func cleanEnv() []string {
 	})
 }
 
-// endOfTest is a context that ends when something hangs: well before the deadline of all tests, where nothing would be cleaned up.
+// endOfTest returns a context that ends after two minutes, and well before the deadline of all tests, at which nothing
+// would be cleaned up any more.
 func endOfTest(t *testing.T) context.Context {
 	limit := time.Now().Add(2 * time.Minute)
 	if deadline, ok := t.Deadline(); ok {
@@ -62,7 +63,7 @@ func endOfTest(t *testing.T) context.Context {
 	return ctx
 }
 
-// command runs a program to its end, which should be a good one.
+// command runs a program and fails the test unless it succeeds.
 func command(t *testing.T, env []string, name string, args ...string) {
 	t.Helper()
 	if out, err := commandOutput(t, env, name, args...); err != nil {
@@ -83,13 +84,14 @@ func commandOutput(t *testing.T, env []string, name string, args ...string) ([]b
 	return cmd.CombinedOutput()
 }
 
-// ownGroup makes a process the first of a group, that ends when the thread ends that started it: with the test at the latest, also
-// when that is killed.
+// ownGroup puts a process into a group of its own. The kernel kills it when the thread ends that has started it, and so
+// with the test at the latest, even if the test is killed. The thread must be locked as long as the process should run.
 func ownGroup() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
-// startDaemon starts a program that the test's end stops, and waits until ready has no error. Its output goes to log.
+// startDaemon starts a program and waits until ready returns no error. It writes to the file log. The end of the test
+// stops it.
 func startDaemon(t *testing.T, env []string, log string, ready func() error, name string, args ...string) {
 	t.Helper()
 	out, err := os.Create(log)
@@ -129,7 +131,7 @@ func startDaemon(t *testing.T, env []string, log string, ready func() error, nam
 	})
 }
 
-// waitUntil waits for check to be happy.
+// waitUntil calls check until it returns no error.
 func waitUntil(t *testing.T, what string, check func() error) {
 	t.Helper()
 	ctx := endOfTest(t)
@@ -146,8 +148,8 @@ func waitUntil(t *testing.T, what string, check func() error) {
 	}
 }
 
-// killAllOf ends the processes that have dir in their environment, whoever their parents are. There should be none any more; the
-// last of them may need a moment.
+// killAllOf kills the processes that have dir in their environment, whoever has started them. Each is an error of the
+// test, unless it ends by itself soon.
 func killAllOf(t *testing.T, dir string) {
 	t.Helper()
 	for pid, name := range waitForEnd(dir) {
@@ -156,8 +158,8 @@ func killAllOf(t *testing.T, dir string) {
 	}
 }
 
-// waitForEnd gives the processes that have dir in their environment some time to end, but for those of the given names, and
-// returns the names of those that are left.
+// waitForEnd waits some seconds for the processes that have dir in their environment to end, except those with the
+// given names. It returns the numbers and names of those that have not ended.
 func waitForEnd(dir string, except ...string) (left map[int]string) {
 	for range 100 {
 		left = processesOf(dir)
@@ -170,6 +172,7 @@ func waitForEnd(dir string, except ...string) (left map[int]string) {
 	return left
 }
 
+// processesOf returns the numbers and names of the processes that have dir in their environment.
 func processesOf(dir string) map[int]string {
 	found := make(map[int]string)
 	paths, _ := filepath.Glob("/proc/[0-9]*/environ")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -12,7 +13,9 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
+	xterm "golang.org/x/term"
+
+	"github.com/gguf2gpu/gguf2gpu/internal/term"
 )
 
 const (
@@ -22,13 +25,16 @@ const (
 
 // progressFlag registers --progress.
 func progressFlag(fs *pflag.FlagSet) *string {
-	return choiceFlag(fs, "progress", "auto", "how progress is shown on stderr; auto is a bar on a terminal, else plain lines",
-		"auto", "bar", "plain", "none")
+	return choiceFlag(fs, "progress", "auto",
+		"how progress is shown on stderr; auto is a bar on a terminal, else plain lines; json is an object on each line",
+		progressModes...)
 }
 
+var progressModes = []string{"auto", "bar", "plain", "json", "none"}
+
 // progress shows how far a job of a known number of bytes has come. Update may be called often and from several
-// goroutines: it only stores numbers, and a goroutine of the progress's own prints them now and then. That goroutine ends
-// in Finish or Abort, one of which must be called.
+// goroutines: it only stores numbers, and a goroutine of the progress's own prints them now and then. That goroutine
+// ends in Finish or Abort, one of which must be called.
 type progress struct {
 	done, total atomic.Int64
 	show        display
@@ -48,6 +54,7 @@ type display interface {
 // newProgress starts to show progress on stderr in one of the modes of --progress. The label says what goes on
 // ("loading model.gguf").
 func newProgress(mode string, stderr io.Writer, label string) *progress {
+	label = term.Safe(label) // it may name a file, and a bar is not written through a console
 	p := &progress{started: time.Now(), stop: make(chan struct{}), stopped: make(chan struct{})}
 	if mode == "auto" {
 		mode = "plain"
@@ -60,6 +67,8 @@ func newProgress(mode string, stderr io.Writer, label string) *progress {
 		p.show = newBar(stderr, label)
 	case "plain":
 		p.show = &plainLines{w: stderr, label: label}
+	case "json":
+		p.show = &jsonLines{w: stderr, label: label}
 	default:
 		close(p.stopped)
 		return p
@@ -68,10 +77,15 @@ func newProgress(mode string, stderr io.Writer, label string) *progress {
 	return p
 }
 
-// isTerminal reports whether w is a terminal that can move its cursor.
+// isTerminal reports whether w is a terminal that can move its cursor, and says how wide it is: a bar would not be
+// drawn on one of no width, such as those of some containers.
 func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
+	f, ok := rawStream(w).(*os.File)
+	if !ok || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	width, _, err := xterm.GetSize(int(f.Fd())) // fails for what is no terminal
+	return err == nil && width > 0
 }
 
 // Update says that done of total bytes are through. Calls may overtake each other: the largest done counts.
@@ -145,6 +159,40 @@ func (l *plainLines) end(done, total int64, elapsed time.Duration, aborted bool)
 		elapsed.Round(time.Millisecond), gigabytes(perSecond(done, elapsed)))
 }
 
+// jsonLines writes an object on a line of its own now and then, for other programs.
+type jsonLines struct {
+	w     io.Writer
+	label string
+}
+
+// progressEvent is such a line. Fields are part of the command's contract.
+type progressEvent struct {
+	Event   string  `json:"event"` // "progress", at last "done" or "stopped"
+	Label   string  `json:"label"`
+	Done    int64   `json:"done_bytes"`
+	Total   int64   `json:"total_bytes"` // 0 as long as it is not known
+	Seconds float64 `json:"seconds"`     // since the start
+}
+
+func (*jsonLines) interval() time.Duration { return plainInterval }
+
+func (l *jsonLines) update(done, total int64, elapsed time.Duration) {
+	l.print(progressEvent{"progress", l.label, done, total, elapsed.Seconds()})
+}
+
+func (l *jsonLines) end(done, total int64, elapsed time.Duration, aborted bool) {
+	event := "done"
+	if aborted {
+		event = "stopped"
+	}
+	l.print(progressEvent{event, l.label, done, total, elapsed.Seconds()})
+}
+
+func (l *jsonLines) print(e progressEvent) {
+	b, _ := json.Marshal(e) // it has nothing that could fail
+	fmt.Fprintf(term.NewJSONWriter(l.w), "%s\n", b)
+}
+
 func perSecond(n int64, elapsed time.Duration) int64 {
 	if elapsed <= 0 {
 		return 0
@@ -157,14 +205,19 @@ func gigabytes(n int64) string { return humanize.BytesN(uint64(max(n, 0)), 3) }
 
 // bar draws a progress bar with bytes, rate and time left.
 type bar struct {
-	pool *mpb.Progress
-	bar  *mpb.Bar
+	pool    *mpb.Progress
+	bar     *mpb.Bar
+	console *console // that other lines are written to; nil: none
 }
 
 func newBar(w io.Writer, label string) *bar {
 	// The caller has decided that a bar is wanted, whatever w is.
-	pool := mpb.New(mpb.WithOutput(w), mpb.ForceTTY(), mpb.WithAutoRefresh(), mpb.WithRefreshRate(barInterval))
-	return &bar{pool: pool, bar: pool.AddBar(0,
+	pool := mpb.New(mpb.WithOutput(rawStream(w)), mpb.ForceTTY(), mpb.WithAutoRefresh(), mpb.WithRefreshRate(barInterval))
+	c, _ := w.(*console)
+	if c != nil {
+		c.showBar(pool)
+	}
+	return &bar{pool: pool, console: c, bar: pool.AddBar(0,
 		mpb.PrependDecorators(decor.Name(label+" "), decor.CountersKiloByte("% .2f / % .2f")),
 		mpb.AppendDecorators(
 			decor.AverageSpeed(decor.SizeB1000(0), "% .2f "),
@@ -188,4 +241,7 @@ func (b *bar) end(done, total int64, elapsed time.Duration, aborted bool) {
 		b.bar.SetTotal(total, true)
 	}
 	b.pool.Wait() // draws the last state
+	if b.console != nil {
+		b.console.showBar(nil)
+	}
 }

@@ -12,6 +12,7 @@ import (
 )
 
 func TestPlainProgress(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		p := newProgress("plain", &out, "loading m.gguf")
@@ -34,6 +35,7 @@ func TestPlainProgress(t *testing.T) {
 }
 
 func TestProgressAborted(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		p := newProgress("auto", &out, "loading") // a buffer is no terminal, so plain lines
@@ -47,6 +49,7 @@ func TestProgressAborted(t *testing.T) {
 }
 
 func TestProgressNone(t *testing.T) {
+	t.Parallel()
 	var out bytes.Buffer
 	p := newProgress("none", &out, "loading")
 	p.Update(1, 2)
@@ -57,6 +60,7 @@ func TestProgressNone(t *testing.T) {
 }
 
 func TestProgressBar(t *testing.T) {
+	t.Parallel()
 	for _, end := range []struct {
 		name string
 		end  func(*progress)
@@ -66,6 +70,7 @@ func TestProgressBar(t *testing.T) {
 		{"aborted", (*progress).Abort, "1.00 GB / 4.00 GB"},
 	} {
 		t.Run(end.name, func(t *testing.T) {
+			t.Parallel()
 			var out bytes.Buffer
 			p := newProgress("bar", &out, "loading")
 			p.Update(1e9, 4e9)
@@ -79,6 +84,7 @@ func TestProgressBar(t *testing.T) {
 
 // TestProgressUpdate has many goroutines report at once, in any order: the largest number stays.
 func TestProgressUpdate(t *testing.T) {
+	t.Parallel()
 	p := newProgress("none", nil, "")
 	defer p.Finish()
 	var wg sync.WaitGroup
@@ -93,7 +99,31 @@ func TestProgressUpdate(t *testing.T) {
 	if got, want := p.done.Load(), int64(7999); got != want {
 		t.Errorf("done = %d, want %d", got, want)
 	}
+}
+
+// TestProgressAllocates runs without others, as AllocsPerRun counts what the whole process allocates.
+func TestProgressAllocates(t *testing.T) {
+	p := newProgress("none", nil, "")
+	defer p.Finish()
 	if allocs := testing.AllocsPerRun(100, func() { p.Update(8000, 8000) }); allocs != 0 {
 		t.Errorf("Update allocates %v times, want 0", allocs)
 	}
+}
+
+func TestProgressJSON(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		p := newProgress("json", &out, "loading \x1bm.gguf")
+		p.Update(0, 4e9)
+		time.Sleep(1500 * time.Millisecond)
+		p.Update(1e9, 4e9)
+		p.Abort()
+		const label = `"label":"\"loading \\x1bm.gguf\""`
+		want := `{"event":"progress",` + label + `,"done_bytes":0,"total_bytes":4000000000,"seconds":1}` + "\n" +
+			`{"event":"stopped",` + label + `,"done_bytes":1000000000,"total_bytes":4000000000,"seconds":1.5}` + "\n"
+		if diff := cmp.Diff(want, out.String()); diff != "" {
+			t.Errorf("lines differ (-want +got):\n%s", diff)
+		}
+	})
 }

@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// TestLocalRankTakesGPU starts the ranks of a host with two GPUs, simulated ones.
+// TestLocalRankTakesGPU starts ranks on a host with two simulated GPUs: each must take the GPU of its local rank.
 func TestLocalRankTakesGPU(t *testing.T) {
+	t.Parallel()
 	lib := buildSimulator(t)
 	sample := filepath.Join("..", "..", "testdata", "tiny-llama.gguf")
 	for _, tt := range []struct {
@@ -25,7 +26,7 @@ func TestLocalRankTakesGPU(t *testing.T) {
 		{"LOCAL_RANK=3", "--shard layer --device hip", 1, "local rank 3 takes GPU 1"},
 		{"LOCAL_RANK=3", "--shard layer --device hip:0", 0, ""},
 		{"LOCAL_RANK=1", "--shard layer --rank 0 --world 2", 1, ""},
-		{"LOCAL_RANK=1", "", 0, ""}, // nothing is divided, so that ranks do not matter
+		{"LOCAL_RANK=1", "", 0, ""}, // nothing is divided, so ranks do not matter
 	} {
 		t.Run(tt.env+" "+tt.args, func(t *testing.T) {
 			var stderr bytes.Buffer

@@ -10,48 +10,70 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
+
+	"github.com/gguf2gpu/gguf2gpu/internal/term"
 )
 
-// run is the process without its exit: signals, standard streams, arguments.
+// run runs the command line args with the process's signals and standard streams, and returns the exit code.
 func run(args []string) exitCode {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // the first signal cancels; a second one ends the process at once
-	return Main(ctx, args, os.Stdin, os.Stdout, os.Stderr)
+	ctx, current := withActivity(ctx)
+	stderr := newConsole(os.Stderr)
+	done := make(chan struct{})
+	defer close(done)
+	context.AfterFunc(ctx, func() {
+		stop() // after the first signal, which cancels, a second one ends the process at once
+		explainWaiting(stderr, current, done)
+	})
+	return Main(ctx, args, os.Stdin, os.Stdout, stderr)
 }
 
-// Main runs the command line args and returns the code to exit with. It prints the error, too: one message on stderr and,
-// where --json was asked for, {"error": ..., "code": N} as the only object on stdout.
-func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) exitCode {
+// Main runs the command line args and returns the exit code. It also prints an error: as a message on stderr and, with
+// --json, as {"error": ..., "code": N}, the only object on stdout.
+func Main(ctx context.Context, args []string, stdin io.Reader, toStdout, toStderr io.Writer) exitCode {
+	stdout, stderr := newConsole(toStdout), newConsole(toStderr)
+	defer stderr.finish()
 	root := newRootCommand()
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
+	if cmd.Name() == compileKernel {
+		return reportToParent(ctx, err, rawStream(stderr))
+	}
+	if unwritten := stdout.finish(); err == nil && unwritten != nil {
+		err = fmt.Errorf("what was to be printed could not be written: %w", unwritten)
+	}
 	code := codeOf(ctx, err)
 	if err == nil {
 		return code
 	}
-	text := err.Error()
-	if code == exitInterrupted {
+	text := errorText(err)
+	switch code {
+	case exitInterrupted:
 		text = "interrupted"
-	}
-	if cmd.Name() == compileKernel { // it becomes part of another error
-		fmt.Fprintln(stderr, text)
-		return code
+	case exitUsage:
+		text += environmentNote(cmd, text)
 	}
 	fmt.Fprintf(stderr, "gguf2gpu: %s\n", text)
-	if wantsJSON(cmd, args) {
-		// A failure to report the failure has no one left to be told to; the exit code stands.
+	if _, reported := errors.AsType[*reportedError](err); !reported && wantsJSON(cmd, args) {
+		// Nobody is left to be told that this failed. The exit code stays.
 		_ = writeJSON(stdout, failure{Error: text, Code: code})
 	}
 	return code
+}
+
+// reportToParent ends a process that compiles a kernel: the text of its error becomes part of another process's error.
+func reportToParent(ctx context.Context, err error, stderr io.Writer) exitCode {
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+	}
+	return codeOf(ctx, err)
 }
 
 // failure is what --json prints when a command fails.
@@ -60,27 +82,40 @@ type failure struct {
 	Code  exitCode `json:"code"`
 }
 
-// newRootCommand builds the command tree. Nothing in it is shared between two trees, so tests may run several at once.
+// newRootCommand builds the tree of commands. Two trees share nothing, so that tests may run several at once.
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "gguf2gpu COMMAND",
 		Short: "Put the weights of a GGUF model into AMD GPU memory",
 		Long: `gguf2gpu puts the weights of a GGUF model into AMD GPU memory, as fast as the link allows.
 Where there is no GPU it uses a software device, so that everything but the speed can be tried anywhere.`,
+		Example: `  gguf2gpu devices                         is a GPU usable, and if not, why
+  gguf2gpu inspect model.gguf              what is in the file
+  gguf2gpu load model.gguf --verify        load it, read it back and compare
+  gguf2gpu synth -o test.gguf              make a model to try things with`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageErrorf("a command is needed: %s; 'gguf2gpu help' explains them", commandNames(cmd))
+				fmt.Fprintln(cmd.ErrOrStderr(), helpText(cmd, helpWidth(cmd)))
+				return usageErrorf("a command is needed")
 			}
-			return usageErrorf("there is no command %q, only %s", args[0], commandNames(cmd))
+			return unknownCommand(cmd, args[0])
 		},
-		RunE: func(*cobra.Command, []string) error { return nil }, // never reached: Args always fails
+		RunE:              func(*cobra.Command, []string) error { return nil }, // never reached: Args always fails
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return applySettings(cmd, os.Getenv) },
 	}
 	root.SetVersionTemplate("gguf2gpu {{.Version}}\n")
-	root.SetUsageTemplate(root.UsageTemplate() + exitStatus)
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
+		fmt.Fprint(cmd.OutOrStdout(), helpText(cmd, helpWidth(cmd))) // a console keeps the error
+	})
+	root.SetUsageFunc(func(cmd *cobra.Command) error {
+		_, err := fmt.Fprint(cmd.OutOrStdout(), helpText(cmd, helpWidth(cmd)))
+		return err
+	})
 	root.SetFlagErrorFunc(flagError)
+	addGeneralFlags(root)
 	root.AddCommand(
 		newLoadCommand(),
 		newVerifyCommand(),
@@ -90,53 +125,35 @@ Where there is no GPU it uses a software device, so that everything but the spee
 		newInspectCommand(),
 		newDevicesCommand(),
 		newSynthCommand(),
+		newVersionCommand(),
+		newEnvironmentTopic(),
 		newCompileKernelCommand(),
+		newManCommand(),
 	)
+	root.SetHelpCommand(newHelpCommand())
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			c.Short = "Print a script with which a shell completes this program's command lines"
+		}
+	}
 	checkUsage(root)
+	addCompletions(root)
 	return root
 }
 
-// checkUsage makes wrong arguments of the commands below cmd usage errors.
+// checkUsage makes wrong arguments to the commands below cmd usage errors.
 func checkUsage(cmd *cobra.Command) {
 	for _, c := range cmd.Commands() {
 		c.DisableFlagsInUseLine = true
-		c.Args = usageArgs(c.Args)
+		if c.Args != nil {
+			c.Args = usageArgs(c.Args)
+		}
 		checkUsage(c)
 	}
 }
 
-// flagError makes a bad flag a usage error. The flags' own errors say which values are allowed; for an unknown flag this
-// says which flags are.
-func flagError(cmd *cobra.Command, err error) error {
-	if _, ok := errors.AsType[*pflag.NotExistError](err); !ok {
-		return withCode(exitUsage, err)
-	}
-	var names []string
-	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, "--"+f.Name) })
-	return usageErrorf("%w; allowed are %s", err, strings.Join(names, ", "))
-}
-
-// usageArgs makes a failed check of the arguments a usage error that shows how the command is called.
-func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return usageErrorf("%w; usage: %s", err, cmd.UseLine())
-		}
-		return nil
-	}
-}
-
-func commandNames(root *cobra.Command) string {
-	var names []string
-	for _, c := range root.Commands() {
-		if c.IsAvailableCommand() && c.Name() != "help" && c.Name() != "completion" {
-			names = append(names, c.Name())
-		}
-	}
-	return strings.Join(names, ", ")
-}
-
-// version is the module's version as the go command recorded it, and the commit where there is one.
+// version returns the module's version as the go command has recorded it, with the commit if there is one.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -153,8 +170,8 @@ func version() string {
 	return v + " " + info.GoVersion
 }
 
-// wantsJSON reports whether --json was asked for. A command line with an error in it may not have been parsed as far as
-// --json, so the arguments are looked at, too.
+// wantsJSON reports whether --json was given. It also looks at the arguments, as a command line with an error may not
+// have been parsed up to --json.
 func wantsJSON(cmd *cobra.Command, args []string) bool {
 	f := cmd.Flags().Lookup("json")
 	if f == nil {
@@ -165,7 +182,7 @@ func wantsJSON(cmd *cobra.Command, args []string) bool {
 
 // writeJSON prints v as the one JSON object of a command.
 func writeJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
+	enc := json.NewEncoder(term.NewJSONWriter(w))
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)

@@ -9,8 +9,10 @@ import (
 	"testing"
 )
 
-// TestInterrupted runs a command whose context a signal has canceled already: it exits with 130 and leaves no file.
+// TestInterrupted runs a command whose context is already canceled, as by a signal. It must exit with 130 and leave no
+// file.
 func TestInterrupted(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("interrupt signal received"))
 	dir := t.TempDir()

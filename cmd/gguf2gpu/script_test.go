@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,35 +15,51 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
+// reportPeak lets the test binary run the command in the arguments that follow, and print the largest memory that the
+// process has had, in bytes, on stderr.
+const reportPeak = "report-peak"
+
 func TestMain(m *testing.M) {
-	// A test that runs the command in this process makes it start this binary where users have gguf2gpu.
+	// A command that a test runs in this process starts its own executable, which is this test binary, to compile a
+	// kernel.
 	if len(os.Args) == 2 && os.Args[1] == compileKernel {
 		main()
+	}
+	if len(os.Args) > 2 && os.Args[1] == reportPeak {
+		code := run(os.Args[2:])
+		fmt.Fprintln(os.Stderr, peakRSS())
+		os.Exit(int(code))
 	}
 	testscript.Main(m, map[string]func(){"gguf2gpu": main})
 }
 
-// TestScripts runs the command as a user does. $SAMPLE is the sample model, $SERVER the address of testServer; 'exits CODE COMMAND...' runs a command and
-// wants that exit code; afterwards stdout and stderr can be looked at as usual.
+// TestScripts runs the command as a user does. In scripts $SAMPLE is the sample model and $SERVER the address of
+// testServer. 'exits CODE COMMAND...' runs a command and fails unless it ends with that exit code; stdout and stderr
+// can be compared afterwards, as usual.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	sample, err := filepath.Abs(filepath.Join("..", "..", "testdata", "tiny-llama.gguf"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := testServer(t, filepath.Dir(sample))
+	hubs := startHubs(t, sample)
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("SAMPLE", sample)
 			env.Setenv("SERVER", server)
+			for _, v := range hubs {
+				env.Setenv(v[0], v[1])
+			}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 	})
 }
 
-// testServer serves the files of dir: under /whole without ranges, under /private for the bearer of a token, under /flaky with
-// connections that break at every other request, under /moved by a redirect; and as a proxy for any host.
+// testServer serves the files of dir, also as a proxy for any host. Under /whole it ignores ranges, under /private it
+// wants a token, under /flaky every other request breaks the connection, and /moved redirects.
 func testServer(t *testing.T, dir string) string {
 	files := http.FileServer(http.Dir(dir))
 	var flaky atomic.Int64

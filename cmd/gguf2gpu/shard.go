@@ -10,27 +10,29 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
 
-// shardFlags are the flags that say which part of a model this process loads. A nil *shardFlags is that of a command that has none.
+// shardFlags are the flags that say which part of a model this process loads. A nil *shardFlags is that of a command
+// that has none.
 type shardFlags struct {
-	by          *loader.ShardBy
-	rules       []loader.ShardRule
+	by          *plan.ShardBy
+	rules       []plan.ShardRule
 	rank, world *int
 	local       int // the number among the ranks of this host, -1 if unknown; after resolve
-	shard       loader.Shard
+	shard       plan.Shard
 }
 
 func addShardFlags(fs *pflag.FlagSet) *shardFlags {
 	f := &shardFlags{
-		by: parsedFlag(fs, "shard", loader.ShardNone, "HOW",
-			"load one rank's part only: layer (a run of whole layers), tensor (a slice of each matrix)", loader.ParseShardBy),
+		by: textFlag(fs, "shard", plan.ShardNone, "HOW",
+			"load one rank's part only: layer (a run of whole layers), tensor (a slice of each matrix)"),
 		rank:  fs.Int("rank", -1, "with --shard, which of the ranks this is, from 0 on (default from the environment of torchrun, mpirun, srun, ...)"),
 		world: fs.Int("world", -1, "with --shard, how many ranks there are (default likewise)"),
 		local: -1,
 	}
 	fs.Lookup("rank").DefValue, fs.Lookup("world").DefValue = "", ""
-	fs.Var(rulesFlag[loader.ShardRule]{&f.rules, "REGEXP=HOW", loader.ParseShardRule}, "shard-rule",
+	fs.Var(rulesFlag[plan.ShardRule]{&f.rules, "REGEXP=HOW", parseText[plan.ShardRule]}, "shard-rule",
 		"how tensors are divided by name: rows, columns, experts or replicate, as in 'attn_[kv]\\.=replicate'; repeatable, the first match wins")
 	return f
 }
@@ -40,32 +42,33 @@ func (f *shardFlags) resolve() error {
 	if f == nil {
 		return nil
 	}
-	f.shard = loader.Shard{}
-	if *f.by == loader.ShardNone {
+	f.shard = plan.Shard{}
+	if *f.by == plan.ShardNone {
 		if *f.rank >= 0 || *f.world >= 0 || len(f.rules) > 0 {
 			return usageErrorf("--rank, --world and --shard-rule say which part to load: --shard layer or --shard tensor must say how to divide")
 		}
 		return nil
 	}
-	p, err := findPlace(*f.rank, *f.world, os.Getenv)
+	r, err := rankOf(*f.rank, *f.world, os.Getenv)
 	if err != nil {
 		return err
 	}
-	f.shard, f.local = loader.Shard{Rank: p.rank, World: p.world, By: *f.by, Rules: f.rules}, p.local
+	f.shard, f.local = plan.Shard{Rank: r.Rank, World: r.World, By: *f.by, Rules: f.rules}, r.Local
 	return nil
 }
 
-// allRanks makes do without a rank, for a plan of all: it reports whether there is a world and no rank, and then chooses the first.
+// allRanks makes do without a rank, for a plan of all: it reports whether there is a world and no rank, and then
+// chooses the first.
 func (f *shardFlags) allRanks() bool {
-	if *f.by == loader.ShardNone || *f.world < 1 || *f.rank >= 0 {
+	if *f.by == plan.ShardNone || *f.world < 1 || *f.rank >= 0 {
 		return false
 	}
 	*f.rank = 0
 	return true
 }
 
-// expand puts the rank and the world in place of {rank} and {world} in a path, so that the ranks of one command line write files of
-// their own.
+// expand puts the rank and the world in place of {rank} and {world} in a path, so that the ranks of one command line
+// write files of their own.
 func (f *shardFlags) expand(path string) string {
 	if f == nil || f.shard.World == 0 {
 		return path
@@ -83,7 +86,7 @@ type shardReport struct {
 
 // report is nil when everything was loaded.
 func (f *shardFlags) report(tensors []loader.Tensor) *shardReport {
-	if f == nil || f.shard.By == loader.ShardNone {
+	if f == nil || f.shard.By == plan.ShardNone {
 		return nil
 	}
 	r := &shardReport{By: f.shard.By.String(), Rank: f.shard.Rank, World: f.shard.World}

@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// slurmConf is the configuration of a Slurm whose only node is this host: no accounting, no cgroups, nothing outside of its
-// directory, and more CPUs than the host may have, so that every task finds one.
+// slurmConf is the configuration of a Slurm whose only node is this host: no accounting, no cgroups, nothing outside of
+// its directory, and more CPUs than the host may have, so that every task finds one.
 const slurmConf = `ClusterName=test
 SlurmctldHost=%[1]s(127.0.0.1)
 SlurmUser=%[2]s
@@ -41,8 +41,8 @@ PartitionName=test Nodes=%[1]s Default=YES MaxTime=5 State=UP
 // slurmCluster is a Slurm of this host that lives as long as the test.
 type slurmCluster struct{ conf string }
 
-// startSlurm starts munged, slurmctld and slurmd with a key, ports and a directory of their own. The test's end stops them,
-// together with all that they have started.
+// startSlurm starts munged, slurmctld and slurmd with a key, ports and a directory of their own. The test's end stops
+// them, together with all that they have started.
 func startSlurm(t *testing.T) *slurmCluster {
 	t.Helper()
 	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin") // where daemons are, which users need not have there
@@ -69,7 +69,8 @@ func startSlurm(t *testing.T) *slurmCluster {
 	}
 	ctldPort, slurmdPort := freePort(t), freePort(t)
 	s := &slurmCluster{conf: filepath.Join(dir, "slurm.conf")}
-	if err := os.WriteFile(s.conf, fmt.Appendf(nil, slurmConf, host, me.Username, dir, ctldPort, slurmdPort), 0o644); err != nil {
+	conf := fmt.Appendf(nil, slurmConf, host, me.Username, dir, ctldPort, slurmdPort)
+	if err := os.WriteFile(s.conf, conf, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.conf"), []byte("CgroupPlugin="+noCgroups(t)+"\n"), 0o644); err != nil {
@@ -100,8 +101,8 @@ func startSlurm(t *testing.T) *slurmCluster {
 
 func (s *slurmCluster) env() []string { return append(cleanEnv(), "SLURM_CONF="+s.conf) }
 
-// noCgroups is the plugin for cgroups that leaves them alone. Slurm loads one even where nothing needs it, and what it finds by
-// itself may want systemd.
+// noCgroups is the plugin for cgroups that leaves them alone. Slurm loads one even where nothing needs it, and what it
+// finds by itself may want systemd.
 func noCgroups(t *testing.T) string {
 	t.Helper()
 	out, err := commandOutput(t, cleanEnv(), "slurmd", "-V")
@@ -139,7 +140,8 @@ func (s *slurmCluster) srun(t *testing.T, args ...string) {
 	command(t, s.env(), "srun", append([]string{"-n", strconv.Itoa(ranksOfTest), "--input=none"}, args...)...)
 }
 
-// sbatch runs args in a batch script of as many tasks as there are ranks. It returns the exit code and what the script has written.
+// sbatch runs args in a batch script of as many tasks as there are ranks. It returns the exit code and what the script
+// has written.
 func (s *slurmCluster) sbatch(t *testing.T, args ...string) (exitCode, string) {
 	t.Helper()
 	dir := t.TempDir()

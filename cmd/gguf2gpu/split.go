@@ -1,32 +1,30 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
 
-	"github.com/gguf2gpu/gguf2gpu/amdhip"
-	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
 
-// splitFlags are the flags that say how a model is spread over several devices. A nil *splitFlags is that of a command that has none.
+// splitFlags are the flags that say how a model is spread over several devices. A nil *splitFlags is that of a command
+// that has none.
 type splitFlags struct {
 	set   func(name string) bool // whether a flag was given
-	by    *loader.SplitBy
+	by    *plan.SplitBy
 	ratio *[]float64
 }
 
 func addSplitFlags(fs *pflag.FlagSet) *splitFlags {
 	return &splitFlags{
 		set: fs.Changed,
-		by: parsedFlag(fs, "split", loader.SplitLayers, "HOW",
-			"over several devices: layer (whole layers on each), none (a full copy on each, read once)", loader.ParseSplitBy),
+		by: textFlag(fs, "split", plan.SplitLayers, "HOW",
+			"over several devices: layer (whole layers on each), none (a full copy on each, read once)"),
 		ratio: parsedFlag(fs, "split-ratio", nil, "N,N...", "with --split layer, the devices' shares, such as 3,1 (default by free memory)",
 			parseRatio),
 	}
@@ -45,47 +43,20 @@ func parseRatio(s string) ([]float64, error) {
 }
 
 // check refuses the flags where there is one device only.
-func (f *splitFlags) check(device deviceSpec, sync bool) error {
+func (f *splitFlags) check(device deviceSpec) error {
 	switch {
 	case f == nil:
-	case device.list != "" && sync:
-		return usageErrorf("--sync and --device %v: the synchronous loader uses one device", device)
 	case device.list == "" && (f.set("split") || f.set("split-ratio")):
 		return usageErrorf("--split and --split-ratio are for several devices, such as --device hip:0,1, hip:all or soft:2")
 	}
 	return nil
 }
 
-func (f *splitFlags) split() loader.Split { return loader.Split{By: *f.by, Ratio: *f.ratio} }
-
-// onDevices is what a command has loaded: a loader.Model or a loader.SplitModel.
-type onDevices interface {
-	Report() loader.Report
-	Tensors() []loader.Tensor
-	Hashes() []loader.TensorHash
-	Verify(context.Context) error
-	WriteSafetensors(context.Context, io.WriterAt) error
-	Close() error
-}
-
-// run puts m on devs in the way that the flags say.
-func (f *loadFlags) run(ctx context.Context, devs []*amdhip.Device, m *gguf.Model, o loader.Options) (onDevices, []*loader.Model, error) {
-	if f.device.device.list != "" {
-		w, err := loader.LoadSplit(ctx, devs, m, o, f.split.split())
-		if err != nil {
-			return nil, nil, err
-		}
-		return w, w.Models(), nil
+func (f *splitFlags) split() plan.Split {
+	if f == nil {
+		return plan.Split{}
 	}
-	run := loader.Load
-	if *f.sync {
-		run = loader.LoadSync
-	}
-	w, err := run(ctx, devs[0], m, o)
-	if err != nil {
-		return nil, nil, err
-	}
-	return w, []*loader.Model{w}, nil
+	return plan.Split{By: *f.by, Ratio: *f.ratio}
 }
 
 // deviceShare is what --json says about one of the devices.
@@ -99,20 +70,18 @@ type deviceShare struct {
 	UploadGBps  float64 `json:"upload_gbps"`
 }
 
-func shares(models []*loader.Model) []deviceShare {
-	all := make([]deviceShare, len(models))
-	for i, m := range models {
-		r, dev := m.Report(), m.Device()
-		all[i] = deviceShare{
-			deviceReport: deviceReport{Kind: dev.Runtime().Kind(), Index: dev.Index(), Name: dev.Name()},
-			Tensors:      r.Tensors, ReadBytes: r.ReadBytes, UploadBytes: r.UploadBytes, DeviceBytes: r.DeviceBytes,
-			Transfer: r.Transfer.Seconds(),
+func shares(all []loader.DeviceReport) []deviceShare {
+	out := make([]deviceShare, len(all))
+	for i, d := range all {
+		out[i] = deviceShare{
+			deviceReport: describeDevice(d.Device), Tensors: d.Tensors, ReadBytes: d.ReadBytes, UploadBytes: d.UploadBytes,
+			DeviceBytes: d.DeviceBytes, Transfer: d.Transfer.Seconds(),
 		}
-		if r.Transfer > 0 {
-			all[i].UploadGBps = float64(r.UploadBytes) / r.Transfer.Seconds() / 1e9
+		if d.Transfer > 0 {
+			out[i].UploadGBps = float64(d.UploadBytes) / d.Transfer.Seconds() / 1e9
 		}
 	}
-	return all
+	return out
 }
 
 // names says which devices they are.

@@ -12,22 +12,24 @@ func newVerifyCommand() *cobra.Command {
 		Short: "Load a model, read everything back and compare it with the file",
 		Long: `Load a model, read everything back from device memory and compare it, byte for byte, with what the reference kernels
 make of the file. Any NaN equals any other. Of a MODEL on a server the file is fetched twice.`,
+		Example: `  gguf2gpu verify model.gguf
+  gguf2gpu verify model.gguf --dtype f32 --device hip:all`,
 		Args: cobra.ExactArgs(1),
 	}
 	f := addLoadFlags(cmd)
 	f.hashes, f.shard = addHashFlags(cmd, f.json), addShardFlags(cmd.Flags())
 	f.hashes.shard, f.split = f.shard, addSplitFlags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		s, err := f.load(cmd.Context(), args[0], cmd.ErrOrStderr(), nil)
+		f.twice = "verify"
+		s, err := f.load(cmd, args[0], nil)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.close()) }()
-		r := s.report(*f.dtype)
-		if err := s.weights.Verify(cmd.Context()); err != nil {
+		if err := s.verify(cmd.Context()); err != nil {
 			return err
 		}
-		r.Verified = true
+		r := s.report()
 		return f.printReport(cmd, s, &r)
 	}
 	return cmd

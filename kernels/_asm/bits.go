@@ -5,7 +5,7 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// The helpers here make codes: 32 bytes in a YMM register, in the order of the outputs.
+// The functions here make codes: 32 bytes in a YMM register, in the order of the outputs.
 
 // bytes32 loads 32 bytes of the block.
 func (k *kernel) bytes32(offset int) reg.VecVirtual {
@@ -14,14 +14,14 @@ func (k *kernel) bytes32(offset int) reg.VecVirtual {
 	return y
 }
 
-// field moves bit from of every byte of x to bit to, with the bits above it, and keeps those in mask. x stays as it is.
+// field returns a bit field of every byte of x: it shifts bit from to bit to and ANDs with mask. It does not change x.
 func (k *kernel) field(x reg.VecVirtual, from, to int, mask byte) reg.VecVirtual {
 	y := k.YMM()
 	k.VPAND(k.data(mask), k.moved(x, from, to), y)
 	return y
 }
 
-// orField is field into codes, where the bits of mask are zero.
+// orField ORs a field of x into codes, in which the bits of mask are zero.
 func (k *kernel) orField(codes, x reg.VecVirtual, from, to int, mask byte) {
 	if k.isa == avx512 {
 		k.VPTERNLOGD(U8(orAnd), k.data(mask), k.moved(x, from, to), codes)
@@ -30,11 +30,11 @@ func (k *kernel) orField(codes, x reg.VecVirtual, from, to int, mask byte) {
 	k.VPOR(k.field(x, from, to, mask), codes, codes)
 }
 
-// orAnd is the truth table for VPTERNLOGD of: destination | second & third operand.
+// orAnd is the truth table for VPTERNLOGD that gives destination | (second operand & third operand).
 const orAnd = 0xf8
 
-// moved shifts words so that bit from of every byte lands on bit to. It mixes neighbouring bytes, but only in bits that the
-// mask of a field drops.
+// moved shifts bit from of every byte to bit to. It shifts words, so bits move into neighbouring bytes, but only to
+// where the mask of a field drops them.
 func (k *kernel) moved(x reg.VecVirtual, from, to int) reg.VecVirtual {
 	if from == to {
 		return x
@@ -48,7 +48,7 @@ func (k *kernel) moved(x reg.VecVirtual, from, to int) reg.VecVirtual {
 	return y
 }
 
-// nibbles16 spreads 16 bytes of the block over 32: their low nibbles, then their high nibbles.
+// nibbles16 returns the nibbles of 16 bytes of the block: 16 low nibbles, then 16 high nibbles.
 func (k *kernel) nibbles16(offset int) reg.VecVirtual {
 	y := k.YMM()
 	k.VBROADCASTI128(k.at(offset), y)
@@ -57,7 +57,7 @@ func (k *kernel) nibbles16(offset int) reg.VecVirtual {
 	return y
 }
 
-// bitMask spreads 32 bits in memory over 32 bytes: 0xff where the bit is set, else 0.
+// bitMask returns a byte for each of 32 bits in memory: 0xff where the bit is set, else 0.
 func (k *kernel) bitMask(m Mem) reg.VecVirtual {
 	y := k.YMM()
 	k.VPBROADCASTD(m, y)
@@ -68,13 +68,13 @@ func (k *kernel) bitMask(m Mem) reg.VecVirtual {
 	return y
 }
 
-// spillScales stores eight integers in the lanes of y, as floats multiplied by those in d, as the i-th eight floats of the
-// scratch memory.
+// spillScales converts the eight integers in y to floats, multiplies them by those in d, and stores them as the i-th
+// eight floats of the scratch memory. It overwrites y.
 func (k *kernel) spillScales(y, d reg.Register, i int) {
 	k.VCVTDQ2PS(y, y)
 	k.VMULPS(d, y, y)
 	k.spill(y, 32*i)
 }
 
-// spilledScale is the i-th float of the scratch memory.
+// spilledScale returns the operand for the i-th float of the scratch memory.
 func (k *kernel) spilledScale(i int) Op { return k.spilled(4 * i) }

@@ -29,7 +29,8 @@ var fp4Formats = []tensorFormat{
 // kvaluesFP4 are the values of E2M1, doubled so that they are integers.
 var kvaluesFP4 = [16]int8{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
 
-// tableScale looks the byte at an offset in the block up in a Go array of 256 floats.
+// tableScale returns the operand for the float with index b in a Go array of 256 floats, where b is the byte at an
+// offset in the block.
 func (k *kernel) tableScale(table string, offset int) Op {
 	base, index := k.GP64(), k.GP64()
 	k.LEAQ(goVar(table), base)

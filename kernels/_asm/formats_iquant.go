@@ -33,7 +33,7 @@ var iquantFormats = []tensorFormat{
 	{"IQ2_XS", 74, 256, 1, 192, func(k *kernel) {
 		k.spillNibbles16(66, 0, 0.125)
 		for i := range 2 {
-			k.Comment("Offsets in the tables of 16 words: nine bits of grid index, seven bits of sign index.")
+			k.Comment("Table offsets from 16 words: nine bits of grid index, seven bits of sign index.")
 			words, signs := k.bytes32(2+32*i), k.YMM()
 			k.VPSRLW(U8(9-5), words, signs)
 			k.VPAND(k.words(127<<5), signs, signs)
@@ -93,7 +93,7 @@ var iquantFormats = []tensorFormat{
 	{"IQ3_S", 110, 256, 1, 224, func(k *kernel) {
 		k.spillNibbles(106, 0, k.scaledHalf(0, 1))
 		for i := range 4 {
-			k.Comment("Offsets in the grid of 16 entries: a byte and a ninth bit of index.")
+			k.Comment("Grid offsets of 16 entries: a byte of index, and its ninth bit.")
 			words, ninth := k.YMM(), k.YMM()
 			k.VPMOVZXBW(k.at(2+16*i), words)
 			k.VPBROADCASTW(k.at(66+2*i), ninth)
@@ -187,7 +187,7 @@ var iquantFormats = []tensorFormat{
 				entries[l] = Mem{Base: grid, Index: index.As64(), Scale: 8}
 			}
 			codes, shift := k.gather(entries), k.YMM()
-			k.Comment("The upper bit of each nibble, over the 8 outputs that it belongs to.")
+			k.Comment("The upper bit of each nibble, in all the 8 outputs that it is for.")
 			k.VPBROADCASTW(k.at(32+2*g), shift)
 			k.VPSHUFB(k.spreadTwo(), shift, shift)
 			upperBits := k.load(k.data(8, 8, 8, 8, 8, 8, 8, 8, 128, 128, 128, 128, 128, 128, 128, 128))
@@ -198,7 +198,7 @@ var iquantFormats = []tensorFormat{
 		}
 	}},
 	{"IQ4_XS", 136, 256, 1, 32, func(k *kernel) {
-		k.Comment("Eight scales: nibbles of the word at 4, and two bits each of the one at 2.")
+		k.Comment("Eight scales: a nibble each at offset 4, and two more bits each at offset 2.")
 		sc, upper := k.YMM(), k.YMM()
 		k.VPBROADCASTD(k.at(4), sc)
 		k.VPSRLVD(k.dwords(0, 4, 8, 12, 16, 20, 24, 28), sc, sc)
@@ -217,7 +217,8 @@ var iquantFormats = []tensorFormat{
 	}},
 }
 
-// grid returns the address of a grid: package kernels has it as a string, whose first word is the address.
+// grid returns the address of a grid. In package kernels that is a string, whose first word is the address of its
+// bytes.
 func (k *kernel) grid(name string) reg.GPVirtual {
 	p := k.GP64()
 	k.MOVQ(goVar(name), p)
@@ -231,11 +232,11 @@ func (k *kernel) goTable(name string) reg.GPVirtual {
 	return p
 }
 
-// piece emits the code that finds a piece of a vector in memory. It runs just before the piece is loaded, as there are too
-// few registers for the addresses of all.
+// piece emits code that computes the address of a part of a vector, and returns the operand. It is called just before
+// the part is loaded: there are too few registers for all addresses at once.
 type piece func() Mem
 
-// entryWord is the piece of a table at the offset that a word in scratch memory holds.
+// entryWord returns the piece for the entry of a table whose offset is a 16-bit word in the scratch memory.
 func (k *kernel) entryWord(table reg.GPVirtual, spilled int) piece {
 	return func() Mem {
 		offset := k.GP32()
@@ -253,7 +254,7 @@ func (k *kernel) entryDword(table reg.GPVirtual, spilled int) piece {
 	}
 }
 
-// spillBytesAsWords stores 16 bytes of the block as words, shifted left.
+// spillBytesAsWords stores 16 bytes of the block as 16-bit words, shifted left, in the scratch memory.
 func (k *kernel) spillBytesAsWords(offset int, shift uint64, to int) {
 	words := k.YMM()
 	k.VPMOVZXBW(k.at(offset), words)
@@ -261,14 +262,14 @@ func (k *kernel) spillBytesAsWords(offset int, shift uint64, to int) {
 	k.spill(words, to)
 }
 
-// spreadTwo is the operand of VPSHUFB that spreads the first byte of each lane over the lower lane and the second over the
-// upper one.
+// spreadTwo is the operand of VPSHUFB that fills the lower lane with its first byte and the upper lane with its second
+// one.
 func (k *kernel) spreadTwo() Mem {
 	return k.data(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
 }
 
-// writeSigned writes outputs out to out+31 of the block: floats of a grid, in four or eight pieces, with the signs that
-// masks flip, times a scale.
+// writeSigned writes outputs out to out+31 of the block. The values are floats of a grid, in four or eight pieces;
+// masks flip signs, and low and high scale the first and last 16 outputs.
 func (k *kernel) writeSigned(out int, values []piece, masks [4]piece, low, high scale) {
 	k.Commentf("Outputs %d to %d.", out, out+31)
 	n := k.isa.lanes()
@@ -289,7 +290,7 @@ func (k *kernel) writeSigned(out int, values []piece, masks [4]piece, low, high 
 	}
 }
 
-// pieces returns a wide vector of one to four pieces.
+// pieces loads one to four pieces into a wide vector.
 func (k *kernel) pieces(p []piece) reg.VecVirtual {
 	x := k.wide()
 	switch k.isa.lanes() / len(p) {
@@ -314,14 +315,14 @@ func (k *kernel) pieces(p []piece) reg.VecVirtual {
 	return x
 }
 
-// index8 returns a byte of the block as an index.
+// index8 loads a byte of the block as an index.
 func (k *kernel) index8(offset int) reg.GPVirtual {
 	index := k.GP32()
 	k.MOVBLZX(k.at(offset), index)
 	return index
 }
 
-// upperIndex returns the bits of mask in bits shifted left.
+// upperIndex returns bits, shifted left, AND mask.
 func (k *kernel) upperIndex(bits reg.GPVirtual, left int, mask uint32) reg.GPVirtual {
 	index := k.GP32()
 	k.MOVL(bits, index)
@@ -334,7 +335,7 @@ func (k *kernel) upperIndex(bits reg.GPVirtual, left int, mask uint32) reg.GPVir
 	return index
 }
 
-// gather returns four grid entries of 8 bytes.
+// gather loads four grid entries of 8 bytes into one vector.
 func (k *kernel) gather(entries [4]Mem) reg.VecVirtual {
 	y, upper := k.YMM(), k.XMM()
 	k.VPBROADCASTQ(entries[0], y)
@@ -345,8 +346,8 @@ func (k *kernel) gather(entries [4]Mem) reg.VecVirtual {
 	return y
 }
 
-// eighths turns codes of -1, 0 and 1 into eighths, less one where down is set, plus one elsewhere. They are scaled by an
-// eighth of the scale, which is exact.
+// eighths multiplies codes of -1, 0 and 1 by eight, and subtracts 1 where down is set, or adds 1 elsewhere. Their scale
+// is an eighth of the block's, which is exact.
 func (k *kernel) eighths(codes, down reg.VecVirtual) {
 	k.VPOR(k.data(1), down, down)
 	k.VPSLLW(U8(3), codes, codes)
@@ -354,10 +355,10 @@ func (k *kernel) eighths(codes, down reg.VecVirtual) {
 	k.VPADDB(down, codes, codes)
 }
 
-// floats is data of one float in eight lanes.
+// floats is data for one float in eight lanes.
 func (k *kernel) floats(f float32) Mem { return k.dwords(math.Float32bits(f)) }
 
-// scaledHalf is the binary16 at an offset in the block times a power of two, in the lanes of a YMM register.
+// scaledHalf returns a YMM register with the binary16 at an offset in the block, times a power of two, in all lanes.
 func (k *kernel) scaledHalf(offset int, factor float32) reg.Register {
 	d := k.half(offset).AsY()
 	if factor != 1 {
@@ -366,21 +367,23 @@ func (k *kernel) scaledHalf(offset int, factor float32) reg.Register {
 	return d
 }
 
-// spillOdd stores 2y+1 times d as the i-th eight scales. The i-quants scale by a half and an integer, or by an odd number:
-// as the factor of two is exact, it can be moved to d.
+// spillOdd stores (2y+1)*d as the i-th eight scales. The i-quants scale by y+1/2 or by 2y+1; the factor of two between
+// them is exact, so callers multiply d by it.
 func (k *kernel) spillOdd(y reg.VecVirtual, d reg.Register, i int) {
 	k.VPADDD(y, y, y)
 	k.VPOR(k.dwords(1), y, y)
 	k.spillScales(y, d, i)
 }
 
-// spillNibbles16 stores the scales that the 16 nibbles at an offset stand for.
+// spillNibbles16 stores 16 scales, whose nibbles are at an offset in the block, as the i-th eight scales and the next
+// eight.
 func (k *kernel) spillNibbles16(offset, i int, factor float32) {
 	d := k.scaledHalf(0, factor)
 	k.spillNibbles(offset, i, d)
 	k.spillNibbles(offset+4, i+1, d)
 }
 
+// spillNibbles stores eight scales, whose nibbles are at an offset in the block, times d, as the i-th eight scales.
 func (k *kernel) spillNibbles(offset, i int, d reg.Register) {
 	sc := k.YMM()
 	k.VPBROADCASTD(k.at(offset), sc)
@@ -389,15 +392,15 @@ func (k *kernel) spillNibbles(offset, i int, d reg.Register) {
 	k.spillOdd(sc, d, i)
 }
 
-// spillUpperNibbles stores the scales that the upper four bits of eight words stand for.
+// spillUpperNibbles stores eight scales, which are the upper four bits of eight words, as the i-th eight scales.
 func (k *kernel) spillUpperNibbles(words reg.VecVirtual, i int, factor float32) {
 	sc := k.YMM()
 	k.VPSRLD(U8(28), words, sc)
 	k.spillOdd(sc, k.scaledHalf(0, factor), i)
 }
 
-// spillSigns7 stores, for each of eight words, the offsets in the table signs7 of the four 7-bit indices that it holds:
-// eight words for the first index of each, then those for the others.
+// spillSigns7 stores offsets in the table signs7. Each of the eight words has four 7-bit indices: first come eight
+// offsets for the first indices, then eight for the second ones, and so on.
 func (k *kernel) spillSigns7(words reg.VecVirtual, offset int) {
 	for l := range 4 {
 		y := k.YMM()

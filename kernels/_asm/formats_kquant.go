@@ -8,7 +8,7 @@ import (
 var kquantFormats = []tensorFormat{
 	{"Q2_K", 84, 256, 1, 128, func(k *kernel) {
 		sc, low, high := k.XMM(), k.XMM(), k.XMM()
-		k.Comment("16 factors in the first half of the scratch memory, 16 subtrahends in the second.")
+		k.Comment("Scratch memory: 16 scales, then 16 minima.")
 		k.VMOVDQU(k.at(0), sc)
 		k.VPAND(k.data(0x0f), sc, low)
 		k.VPSRLW(U8(4), sc, high)
@@ -27,7 +27,7 @@ var kquantFormats = []tensorFormat{
 		}
 	}},
 	{"Q3_K", 110, 256, 1, 64, func(k *kernel) {
-		k.Comment("The nibbles of eight scales and their upper bits, twice.")
+		k.Comment("16 scales in two registers: low nibbles and their upper bits, high nibbles and theirs.")
 		low, high, upper, nibbles := k.GP64(), k.GP64(), k.GP64(), k.GP64()
 		k.MOVQ(k.at(96), low)
 		k.MOVL(k.at(104), upper.As32())
@@ -118,7 +118,8 @@ var kquantFormats = []tensorFormat{
 	}},
 }
 
-// spillBytes stores 16 signed bytes, as floats multiplied by d, as 16 floats of the scratch memory from 8*i on.
+// spillBytes converts 16 signed bytes to floats, multiplies them by d, and stores them as 16 floats of the scratch
+// memory, from the float 8*i on. It overwrites x.
 func (k *kernel) spillBytes(x, d reg.VecVirtual, i int) {
 	for half := range 2 {
 		y := k.YMM()
@@ -130,7 +131,7 @@ func (k *kernel) spillBytes(x, d reg.VecVirtual, i int) {
 	}
 }
 
-// pair64 returns two 64-bit words in a vector.
+// pair64 returns a vector of two 64-bit words.
 func (k *kernel) pair64(low, high reg.GPVirtual) reg.VecVirtual {
 	x := k.XMM()
 	k.VMOVQ(low, x)
@@ -138,10 +139,10 @@ func (k *kernel) pair64(low, high reg.GPVirtual) reg.VecVirtual {
 	return x
 }
 
-// spillScalesQ4K unpacks the 6-bit scales and minima of Q4_K and Q5_K, times d and dmin, to the scratch memory: scales and
-// minima of the first four runs, then those of the last four.
+// spillScalesQ4K unpacks the 6-bit scales and minima of Q4_K and Q5_K and multiplies them by d and dmin. In the scratch
+// memory there are then four scales and four minima of the first four runs, and the same of the last four.
 func (k *kernel) spillScalesQ4K() {
-	k.Comment("First four runs: six bits of the bytes 4 to 11. Others: nibbles of the bytes 12 to 15, two bits of 4 to 11.")
+	k.Comment("Runs 0 to 3: six bits of bytes 4 to 11. Others: nibbles of bytes 12 to 15, two bits of 4 to 11.")
 	first, last, high, mask := k.GP64(), k.GP64(), k.GP64(), k.GP64()
 	k.MOVL(k.at(12), last.As32())
 	k.MOVQ(last, high)
@@ -159,7 +160,7 @@ func (k *kernel) spillScalesQ4K() {
 	mask = k.GP64()
 	k.MOVQ(U64(0x3f3f3f3f3f3f3f3f), mask)
 	k.ANDQ(mask, first)
-	k.Comment("d in four lanes, dmin in four.")
+	k.Comment("d in four lanes, dmin in the other four.")
 	h, d := k.XMM(), k.YMM()
 	k.VPBROADCASTD(k.at(0), h)
 	k.VPSHUFB(k.data(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3), h, h)
@@ -168,7 +169,7 @@ func (k *kernel) spillScalesQ4K() {
 	k.spillBytes(k.pair64(first, last), d, 0)
 }
 
-// spilledScaleQ4K is the scale of run g from that memory.
+// spilledScaleQ4K returns the scale of run g, as spillScalesQ4K stores it.
 func (k *kernel) spilledScaleQ4K(g int) scale {
 	at := g%4 + 8*(g/4)
 	return scale{mul: k.spilledScale(at), sub: k.spilledScale(at + 4)}

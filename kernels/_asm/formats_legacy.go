@@ -38,7 +38,7 @@ var legacyFormats = []tensorFormat{
 		t := k.table1(linear(-1), scale{mul: k.half(0)})
 		for i := range 2 {
 			codes, upper := k.YMM(), k.YMM()
-			k.Comment("A byte in each 32-bit lane: its nibbles to the two words, then their upper codes to the upper bytes.")
+			k.Comment("Each 32-bit lane gets a byte, each of its words a nibble of that, each byte of these one code.")
 			k.VPMOVZXBD(k.at(2+8*i), codes)
 			k.VPSLLD(U8(12), codes, upper)
 			k.VPOR(upper, codes, codes)

@@ -5,7 +5,7 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// plainStep is the number of elements in one turn of the loops over plain types.
+// plainStep is the number of elements that kernels for plain types convert in one iteration.
 const plainStep = 64
 
 var plainFormats = []tensorFormat{
@@ -23,8 +23,8 @@ var plainFormats = []tensorFormat{
 	}},
 }
 
-// convert writes plainStep elements of size bytes each, which widen turns into floats; they are copied if they are of the
-// output's type.
+// convert converts plainStep elements of size bytes each. widen emits the code that loads some of them as floats. If
+// the elements have the output type already, they are copied.
 func (k *kernel) convert(from output, size int, widen func(m Mem, x reg.VecVirtual)) {
 	n := k.isa.lanes()
 	if from == k.out {
@@ -46,7 +46,7 @@ func (k *kernel) convert(from output, size int, widen func(m Mem, x reg.VecVirtu
 	}
 }
 
-// fill is not a format: its kernels repeat one vector of the source, 64 bytes, over the destination. They exist for
+// fill is not a format: its kernels repeat the first 64 bytes of the source over the destination. They exist with
 // non-temporal stores only.
 var fill = tensorFormat{"Fill", 0, plainStep, plainStep, 0, func(k *kernel) {
 	x := k.wide()

@@ -29,7 +29,7 @@ var ternaryFormats = []tensorFormat{
 			x = k.YMM()
 			k.triple(odd, x)
 		}
-		k.Comment("The last trit of the 16 bytes; then four trits of the last 4 bytes, which are multiplied as words.")
+		k.Comment("The fifth trits of the 16 bytes; then four trits of each of the last 4 bytes, multiplied as words.")
 		words, last := k.YMM(), k.XMM()
 		k.VPBROADCASTD(k.at(48), last)
 		k.VPMOVZXBW(last, words)
@@ -52,13 +52,13 @@ var ternaryFormats = []tensorFormat{
 	}},
 }
 
-// triple multiplies bytes by three: the trit behind the leading one takes its place.
+// triple multiplies bytes by three, which drops the leading trit: the next one becomes the leading one.
 func (k *kernel) triple(x, y reg.VecVirtual) {
 	k.VPADDB(x, x, y)
 	k.VPADDB(x, y, y)
 }
 
-// trits returns the leading trits of fractions of 256: 1 from 86 on and 2 from 171 on.
+// trits returns the leading trits of bytes, which are fractions of 256: 0 below 86, 1 below 171, else 2.
 func (k *kernel) trits(fractions reg.VecVirtual) reg.VecVirtual {
 	one, two := k.YMM(), k.YMM()
 	k.VPMAXUB(k.data(86), fractions, one)

@@ -41,21 +41,21 @@ func (o output) size() int { return [...]int{4, 2, 2}[o] }
 // tensorFormat describes a source type.
 type tensorFormat struct {
 	name string
-	// bytes and elems are the size of what one turn of the loop decodes; step is the number of blocks in it.
+	// One iteration of the loop decodes bytes of the source to elems outputs: step blocks.
 	bytes, elems, step int
-	// scratch is the number of bytes of memory that decode uses through spill.
+	// scratch is the number of bytes on the stack that decode uses through spill.
 	scratch int
-	// decode emits the code of one turn. It reads exactly bytes from the source and writes elems outputs.
+	// decode emits the code of one iteration. That reads exactly bytes from the source and writes elems outputs.
 	decode func(k *kernel)
 }
 
 // file is one .s file under construction.
 type file struct {
 	*build.Context
-	constants map[string]Mem // by their bytes
+	constants map[string]Mem // the key is their bytes
 }
 
-// kernel is one function under construction: a format for one instruction set, output and way to store.
+// kernel is one function under construction: for a format, an instruction set, an output type and a kind of stores.
 type kernel struct {
 	*file
 	format tensorFormat
@@ -64,8 +64,8 @@ type kernel struct {
 	nt     bool
 
 	dst, src reg.GPVirtual
-	// scratch points to the format's scratch memory on the stack, aligned to a cache line so that what is stored there in one
-	// piece is forwarded to narrower loads.
+	// scratch points to the format's scratch memory on the stack. It is aligned to a cache line, so that the CPU can
+	// forward a wide store to narrower loads that follow soon.
 	scratch reg.GPVirtual
 	round   roundConstants
 }
@@ -80,10 +80,13 @@ func (k *kernel) name() string {
 }
 
 func (k *kernel) routine() routine {
-	return routine{ISA: k.isa.String(), Out: k.out.String(), From: k.format.name, Name: k.name(), Step: k.format.step, NT: k.nt}
+	return routine{
+		ISA: k.isa.String(), Out: k.out.String(), From: k.format.name,
+		Name: k.name(), Step: k.format.step, NT: k.nt,
+	}
 }
 
-// build emits the function: the loop around one turn of the format's decoder.
+// build emits the function: a loop around the format's decoder.
 func (k *kernel) build() {
 	k.Function(k.name())
 	k.SignatureExpr("func(dst, src *byte, steps int)")
@@ -115,11 +118,11 @@ func (k *kernel) build() {
 	k.RET()
 }
 
-// prefetchAhead is the distance in bytes at which kernels for outputs beyond the cache fetch their source. The hardware does
-// that only up to the end of a page.
+// prefetchAhead is how many bytes ahead kernels with non-temporal stores prefetch their source: one page, as the
+// hardware does not prefetch across the end of a page.
 const prefetchAhead = 4096
 
-// prefetch fetches source bytes that a later turn of the loop reads. Behind the end of the source it has no effect.
+// prefetch prefetches source bytes for a later iteration. Beyond the end of the source that has no effect.
 func (k *kernel) prefetch() {
 	if !k.nt {
 		return
@@ -129,7 +132,7 @@ func (k *kernel) prefetch() {
 	}
 }
 
-// at is the source byte at an offset in the block.
+// at returns the operand for the source at an offset in the block.
 func (k *kernel) at(offset int) Mem { return Mem{Base: k.src, Disp: offset} }
 
 // wide returns a fresh vector of floats.
@@ -157,7 +160,7 @@ func (k *kernel) data(pattern ...byte) Mem {
 	return k.global(string(b))
 }
 
-// dwords is data of 32-bit words.
+// dwords is data for 32-bit words.
 func (k *kernel) dwords(words ...uint32) Mem {
 	var b []byte
 	for _, w := range words {
@@ -166,7 +169,7 @@ func (k *kernel) dwords(words ...uint32) Mem {
 	return k.data(b...)
 }
 
-// words is data of 16-bit words.
+// words is data for 16-bit words.
 func (k *kernel) words(words ...uint16) Mem {
 	var b []byte
 	for _, w := range words {
@@ -175,7 +178,7 @@ func (k *kernel) words(words ...uint16) Mem {
 	return k.data(b...)
 }
 
-// dwordsWide is dwords for an operand of a wide vector.
+// dwordsWide is dwords with the width of the float vectors.
 func (k *kernel) dwordsWide(words ...uint32) Mem {
 	var b []byte
 	for i := range k.isa.lanes() {
@@ -184,7 +187,7 @@ func (k *kernel) dwordsWide(words ...uint32) Mem {
 	return k.global(string(b))
 }
 
-// global returns the constant with those bytes, and puts it in the file if it is new.
+// global returns the constant with the bytes b. It adds it to the file if it is not there yet.
 func (k *kernel) global(b string) Mem {
 	if m, ok := k.constants[b]; ok {
 		return m
@@ -198,10 +201,10 @@ func (k *kernel) global(b string) Mem {
 	return m
 }
 
-// goVar is the address of a variable of package kernels.
+// goVar returns the operand for a variable of package kernels.
 func goVar(name string) Mem { return Mem{Symbol: Symbol{Name: "·" + name}, Base: reg.StaticBase} }
 
-// load returns a constant in a register.
+// load loads 32 bytes into a register.
 func (k *kernel) load(m Mem) reg.VecVirtual {
 	y := k.YMM()
 	k.VMOVDQU(m, y)
@@ -211,5 +214,5 @@ func (k *kernel) load(m Mem) reg.VecVirtual {
 // spill stores 32 bytes at a scratch offset.
 func (k *kernel) spill(y reg.Register, offset int) { k.VMOVDQU(y, k.spilled(offset)) }
 
-// spilled is the scratch memory at an offset.
+// spilled returns the operand for the scratch memory at an offset.
 func (k *kernel) spilled(offset int) Mem { return Mem{Base: k.scratch, Disp: offset} }

@@ -1,12 +1,13 @@
-// Command asm writes the assembly kernels of package kernels: the *_amd64.s files, and stubs_amd64.go with their
-// declarations and the tables that the dispatcher reads. Run it through "make generate", or in this directory:
+// Command asm writes the assembly of package kernels: the *_amd64.s files, and stubs_amd64.go with the declarations of
+// their functions and the tables that choose among them. Run it by "make generate", or in this directory:
 //
 //	go run . -dir ..
 //
-// A format is described once, in formats*.go, and is generated for each instruction set, each output type and each way
-// to store. The descriptions speak of 32 outputs at a time, whose codes are 32 signed bytes of a 256-bit register: the
-// manipulation of bits is the same in both instruction sets. What differs in width is only what comes after, in output.go:
-// widening the codes to floats, scaling them, rounding them to the output type and storing them.
+// Each format is described once, in formats_*.go. From the description come functions for each instruction set, each
+// output type, and both kinds of stores (ordinary and non-temporal). A description makes codes: signed bytes for 32
+// outputs at a time, in a 256-bit register. That part is the same for both instruction sets. The rest is in output.go
+// and depends on the width of the vectors: it widens the codes to floats, scales them, rounds them to the output type
+// and stores them.
 package main
 
 import (
@@ -25,7 +26,7 @@ import (
 	"github.com/mmcloughlin/avo/printer"
 )
 
-// families are the .s files and what each holds; the names are those of the Go files that specify the formats.
+// families are the .s files with their functions. Their names are those of the Go files that specify the formats.
 var families = []struct {
 	name    string
 	kernels []*kernel
@@ -42,7 +43,7 @@ var families = []struct {
 	}},
 }
 
-// variants returns the kernels of some formats: one for each instruction set, output and way to store.
+// variants returns the kernels of formats: one for each instruction set, output type and kind of stores.
 func variants(formats []tensorFormat) []*kernel {
 	var kernels []*kernel
 	for _, f := range formats {
@@ -84,11 +85,11 @@ func main() {
 	}
 }
 
-// routine is one generated function.
+// routine is what the template has to know of one generated function.
 type routine struct {
 	ISA, Out, From, Name string
-	Step                 int
-	NT                   bool
+	Step                 int  // blocks in one iteration
+	NT                   bool // with non-temporal stores
 }
 
 // assemble returns the text of one .s file.
@@ -117,17 +118,18 @@ package kernels
 
 import "github.com/gguf2gpu/gguf2gpu/gguf"
 
-// The kernels decode steps times step blocks from src to dst: see the decoder of the format in generic Go. Those that end
-// in NT store around the caches and need a dst aligned to streamAlign.
+// Each function decodes blocks from src to dst, in the given number of iterations (steps) of kernel.step blocks each.
+// It does what the format's decoder in generic Go does. Functions whose names end in NT use non-temporal stores and
+// need a dst aligned to streamAlign.
 {{range .}}
 //go:noescape
 func {{.Name}}(dst, src *byte, steps int)
 {{end}}
 
-// fillKernels repeat the 64 bytes at src over dst, 256 bytes a step, with non-temporal stores.
+// fillKernels repeat the 64 bytes at src over dst, 256 bytes in each iteration, with non-temporal stores.
 var fillKernels = [numISAs]kernelFunc{AVX2: avx2FillToF32NT, AVX512: avx512FillToF32NT}
 
-// assemblyKernels holds what each tier adds.
+// assemblyKernels has the kernels that each tier adds to those of lower tiers.
 var assemblyKernels = [numISAs]kernelTable{
 {{- range $isa := $.ISAs}}
 	{{$isa}}: {
@@ -143,7 +145,7 @@ var assemblyKernels = [numISAs]kernelTable{
 }
 `))
 
-// routineList is what the template sees.
+// routineList is the template's input.
 type routineList []routine
 
 // ISAs returns the names of the tiers, as package kernels spells them.

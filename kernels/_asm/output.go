@@ -7,12 +7,12 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// scale is what a code is turned into an output with: code*mul, code*mul+add or code*mul-sub. Each is a register with a
-// float in all lanes, or one float in memory.
+// scale says how an output comes from a code: code*mul, code*mul+add or code*mul-sub. Each operand is a register with
+// the float in all lanes, or one float in memory.
 type scale struct{ mul, add, sub Op }
 
-// write32 writes outputs out to out+31 of the block from codes, which is a register or memory with 32 signed bytes. low
-// scales the first 16, high the others.
+// write32 writes outputs out to out+31 of the block. codes is a register or memory with 32 signed bytes; low scales the
+// first 16 of them, high the others.
 func (k *kernel) write32(out int, codes Op, low, high scale) {
 	k.Commentf("Outputs %d to %d.", out, out+31)
 	n := k.isa.lanes()
@@ -30,7 +30,7 @@ func (k *kernel) write32(out int, codes Op, low, high scale) {
 	}
 }
 
-// part returns n bytes of codes from offset on: in memory, or at the start of a register.
+// part returns an operand with n bytes of codes from offset on: memory, or a register that begins with them.
 func (k *kernel) part(codes Op, offset, n int) Op {
 	if m, ok := codes.(Mem); ok {
 		return m.Offset(offset)
@@ -52,8 +52,8 @@ func (k *kernel) part(codes Op, offset, n int) Op {
 	return x
 }
 
-// across returns the scale in registers for the lanes of a vector that holds outputs first to first+n-1 of 32: the lower
-// lanes may need low and the upper ones high.
+// across returns the scale, in registers, for a vector of outputs first to first+n-1 of 32: low in the lanes of outputs
+// below 16, high in the others.
 func (k *kernel) across(first, n int, low, high scale) scale {
 	if first >= 16 {
 		low = high
@@ -64,7 +64,7 @@ func (k *kernel) across(first, n int, low, high scale) scale {
 	return scale{k.lanes(low.mul, high.mul), k.lanes(low.add, high.add), k.lanes(low.sub, high.sub)}
 }
 
-// lanes returns low in the lower and high in the upper lanes of a wide vector.
+// lanes returns a wide vector with low in its lower and high in its upper lanes.
 func (k *kernel) lanes(low, high Op) Op {
 	m, ok := low.(Mem)
 	if !ok {
@@ -91,7 +91,7 @@ func (k *kernel) scaled(x reg.VecVirtual, s scale) {
 	}
 }
 
-// write writes a vector of floats as outputs out and following, f32 or f16.
+// write writes a vector of floats as f32 or f16 outputs, from output out on.
 func (k *kernel) write(out int, x reg.VecVirtual) {
 	dst := Mem{Base: k.dst, Disp: out * k.out.size()}
 	switch {
@@ -118,8 +118,8 @@ func (k *kernel) store(x reg.VecVirtual, m Mem) {
 	}
 }
 
-// writeBF16 writes a vector of bfloat16s as outputs out and following, from as many signed bytes. Even and odd outputs are
-// made apart, in the lanes of two vectors, so that they only need to be blended in the end.
+// writeBF16 writes a vector of bf16 outputs, from output out on; codes are as many signed bytes. It makes even and odd
+// outputs in two vectors, so that it only has to blend them in the end.
 func (k *kernel) writeBF16(out int, codes Op, s scale) {
 	even, odd := k.wide(), k.wide()
 	k.VPMOVSXWD(codes, odd)
@@ -143,23 +143,23 @@ func (k *kernel) writeBF16(out int, codes Op, s scale) {
 		k.VPAND(k.round.one, upper, carry)
 		k.VPOR(k.round.half, carry, carry)
 	}
-	k.Comment("The average's upper bit is the carry of lower + 0x7fff + upper&1.")
+	k.Comment("The carry of lower + 0x7fff + (upper & 1) is the top bit of the average.")
 	k.VPAVGW(lower, carry, carry)
 	k.VPSRLW(U8(15), carry, carry)
 	k.VPADDW(carry, upper, upper)
 	k.store(upper, Mem{Base: k.dst, Disp: out * k.out.size()})
 }
 
-// roundConstants are what the output stage keeps in registers.
+// roundConstants are the constants that the output stage keeps in registers.
 type roundConstants struct {
-	// For each 16-bit word: 1, and one less than the largest lower half that is rounded down.
+	// In each 16-bit word: 1, and 0x7ffe, which is one less than the largest lower half that is always rounded down.
 	one, half reg.VecVirtual
-	// For AVX-512: the halves of 32-bit lanes, and the upper half of the lanes.
+	// AVX-512 only: masks for the halves of each 32-bit lane, and for the upper half of the lanes.
 	upperHalf, lowerHalf reg.VecVirtual
 	upperLanes           reg.OpmaskVirtual
 }
 
-// loadRoundConstants emits the code before the loop that the output stage needs.
+// loadRoundConstants emits code, to go before the loop, that loads them.
 func (k *kernel) loadRoundConstants() {
 	r := &k.round
 	if k.isa == avx512 && k.out != f32 {
@@ -181,7 +181,7 @@ func (k *kernel) loadRoundConstants() {
 	}
 }
 
-// writePair writes two vectors of floats, which it overwrites, as outputs out and following.
+// writePair writes two vectors of floats as outputs, from output out on. It overwrites the vectors.
 func (k *kernel) writePair(out int, x [2]reg.VecVirtual) {
 	if k.out != bf16 {
 		k.write(out, x[0])
@@ -192,7 +192,7 @@ func (k *kernel) writePair(out int, x [2]reg.VecVirtual) {
 		k.roundBF16(x[i])
 		k.VPSRLD(U8(16), x[i], x[i])
 	}
-	k.Comment("Packing works within 128-bit lanes and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.")
+	k.Comment("Packing works in each 128-bit lane and leaves the 64-bit words in the order 0 2 1 3 or 0 2 4 6 1 3 5 7.")
 	k.VPACKUSDW(x[1], x[0], x[0])
 	if k.isa == avx512 {
 		order := k.ZMM()
@@ -204,9 +204,10 @@ func (k *kernel) writePair(out int, x [2]reg.VecVirtual) {
 	k.store(x[0], Mem{Base: k.dst, Disp: out * k.out.size()})
 }
 
-// roundBF16 rounds floats to bfloat16s in the upper halves of the lanes: adding one less than half a unit, or half a unit
-// where the last bit kept is set, carries as rounding to nearest, ties to even, does. A NaN must have zeros in the bits
-// that go, else the carry could turn it into a number: quiet sees to that where floats come from.
+// roundBF16 rounds floats to bfloat16s, which are then in the upper halves of the lanes. To round to nearest, ties to
+// even, it adds half a unit where the last bit that is kept is set, and one less than that elsewhere. The carry must
+// not turn a NaN into a number, so the lower half of a NaN must be zero: quiet has seen to that when the float was
+// loaded.
 func (k *kernel) roundBF16(x reg.VecVirtual) {
 	odd := k.wide()
 	k.VPSLLD(U8(15), x, odd)
@@ -215,15 +216,15 @@ func (k *kernel) roundBF16(x reg.VecVirtual) {
 	k.VPADDD(odd, x, x)
 }
 
-// quiet replaces NaNs in x by ones that are safe for rounding to bfloat16: quiet, and with zeros in the lower 16 bits. It is
-// applied to scales, once a block, and not to outputs: arithmetic only passes on the NaNs of its operands, or makes the
-// default one, which is safe.
+// quiet replaces NaNs in x by NaNs that are safe for rounding to bfloat16: quiet ones with zeros in the lower 16 bits.
+// Scales go through it, once in each block; outputs need not, as arithmetic only passes on the NaNs of its operands, or
+// makes the default NaN, which is safe.
 func (k *kernel) quiet(x reg.VecVirtual) {
 	if k.out != bf16 {
 		return
 	}
 	if k.isa == avx512 {
-		const defaultNaN = 0x33 // for quiet and signalling NaNs; all else stays
+		const defaultNaN = 0x33 // quiet and signalling NaNs become the default one; everything else stays
 		k.VFIXUPIMMPS_BCST(U8(0), k.dwords(defaultNaN), x, x)
 		return
 	}
@@ -235,7 +236,7 @@ func (k *kernel) quiet(x reg.VecVirtual) {
 	k.VBLENDVPS(nan, safe, x, x)
 }
 
-// half returns the binary16 at an offset in the block as a float in all lanes.
+// half returns a wide vector with the binary16 at an offset in the block, as a float, in all lanes.
 func (k *kernel) half(offset int) reg.VecVirtual {
 	h, d := k.halfWide(), k.wide()
 	k.VPBROADCASTW(k.at(offset), h)
@@ -244,17 +245,17 @@ func (k *kernel) half(offset int) reg.VecVirtual {
 	return d
 }
 
-// table is a function from codes to outputs: 16 codes with one scale, or eight codes with one scale for the first 16
-// outputs of a run and another for the rest.
+// table maps codes to outputs: 16 codes with one scale, or eight codes with one scale for the first 16 outputs of a run
+// and another for the rest.
 type table struct {
 	values    [16]int8
 	low, high scale
-	// words holds all 16 outputs where that pays: f16 and bf16 with AVX-512, which has a lookup of words. The first word of
-	// each 32-bit lane is an output for bf16; f16 has no gaps.
+	// words has all 16 outputs, where looking them up is worth it: f16 and bf16 with AVX-512, which can look up words.
+	// With bf16 the first word of each 32-bit lane is an output, with f16 every word.
 	words reg.VecVirtual
 }
 
-// linear are the values of codes that differ from them by an offset only.
+// linear returns the values of codes that stand for themselves plus an offset.
 func linear(offset int8) (values [16]int8) {
 	for i := range values {
 		values[i] = int8(i) + offset
@@ -262,7 +263,7 @@ func linear(offset int8) (values [16]int8) {
 	return values
 }
 
-// table returns the table of 16 values with the scale low, if that is also high, else of the first eight values with both.
+// table returns the table for values: all 16 with one scale if low and high are equal, else the first eight with both.
 func (k *kernel) table(values [16]int8, low, high scale) table {
 	t := table{values: values, low: low, high: high}
 	if k.isa != avx512 || k.out == f32 {
@@ -303,7 +304,7 @@ func (k *kernel) table1(values [16]int8, s scale) table { return k.table(values,
 // split reports whether the table has two scales.
 func (t *table) split() bool { return t.low != t.high }
 
-// write32Table writes outputs out to out+31 of the block from 32 codes of t, which it overwrites.
+// write32Table writes outputs out to out+31 of the block: t of 32 codes. It overwrites the codes.
 func (k *kernel) write32Table(out int, codes reg.VecVirtual, t table) {
 	if t.words == nil {
 		k.lookup(codes, t.values)
@@ -324,7 +325,7 @@ func (k *kernel) write32Table(out int, codes reg.VecVirtual, t table) {
 	k.store(index, Mem{Base: k.dst, Disp: out * k.out.size()})
 }
 
-// lookup replaces codes of 0 to 15 by their values.
+// lookup replaces codes, which are 0 to 15, by their values.
 func (k *kernel) lookup(codes reg.VecVirtual, values [16]int8) {
 	switch values {
 	case linear(0):

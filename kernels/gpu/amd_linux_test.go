@@ -23,8 +23,9 @@ type resources struct {
 	vgprs, sgprs, spills, scratch uint64 // scratch: bytes of memory per thread, for what does not fit registers
 }
 
-// maxVGPRs leaves room for several wavefronts on each unit of every architecture, so that they hide each other's waits: eight
-// of 256 registers' share on GCN and CDNA, more on RDNA.
+// maxVGPRs is how many vector registers a kernel may use. A SIMD unit can then run several wavefronts at a time (four
+// on GCN and CDNA, which have 256 registers for each lane, more on RDNA), so that some compute while others wait for
+// memory.
 const maxVGPRs = 64
 
 // report prints what the kernels take, and fails for those that spill or take too much.
@@ -56,8 +57,8 @@ func require(t *testing.T, what, why string) {
 	t.Skipf("%s (AMDHIP_REQUIRE=%s makes this a failure)", why, what)
 }
 
-// TestAMDCompiles compiles all kernels with AMD's own hipRTC, which needs no GPU, for architectures that its oldest version
-// knows: GCN and CDNA with wavefronts of 64 threads, RDNA with 32.
+// TestAMDCompiles compiles all kernels with AMD's own hipRTC, which needs no GPU, for architectures that its oldest
+// version knows: GCN and CDNA with wavefronts of 64 threads, RDNA with 32.
 func TestAMDCompiles(t *testing.T) {
 	for _, key := range []string{"GGUF2GPU_HIP_LIBRARY", "GGUF2GPU_HIPRTC_LIBRARY", "ROCM_PATH", "HIP_PATH"} {
 		t.Setenv(key, "")
@@ -92,8 +93,10 @@ func TestAMDCompiles(t *testing.T) {
 	}
 }
 
-// TestClangCompiles does the same with the newest clang there is, for architectures that are newer than Debian's hipRTC.
+// TestClangCompiles does the same with the newest clang there is, for architectures that are newer than Debian's
+// hipRTC.
 func TestClangCompiles(t *testing.T) {
+	t.Parallel()
 	clang := newestClang(t)
 	for _, arch := range []string{"gfx1100", "gfx942", "gfx1201"} {
 		t.Run(arch, func(t *testing.T) {
@@ -121,7 +124,8 @@ func newestClang(t *testing.T) string {
 		names = append(names, fmt.Sprintf("clang-%d", v))
 	}
 	for _, name := range slices.Backward(names) {
-		if out, err := exec.Command(name, "--print-targets").Output(); err == nil && bytes.Contains(out, []byte("amdgcn")) {
+		out, err := exec.Command(name, "--print-targets").Output()
+		if err == nil && bytes.Contains(out, []byte("amdgcn")) {
 			return name
 		}
 	}
@@ -129,15 +133,15 @@ func newestClang(t *testing.T) string {
 	return ""
 }
 
-// clangCompile returns the assembly of a program, or what the compiler has to say.
+// clangCompile returns the assembly of a program, or the compiler's messages and an error.
 func clangCompile(t *testing.T, clang, arch, name, text string) ([]byte, error) {
 	t.Helper()
 	source, asm := filepath.Join(t.TempDir(), name+".hip"), filepath.Join(t.TempDir(), name+".s")
 	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(clang, "-x", "hip", "--cuda-device-only", "--offload-arch="+arch, "-nogpuinc", "-nogpulib", "-std=c++17", "-O3",
-		"-include", filepath.Join("testdata", "hiprtc.h"), "-S", "-o", asm, source)
+	cmd := exec.Command(clang, "-x", "hip", "--cuda-device-only", "--offload-arch="+arch, "-nogpuinc", "-nogpulib",
+		"-std=c++17", "-O3", "-include", filepath.Join("testdata", "hiprtc.h"), "-S", "-o", asm, source)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return out, err
 	}
@@ -175,8 +179,8 @@ func metadata(asm string) map[string]resources {
 	return all
 }
 
-// notes reads the resources of all kernels from a code object. They are in its notes as MessagePack; its layout is in LLVM's
-// "User Guide for AMDGPU Backend".
+// notes reads the resources of all kernels from a code object. They are in its notes as MessagePack; its layout is in
+// LLVM's "User Guide for AMDGPU Backend".
 func notes(code []byte) (map[string]resources, error) {
 	f, err := elf.NewFile(bytes.NewReader(code))
 	if err != nil {
@@ -198,7 +202,8 @@ func notes(code []byte) (map[string]resources, error) {
 			n := func(key string) uint64 { v, _ := k[key].(uint64); return v }
 			kernel, _ := k[".name"].(string)
 			all[kernel] = resources{
-				n(".vgpr_count"), n(".sgpr_count"), n(".vgpr_spill_count") + n(".sgpr_spill_count"), n(".private_segment_fixed_size"),
+				n(".vgpr_count"), n(".sgpr_count"), n(".vgpr_spill_count") + n(".sgpr_spill_count"),
+				n(".private_segment_fixed_size"),
 			}
 		}
 		return all, nil
@@ -206,7 +211,7 @@ func notes(code []byte) (map[string]resources, error) {
 	return nil, errors.New("no notes")
 }
 
-// messagePack decodes the part of MessagePack that compilers use; anything else makes it panic.
+// messagePack decodes the part of MessagePack that compilers use. It panics on anything else.
 type messagePack struct{ b []byte }
 
 func (m *messagePack) take(n int) []byte {

@@ -14,13 +14,13 @@ import (
 )
 
 const (
-	// cacheMagic begins every entry of the cache. Its number changes with the format.
+	// cacheMagic is what every file of the cache begins with. Its number changes with the format of the files.
 	cacheMagic = "gguf2gpu code object 1\n"
-	// maxCode bounds the size of an entry, in bytes: far more than a kernel has.
+	// maxCode bounds the size of a file in bytes. Kernels are far smaller.
 	maxCode = 64 << 20
 )
 
-// openCache finds the cache's directory, or does without.
+// openCache sets Dir to the default directory if it is empty, or to NoCache if the user has no cache directory.
 func (b *build) openCache() {
 	if b.Dir != "" {
 		return
@@ -34,7 +34,7 @@ func (b *build) openCache() {
 	b.Dir = filepath.Join(dir, "gguf2gpu", "kernels")
 }
 
-// entry is the name of what r asks for: all that decides what a compiler makes of it.
+// entry returns the name of the cache entry for r: a hash of everything that the code object depends on.
 func (b *build) entry(r Request) string {
 	identity, err := json.Marshal(struct {
 		Request
@@ -42,15 +42,16 @@ func (b *build) entry(r Request) string {
 		Version, Driver    int
 	}{r, b.dev.Runtime().Kind(), b.hiprtc, b.dev.Arch(), b.version, b.driver})
 	if err != nil {
-		panic(err) // strings and numbers
+		panic(err) // cannot be: the struct has strings and numbers only
 	}
 	sum := sha256.Sum256(identity)
 	return hex.EncodeToString(sum[:])
 }
 
+// path returns the file of an entry.
 func (b *build) path(name string) string { return filepath.Join(b.Dir, name+".co") }
 
-// read returns the code object of that name, nil if there is none, or none to be trusted.
+// read returns the code object of an entry, or nil if there is none that is whole and can be trusted.
 func (b *build) read(name string) []byte {
 	if b.Dir == NoCache {
 		return nil
@@ -62,7 +63,7 @@ func (b *build) read(name string) []byte {
 	return object
 }
 
-// readEntry reads the file of an entry: entryHead and the code.
+// readEntry reads the file of an entry, which is entryHead and then the code object.
 func readEntry(path, name string) ([]byte, error) {
 	f, err := openEntry(path)
 	if err != nil {
@@ -90,13 +91,13 @@ func readEntry(path, name string) ([]byte, error) {
 	return all[head:], nil
 }
 
-// entryHead is what stands before the code in an entry: the magic, the entry's own name, and the SHA-256 of the code, each on
-// a line.
+// entryHead returns what comes before the code object in the file of an entry: a line each for the magic, the entry's
+// name and the SHA-256 of the code object.
 func entryHead(name string, object []byte) []byte {
 	return fmt.Appendf(nil, "%s%s\n%x\n", cacheMagic, name, sha256.Sum256(object))
 }
 
-// write keeps a code object. Where that is not possible, loading works all the same.
+// write writes a code object to the cache. If it cannot, it logs one warning: kernels can be used all the same.
 func (b *build) write(name string, object []byte) {
 	if b.Dir == NoCache {
 		return
@@ -106,8 +107,8 @@ func (b *build) write(name string, object []byte) {
 	}
 }
 
-// writeEntry makes the file appear at once and whole: other processes may be reading it, or writing it, too. What a crash of the
-// system leaves of it is noticed by readEntry.
+// writeEntry writes the file of an entry under another name and renames it, as other processes may read or write the
+// same entry. If the system crashes meanwhile, readEntry notices what is damaged.
 func writeEntry(path, name string, object []byte) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {

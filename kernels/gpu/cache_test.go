@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 )
 
 // logTo returns a logger that writes everything to b.
@@ -42,7 +43,7 @@ func entryOf(t *testing.T, c *Compiler, dev *amdhip.Device, k Key) (path, name s
 	return b.path(name), name
 }
 
-// loaded loads keys on a device of its own and returns what that took, and how many compilations were begun.
+// loaded loads keys on a new device, and returns the statistics and how many compilations were started.
 func loaded(t *testing.T, c Compiler, keys ...Key) (Stats, int) {
 	t.Helper()
 	dev, sw := openSoft(t)
@@ -56,6 +57,7 @@ func loaded(t *testing.T, c Compiler, keys ...Key) (Stats, int) {
 
 // TestCacheSparesCompilations loads the same kernels twice, and one more the second time.
 func TestCacheSparesCompilations(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "below", "kernels")
 	c := Compiler{Dir: dir}
 	if s, n := loaded(t, c, someKeys[:2]...); s.Compiled != 2 || s.Cached != 0 || n != 2 {
@@ -114,8 +116,10 @@ func TestCacheDirectory(t *testing.T) {
 	}
 }
 
-// TestCacheNamesTellEverythingApart changes all that decides what code is made, one at a time.
+// TestCacheNamesTellEverythingApart changes, one at a time, everything that the code object depends on. Each change
+// must give another name.
 func TestCacheNamesTellEverythingApart(t *testing.T) {
+	t.Parallel()
 	dev, _ := openSoft(t)
 	b, err := new(Compiler).begin(dev)
 	if err != nil {
@@ -153,8 +157,10 @@ func TestCacheNamesTellEverythingApart(t *testing.T) {
 	}
 }
 
-// TestDamagedEntriesAreReplaced spoils an entry in many ways. The kernel is compiled again, and the entry is whole afterwards.
+// TestDamagedEntriesAreReplaced damages an entry in many ways. Each time the kernel must be compiled again, and the
+// entry be whole afterwards.
 func TestDamagedEntriesAreReplaced(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	dev, _ := openSoft(t)
 	c := Compiler{Dir: dir}
@@ -177,8 +183,9 @@ func TestDamagedEntriesAreReplaced(t *testing.T) {
 	}
 	for name, content := range map[string][]byte{
 		"empty": {}, "cut in the head": good[:head/2], "head only": good[:head], "cut in the code": good[:len(good)-1],
-		"appended": append(bytes.Clone(good), 0), "another kernel's": foreign, "magic": flipped(0), "name": flipped(len(cacheMagic)),
-		"checksum": flipped(head - 2), "code": flipped(head), "last byte": flipped(len(good) - 1), "zeros": make([]byte, len(good)),
+		"appended": append(bytes.Clone(good), 0), "another kernel's": foreign, "zeros": make([]byte, len(good)),
+		"magic": flipped(0), "name": flipped(len(cacheMagic)), "checksum": flipped(head - 2), "code": flipped(head),
+		"last byte": flipped(len(good) - 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := os.WriteFile(path, content, 0o600); err != nil {
@@ -195,7 +202,7 @@ func TestDamagedEntriesAreReplaced(t *testing.T) {
 	})
 }
 
-// replaced loads q4kToF16, whose entry at path is of no use, and wants it to be good then.
+// replaced loads q4kToF16, whose cache file at path is damaged, and checks that the file is good afterwards.
 func replaced(t *testing.T, c Compiler, path string, good []byte) {
 	t.Helper()
 	var log bytes.Buffer
@@ -214,8 +221,9 @@ func replaced(t *testing.T, c Compiler, path string, good []byte) {
 	}
 }
 
-// TestCodeThatTheDeviceRefuses is compiled again when it is from the cache, and only then.
+// TestCodeThatTheDeviceRefuses checks that refused code is compiled again if it came from the cache, and only then.
 func TestCodeThatTheDeviceRefuses(t *testing.T) {
+	t.Parallel()
 	dev, sw := openSoft(t)
 	c := Compiler{Dir: t.TempDir()}
 	path, name := entryOf(t, &c, dev, q4kToF16)
@@ -229,25 +237,26 @@ func TestCodeThatTheDeviceRefuses(t *testing.T) {
 		t.Errorf("then %+v, %d compilations: the entry was not replaced", s, n)
 	}
 	before := sw.Calls()["hiprtcCompileProgram"]
-	sw.Inject(amdhip.Fault{Func: "hipModuleLoadData", N: 1, Code: amdhip.ErrInvalidImage})
+	sw.Inject(soft.Fault{Func: "hipModuleLoadData", N: 1, Code: amdhip.ErrInvalidImage})
 	_, err := new(Compiler).Load(t.Context(), dev, []Key{q4kToF16})
 	if n := sw.Calls()["hiprtcCompileProgram"] - before; !errors.Is(err, amdhip.ErrInvalidImage) || n != 1 {
 		t.Errorf("fresh code was refused: %v, %d compilations", err, n)
 	}
 	// From the cache, and refused both times.
-	sw.Inject(amdhip.Fault{Func: "hipModuleLoadData", Code: amdhip.ErrNoBinaryForGPU})
+	sw.Inject(soft.Fault{Func: "hipModuleLoadData", Code: amdhip.ErrNoBinaryForGPU})
 	if _, err := c.Load(t.Context(), dev, []Key{q4kToF16}); !errors.Is(err, amdhip.ErrNoBinaryForGPU) {
 		t.Errorf("error %v", err)
 	}
-	sw.Inject(amdhip.Fault{Func: "hiprtcCompileProgram", Code: amdhip.Status(amdhip.ErrRTCInternal)})
+	sw.Inject(soft.Fault{Func: "hiprtcCompileProgram", Code: amdhip.Status(amdhip.ErrRTCInternal)})
 	_, err = c.Load(t.Context(), dev, []Key{q4kToF16})
 	if !errors.Is(err, amdhip.ErrNoBinaryForGPU) || !errors.Is(err, amdhip.ErrRTCInternal) {
 		t.Errorf("refused and not compiled: %v", err)
 	}
 }
 
-// TestCacheThatCannotBeWritten wants the kernels all the same, and one warning.
+// TestCacheThatCannotBeWritten checks that the kernels are loaded all the same, with one warning.
 func TestCacheThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -263,7 +272,8 @@ func TestCacheThatCannotBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, dir := range map[string]string{
-		"a file": file, "below a file": filepath.Join(file, "kernels"), "read-only": readOnly, "a directory in the place": occupied,
+		"a file": file, "below a file": filepath.Join(file, "kernels"), "read-only": readOnly,
+		"a directory in the place": occupied,
 	} {
 		t.Run(name, func(t *testing.T) {
 			if f, err := os.CreateTemp(dir, "probe"); dir == readOnly && err == nil {
@@ -285,8 +295,10 @@ func TestCacheThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-// TestLoadsShareACache runs loads on several devices at a time, all with one directory, while entries are being spoiled.
+// TestLoadsShareACache loads kernels on several devices at the same time, with one cache directory, from which files
+// are removed meanwhile.
 func TestLoadsShareACache(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	c := &Compiler{Dir: dir}
 	var group sync.WaitGroup

@@ -9,8 +9,9 @@ import (
 	"testing"
 )
 
-// TestEntriesOfOthersAreNotUsed puts a good entry where others could have written it, and things that are no files.
+// TestEntriesOfOthersAreNotUsed makes an entry one that other users could have written, a link, or a pipe.
 func TestEntriesOfOthersAreNotUsed(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	dev, _ := openSoft(t)
 	c := Compiler{Dir: dir}

@@ -7,78 +7,110 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 	"github.com/gguf2gpu/gguf2gpu/kernels"
 )
 
 const (
-	// checkTime is how long kernels may take for the few blocks that they are checked with.
+	// checkTime is how long all kernels together may take for the blocks of the check.
 	checkTime = 10 * time.Second
-	// checkElems is how many elements each kernel is checked with: more than a block of threads writes, not a multiple of that,
-	// and whole blocks of every type.
+	// settleTime is how long to wait, after a failure, until the device is done with what was enqueued.
+	settleTime = 750 * time.Millisecond
+	// checkElems is how many elements each kernel converts in the check: more than a block of threads writes in one
+	// iteration, not a multiple of that, and whole blocks of every type.
 	checkElems = 16<<10 + 256
 )
 
-// CheckError is a kernel that gives other numbers than the CPU.
+// CheckError says that a kernel gives other numbers than the CPU.
 type CheckError struct {
 	Key       Key
-	Element   int    // the first that differs
-	Got, Want []byte // its bytes, little-endian
+	Element   int    // the first one that differs
+	Got, Want []byte // its little-endian bytes, from the device and from the CPU
 }
 
 // Error names the kernel, the element and both values, as their bytes in memory.
 func (e *CheckError) Error() string {
-	return fmt.Sprintf("gpu: kernel %v is wrong: element %d has the bytes %x, want %x: the compiler or the device computes wrongly",
-		e.Key, e.Element, e.Got, e.Want)
+	return fmt.Sprintf("gpu: kernel %v is wrong: element %d has the bytes %x, want %x: "+
+		"the compiler or the device computes wrongly", e.Key, e.Element, e.Got, e.Want)
 }
 
-// check is a number of kernels being tried on the device.
+// check tries kernels on the device.
 type check struct {
 	trials    []trial
-	ins, outs int // bytes of all inputs and outputs
+	ins, outs int // bytes of all inputs and of all outputs, with padding
 	stream    *amdhip.Stream
-	host      *amdhip.HostMemory // inputs, then outputs
-	mem       *amdhip.Memory     // the same
+	host      *amdhip.HostMemory // all inputs, then all outputs
+	mem       *amdhip.Memory     // the same on the device
 }
 
-// trial is one kernel's.
+// trial is the check of one kernel.
 type trial struct {
 	key     Key
-	in, out int // where, among inputs and among outputs
+	in, out int // offset among all inputs, and among all outputs
 	src     int // bytes of input
 	dst     int // bytes of output
 }
 
-// check lets every kernel convert some blocks and compares the outcome with the CPU's. If the device does not come to rest, s is
-// stuck and what it works with is not freed.
-func (s *Set) check(ctx context.Context, keys []Key) (err error) {
+// check lets every kernel convert some blocks and compares the result with that of the CPU. Where it is not known that
+// the kernels have ended, it sets s.stuck and does not free the memory and the stream that they use.
+func (s *Set) check(ctx context.Context, limit *watch.Limit, keys []Key) error {
 	if len(keys) == 0 {
 		return nil
 	}
-	c := newCheck(keys)
-	defer func() {
-		if !s.stuck {
-			err = errors.Join(err, c.close())
+	c, err := watch.Do(ctx, limit, "allocating memory to check kernels", func() (*check, error) {
+		c := newCheck(keys)
+		if err := c.open(s.dev); err != nil {
+			return nil, errors.Join(err, c.close())
 		}
-	}()
-	if err := c.open(s.dev); err != nil {
-		return err
-	}
-	err = c.enqueue(s)
-	if err == nil {
-		err = c.wait(ctx)
-	}
+		return c, nil
+	}, func(c *check) { _ = c.close() })
 	if err != nil {
-		s.stuck = !c.settled() // what was enqueued before the failure may be running
 		return err
 	}
-	return c.compare()
+	if err := c.run(ctx, limit, s); err != nil || s.stuck {
+		if s.stuck {
+			return errors.Join(err, fmt.Errorf("%w: what kernels were checked with is left until the process ends", watch.ErrStalled))
+		}
+		closed, _ := limit.Free("freeing what kernels were checked with", c.close)
+		return errors.Join(err, closed)
+	}
+	err = c.compare()
+	closed, ended := limit.Free("freeing what kernels were checked with", c.close)
+	if !ended {
+		closed = fmt.Errorf("%w: the memory that kernels were checked with cannot be freed", watch.ErrStalled)
+	}
+	return errors.Join(err, closed)
 }
 
-// newCheck lays out the buffers. There is padding on both sides of every input.
+// run lets the kernels convert. It sets s.stuck unless the device is known to be done in the end.
+func (c *check) run(ctx context.Context, limit *watch.Limit, s *Set) error {
+	var begun, over atomic.Bool
+	wait := min(checkTime, limit.Left()/4) // so that there is time left for a load that does without the kernels
+	err := watch.Call(ctx, limit, "checking kernels", func() error {
+		begun.Store(true)
+		err := c.enqueue(s)
+		var rest bool
+		if err == nil {
+			rest, err = c.wait(ctx, time.Now().Add(wait))
+		}
+		if !rest { // the device may still do what was enqueued before the failure
+			rest, _ = watch.Drain(c.stream.Query, amdhip.StopsWork, time.Now().Add(min(settleTime, wait)))
+		}
+		over.Store(rest)
+		return err
+	})
+	if s.stuck = begun.Load() && !over.Load(); s.stuck && !watch.Lost(err) {
+		limit.Use(wait)
+	}
+	return err
+}
+
+// newCheck decides where in the buffers each input and output is. There is padding on both sides of every input.
 func newCheck(keys []Key) *check {
 	c := &check{}
 	for _, k := range keys {
@@ -92,9 +124,10 @@ func newCheck(keys []Key) *check {
 	return c
 }
 
+// alignUp rounds up to a multiple of 256 bytes.
 func alignUp(n int) int { return (n + 255) &^ 255 }
 
-// open allocates.
+// open allocates memory on host and device, and a stream.
 func (c *check) open(dev *amdhip.Device) (err error) {
 	if c.host, err = dev.HostMalloc(c.ins + c.outs); err != nil {
 		return err
@@ -121,7 +154,7 @@ func (c *check) close() error {
 	return errors.Join(errs...)
 }
 
-// enqueue puts everything on the stream.
+// enqueue makes the inputs, and enqueues their copy to the device, the kernels, and the copy of the outputs back.
 func (c *check) enqueue(s *Set) error {
 	host, in := c.host.Bytes(), c.mem.Ptr()
 	out := in + amdhip.DevicePtr(c.ins)
@@ -144,8 +177,9 @@ func (c *check) enqueue(s *Set) error {
 	return c.stream.CopyToHost(c.host, c.ins, out, c.outs)
 }
 
-// fill makes blocks of random bytes, always the same ones: they have scales of all kinds. A block whose scale is NaN shows
-// little, so the last one, after whole tiles of the kernels, gives numbers.
+// fill fills b with blocks of random bytes, the same in every call, so that there are scales of all kinds. A block
+// whose scale is NaN can hide errors. So fill makes the last block, which the kernels convert in their code for the
+// rest after whole tiles, one without NaNs.
 func fill(b []byte, from gguf.Type) error {
 	cpu, err := kernels.For(kernels.Auto)
 	if err != nil {
@@ -165,7 +199,7 @@ func fill(b []byte, from gguf.Type) error {
 	}
 }
 
-// hasNaN reports whether there is a NaN among these elements of type F32.
+// hasNaN reports whether one of the F32 elements in b is a NaN.
 func hasNaN(b []byte) bool {
 	for element := range slices.Chunk(b, 4) {
 		if elementIsNaN(gguf.F32, element) {
@@ -175,35 +209,27 @@ func hasNaN(b []byte) bool {
 	return false
 }
 
-// wait waits for the stream, but not for ever.
-func (c *check) wait(ctx context.Context) error {
-	deadline := time.Now().Add(checkTime)
+// wait waits until the stream is done, ctx ends, or the deadline comes. rest reports whether nothing is on the stream
+// any more.
+func (c *check) wait(ctx context.Context, deadline time.Time) (rest bool, err error) {
+	began := time.Now()
 	for pause := 20 * time.Microsecond; ; pause = min(2*pause, time.Millisecond) {
 		switch done, err := c.stream.Query(); {
-		case done || err != nil:
-			return err
+		case err != nil:
+			return amdhip.StopsWork(err), err
+		case done:
+			return true, nil
 		case ctx.Err() != nil:
-			return context.Cause(ctx)
+			return false, context.Cause(ctx)
 		case time.Now().After(deadline):
-			return fmt.Errorf("gpu: kernels that should take a millisecond have not ended after %v: the device or its driver hangs",
-				checkTime)
+			return false, fmt.Errorf("gpu: kernels that should take a millisecond have not ended after %v: "+
+				"the device or its driver hangs", time.Since(began).Round(time.Millisecond))
 		}
 		time.Sleep(pause)
 	}
 }
 
-// settled reports whether nothing is running on the stream, or will be soon. A stream that has failed executes nothing any more.
-func (c *check) settled() bool {
-	for range 1000 {
-		if done, err := c.stream.Query(); done || err != nil {
-			return true
-		}
-		time.Sleep(time.Millisecond)
-	}
-	return false
-}
-
-// compare looks at all outputs.
+// compare compares all outputs with those of the CPU.
 func (c *check) compare() error {
 	cpu, err := kernels.For(kernels.Auto)
 	if err != nil {
@@ -223,7 +249,7 @@ func (c *check) compare() error {
 	return nil
 }
 
-// same compares k's output with what is wanted. Any NaN is as good as another.
+// same compares the output of k with what is wanted. All NaNs are equal to it. The error is a *CheckError.
 func same(k Key, got, want []byte) error {
 	if bytes.Equal(got, want) {
 		return nil
@@ -238,7 +264,7 @@ func same(k Key, got, want []byte) error {
 	return nil
 }
 
-// elementIsNaN reports whether the little-endian bytes of an element of type t are a NaN.
+// elementIsNaN reports whether b, the little-endian bytes of an F32, F16 or BF16 element, are a NaN.
 func elementIsNaN(t gguf.Type, b []byte) bool {
 	top := uint32(b[len(b)-1])&0x7f<<8 | uint32(b[len(b)-2])
 	rest := len(b) == 4 && b[0]|b[1] != 0

@@ -15,22 +15,29 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 )
 
-// answer is what the child says, as JSON: the code, or why there is none.
+// ErrCompilerCrashed is matched by the error of a Child whose process has crashed, as some versions of AMD's compiler
+// do for architectures that they do not know. The device is usable without kernels: convert on the CPU.
+var ErrCompilerCrashed = errors.New("the compiler crashed")
+
+// answer is what the child process writes to its standard output, as JSON: the code object, or why there is none.
 type answer struct {
 	Code    []byte               `json:"code,omitempty"`
-	Refused *amdhip.CompileError `json:"refused,omitempty"` // in place of Error, where it is one
-	Error   string               `json:"error,omitempty"`
+	Refused *amdhip.CompileError `json:"refused,omitempty"` // the error, if it is one of this type
+	Error   string               `json:"error,omitempty"`   // every other error
 }
 
-// maxMessages is how much of what the child prints gets into an error: the first bytes, which say what came first.
+// maxMessages bounds how many bytes of the child's standard error get into an error: the first ones, which tell the
+// cause.
 const maxMessages = 4 << 10
 
-// crash matches what Go prints when the C code of a process has crashed; such a process ends with an exit code all the same.
+// crash matches what Go prints when the C code of a process crashes. Such a process ends with an exit code, not by a
+// signal.
 var crash = regexp.MustCompile(`(?m)^(SIG[A-Z]+: |fatal error: )`)
 
-// Child returns a function for Compiler.Run that compiles in a process of its own, so that a compiler which aborts takes only
-// that with it. It runs the program name with args, which must call ServeChild with its standard input and output and then
-// exit. The end of the context kills the process.
+// Child returns a function for Compiler.Run that compiles each kernel in a child process: a compiler that aborts ends
+// only that. The child is the program name with the arguments args. It must call ServeChild with its standard input and
+// output, and then exit. When the context ends, the child is killed. Errors: *amdhip.CompileError, one that matches
+// ErrCompilerCrashed, the cause of the context's end, and errors with what the child has printed.
 func Child(name string, args ...string) func(ctx context.Context, r Request) ([]byte, error) {
 	return func(ctx context.Context, r Request) ([]byte, error) {
 		in, err := json.Marshal(r)
@@ -47,8 +54,8 @@ func Child(name string, args ...string) func(ctx context.Context, r Request) ([]
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		case ended && (!exit.Exited() || crash.Match(messages.taken)):
-			return nil, fmt.Errorf("the compiler crashed (%v), as some versions do for architectures they do not know; "+
-				"convert on the CPU instead (--dequant cpu)%s", exit, messages.indented())
+			return nil, fmt.Errorf("%w (%v), as some versions do for architectures they do not know; "+
+				"convert on the CPU instead%s", ErrCompilerCrashed, exit, messages.indented())
 		case ended:
 			return nil, fmt.Errorf("the compiler's process %s failed (%v)%s", name, exit, messages.indented())
 		case err != nil:
@@ -62,19 +69,21 @@ func Child(name string, args ...string) func(ctx context.Context, r Request) ([]
 		case err == nil && a.Error != "":
 			return nil, errors.New(a.Error)
 		case err != nil || len(a.Code) == 0:
-			return nil, fmt.Errorf("the compiler's process %s answered with something else than code%s", name, messages.indented())
+			return nil, fmt.Errorf("the compiler's process %s answered with something that is no code object%s",
+				name, messages.indented())
 		}
 		return a.Code, nil
 	}
 }
 
-// ServeChild is the other side of Child: it reads one Request from in, compiles it in this process, and writes to out what came
-// of it, code or error. It returns an error when it cannot read the request or write the answer. A program that wants an
-// abort to end it silently, rather than print what its goroutines do, ignores SIGABRT before (signal.Ignore).
+// ServeChild is what the child process of Child calls: it reads one Request from in, compiles it in this process, and
+// writes the code object or the error to out. It returns an error if it cannot read the request or write the answer. On
+// an abort Go prints the stacks of all goroutines; a program that is to end silently calls
+// signal.Ignore(syscall.SIGABRT) first.
 func ServeChild(in io.Reader, out io.Writer) error {
 	var r Request
 	if err := json.NewDecoder(io.LimitReader(in, maxCode)).Decode(&r); err != nil {
-		return fmt.Errorf("gpu: no request for the compiler: %w", err)
+		return fmt.Errorf("gpu: reading the request to compile: %w", err)
 	}
 	var a answer
 	var err error
@@ -83,12 +92,12 @@ func ServeChild(in io.Reader, out io.Writer) error {
 		a.Refused, _ = errors.AsType[*amdhip.CompileError](err)
 	}
 	if err := json.NewEncoder(out).Encode(a); err != nil {
-		return fmt.Errorf("gpu: handing over the code: %w", err)
+		return fmt.Errorf("gpu: writing the code object: %w", err)
 	}
 	return nil
 }
 
-// bounded takes no more than limit bytes and forgets the rest.
+// bounded is a writer that keeps the first limit bytes and drops the rest.
 type bounded struct {
 	taken []byte
 	limit int
@@ -99,7 +108,7 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// indented returns the lines to go below an error.
+// indented returns what was written as indented lines that follow an error's text.
 func (b *bounded) indented() string {
 	text := strings.TrimSpace(string(b.taken))
 	if text == "" {

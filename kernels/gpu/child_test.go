@@ -18,7 +18,7 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 )
 
-// childArg as the first argument makes this binary behave as the second one says, in place of running tests.
+// childArg as the first argument makes this test binary do what the second argument says, instead of running tests.
 const childArg = "child"
 
 func TestMain(m *testing.M) {
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// beChild is a compiler's process in its good and bad moments. The result is the exit code.
+// beChild does what a compiler's process can do, good or bad, and returns the exit code.
 func beChild(how string) int {
 	var r Request
 	if how != "serve" {
@@ -76,7 +76,7 @@ func printAnswer(a answer) {
 	}
 }
 
-// child returns what Child makes of this binary.
+// child returns the function of Child for this test binary, which does what how says.
 func child(t *testing.T, how string) func(context.Context, Request) ([]byte, error) {
 	t.Helper()
 	self, err := os.Executable()
@@ -87,6 +87,7 @@ func child(t *testing.T, how string) func(context.Context, Request) ([]byte, err
 }
 
 func TestChildAnswersWithCode(t *testing.T) {
+	t.Parallel()
 	r := Request{Name: "name", Source: strings.Repeat("x", 1<<20), Options: []string{"-a", "-b"}}
 	object, err := child(t, "compile")(t.Context(), r)
 	if want := "code of name-a,-b\x00\xff"; err != nil || string(object) != want {
@@ -94,8 +95,9 @@ func TestChildAnswersWithCode(t *testing.T) {
 	}
 }
 
-// TestChildTellsCompileErrors wants the error of the other process to be of the same type.
+// TestChildTellsCompileErrors checks that a *CompileError comes over from the other process as such.
 func TestChildTellsCompileErrors(t *testing.T) {
+	t.Parallel()
 	_, err := child(t, "refuse")(t.Context(), Request{Name: "name"})
 	e, ok := errors.AsType[*amdhip.CompileError](err)
 	if !ok || e.Name != "name" || e.Log != "line 1" || !errors.Is(err, amdhip.ErrRTCCompilation) {
@@ -103,14 +105,15 @@ func TestChildTellsCompileErrors(t *testing.T) {
 	}
 }
 
-// TestChildFails in the ways that a program can.
+// TestChildFails lets the child fail in the ways that a program can.
 func TestChildFails(t *testing.T) {
+	t.Parallel()
 	for how, want := range map[string]string{
-		"half":     "something else than code",
-		"garbage":  "something else than code\n\tand some words",
-		"empty":    "something else than code",
+		"half":     "something that is no code object",
+		"garbage":  "something that is no code object\n\tand some words",
+		"empty":    "something that is no code object",
 		"much":     "failed (exit status 3)\n\t0123456789abcdef0",
-		"segfault": "the compiler crashed (exit status 2), as some versions do for architectures they do not know; convert on the CPU",
+		"segfault": "the compiler crashed (exit status 2), as some versions do for architectures they do not know",
 		"unknown":  "failed (exit status 8)",
 	} {
 		t.Run(how, func(t *testing.T) {
@@ -127,6 +130,7 @@ func TestChildFails(t *testing.T) {
 
 // TestChildEndsWithItsContext kills a process that would go on for an hour.
 func TestChildEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	cause := errors.New("enough")
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, cause)
 	defer cancel()
@@ -137,6 +141,7 @@ func TestChildEndsWithItsContext(t *testing.T) {
 
 // TestServeChild asks for a compilation with a library that does not exist.
 func TestServeChild(t *testing.T) {
+	t.Parallel()
 	library := filepath.Join(t.TempDir(), "libamdhip64.so")
 	_, err := child(t, "serve")(t.Context(), Request{Library: library})
 	if err == nil || !strings.Contains(err.Error(), "no HIP library") || strings.Contains(err.Error(), "exit status") {
@@ -153,12 +158,13 @@ func TestServeChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed(t, closedPipe)
-	if err := ServeChild(strings.NewReader(`{"library":"/nowhere/libamdhip64.so"}`), closedPipe); !errors.Is(err, fs.ErrClosed) {
+	request := `{"library":"/nowhere/libamdhip64.so"}`
+	if err := ServeChild(strings.NewReader(request), closedPipe); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("an answer that cannot be written: %v", err)
 	}
 }
 
-// runner returns a build that compiles with run.
+// runner returns a build whose Run is run. It is for the software device, where Load itself ignores Run.
 func runner(t *testing.T, dir string, run func(context.Context, Request) ([]byte, error)) *build {
 	t.Helper()
 	dev, _ := openSoft(t)
@@ -170,8 +176,10 @@ func runner(t *testing.T, dir string, run func(context.Context, Request) ([]byte
 	return b
 }
 
-// TestRunIsAskedOnce compiles all kernels elsewhere, several at a time but not too many, and then takes them from the cache.
+// TestRunIsAskedOnce compiles all kernels by Run, which must be called once for each and not too often at a time, and
+// then takes them from the cache.
 func TestRunIsAskedOnce(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	asked, running, most := map[string]bool{}, 0, 0
 	b := runner(t, t.TempDir(), func(_ context.Context, r Request) ([]byte, error) {
@@ -203,8 +211,9 @@ func TestRunIsAskedOnce(t *testing.T) {
 	}
 }
 
-// TestRunFails wants the first failure, what was compiled for what, and the others stopped.
+// TestRunFails checks that the error of Run comes back with the kernel and the architecture, and that other calls end.
 func TestRunFails(t *testing.T) {
+	t.Parallel()
 	crash := errors.New("the compiler crashed")
 	dir := t.TempDir()
 	b := runner(t, dir, func(ctx context.Context, r Request) ([]byte, error) {
@@ -223,8 +232,9 @@ func TestRunFails(t *testing.T) {
 	}
 }
 
-// TestRunEndsWithTheContext passes the end of the load's context on.
+// TestRunEndsWithTheContext checks that Run's context ends with that of Load.
 func TestRunEndsWithTheContext(t *testing.T) {
+	t.Parallel()
 	cause := errors.New("enough")
 	b := runner(t, NoCache, func(ctx context.Context, _ Request) ([]byte, error) {
 		<-ctx.Done()

@@ -14,35 +14,49 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 )
 
-// NoCache as the directory of a Compiler means that nothing is kept.
+// NoCache as Compiler.Dir means that compiled kernels are not kept.
 const NoCache = "off"
 
-// Compiler makes code objects of kernels, and keeps them in files. The zero value is useful; the package documentation says what
-// is risky about it. A Compiler is safe for concurrent use, and so is a directory that several processes use.
+// ErrNotCompiled is matched by the error of Load for a kernel that is not in the cache, if the Compiler may not compile
+// it: it has no Run, and is not InProcess.
+var ErrNotCompiled = errors.New("the kernel is not in the cache, and the compiler may not run: " +
+	"set Compiler.Run to compile in another process (see gpu.Child), or Compiler.InProcess")
+
+// Compiler compiles kernels to code objects and caches those in files. The zero value compiles nothing: on a GPU it
+// only uses kernels that are in the cache already. A Compiler is safe for concurrent use, and several processes may use
+// one directory.
 type Compiler struct {
-	// Dir is where code objects are kept; "": gguf2gpu/kernels in the user's cache directory, NoCache: nowhere. On the software
-	// device, whose code is worth nothing, "" is NoCache. A directory that cannot be written is no error.
+	// Dir is the directory of the cache. "" is gguf2gpu/kernels in the user's cache directory, NoCache is no cache. On
+	// the software device, whose code objects are worth nothing, "" is NoCache too. If the directory cannot be written,
+	// Load logs a warning and goes on.
 	Dir string
-	// Run compiles what is not in the cache, elsewhere than in this process. It is called for several kernels at a time. Nil: in
-	// this process, one after the other. The software device is always compiled for in this process, which has what stands in
-	// for kernels.
+	// Run compiles a kernel that is not in the cache, outside of this process; see [Child]. Load calls it for several
+	// kernels at the same time.
 	Run func(ctx context.Context, r Request) ([]byte, error)
-	// Logger is told what was compiled and why an entry of the cache was of no use, at debug level, and warned when nothing can
-	// be kept; nil: silent.
+	// InProcess lets Load compile in this process, one kernel after the other, if Run is nil. SOME VERSIONS OF AMD'S
+	// COMPILER END THE PROCESS (SIGABRT) for an architecture that they do not know.
+	InProcess bool
+	// Logger gets what was compiled and which cache entries were of no use (debug level), and a warning if the cache
+	// cannot be written. Nil: silent.
 	Logger *slog.Logger
 }
 
-// Request is a compilation to be done, by another process perhaps.
+// The software device ignores Run and InProcess: compiling for it is safe, and must happen in this process, which has
+// the Go functions that stand in for kernels.
+
+// Request is what Compiler.Run is asked to compile. It can be sent to another process as JSON.
 type Request struct {
-	Library string   `json:"library"` // HIP's, as Runtime.Library tells
-	Name    string   `json:"name"`    // of the program
+	Library string   `json:"library"` // path of the HIP library, from Runtime.Library
+	Name    string   `json:"name"`    // of the program, for the compiler's messages
 	Source  string   `json:"source"`
 	Options []string `json:"options"`
 }
 
-// Compile does what r asks for, in this process. It needs no GPU, and finds hipRTC as amdhip does.
+// Compile compiles r in this process and returns the code object. It needs no GPU, and finds hipRTC as amdhip does.
+// Errors: those of amdhip.Open and of Runtime.Compile.
 func (r Request) Compile() (code []byte, err error) {
 	rt, err := amdhip.Open(amdhip.Options{Library: r.Library})
 	if err != nil {
@@ -52,33 +66,41 @@ func (r Request) Compile() (code []byte, err error) {
 	return rt.Compile(r.Name, r.Source, r.Options...)
 }
 
-// Stats says what Load had to do.
+// Stats says what Load did.
 type Stats struct {
-	Compiled, Cached int           // kernels
-	Compiling        time.Duration // looking in the cache, and compiling
-	Loading          time.Duration // loading and checking
+	Compiled, Cached int           // number of kernels
+	Compiling        time.Duration // searching the cache, and compiling
+	Loading          time.Duration // loading the code onto the device, and checking the kernels
 }
 
-// maxRuns bounds the compilations that Run is asked for at a time.
+// stallTime is how long calls of HIP may make no progress, unless the context carries another limit.
+const stallTime = time.Minute
+
+// maxRuns bounds how many calls of Run there are at a time.
 const maxRuns = 4
 
-// Load gets kernels ready on dev: from the cache or by compiling them, and then checks each of them. It ends early when ctx does,
-// once a compilation in this process that has begun is over. Errors: *amdhip.CompilerError without hipRTC,
-// *amdhip.CompileError, *amdhip.Error, *CheckError for a kernel that gives other numbers than the CPU, one matching
-// amdhip.ErrUnsupported for a kernel that does not exist or a device of unknown architecture, what Run returns, and the cause of
-// ctx's end. If the kernels hang, what the device may still use is not freed. At its end Load frees memory of its own, for which
-// HIP waits until the device has done all that it is doing.
+// Load gets kernels ready on dev: it takes each from the cache or compiles it, loads it, and checks it against the CPU.
+// It returns early when ctx ends, but not before a compilation in this process that has begun is over.
+//
+// Errors: *amdhip.CompilerError if there is no hipRTC, *amdhip.CompileError, *amdhip.Error, *CheckError for a kernel
+// whose numbers are not those of the CPU, ErrNotCompiled, amdhip.ErrUnsupported for a kernel that does not exist or a
+// device of unknown architecture, what Run returns, and the cause of ctx's end.
+//
+// A call of HIP that does not return within a minute is given up. If such a call or a kernel hangs, Load frees nothing
+// that the device may still use. Otherwise it frees the memory that it needed,
+// for which HIP waits until the device has finished all its work.
 func (c *Compiler) Load(ctx context.Context, dev *amdhip.Device, keys []Key) (*Set, error) {
 	keys, err := distinct(keys)
 	if err != nil {
 		return nil, err
 	}
-	b, err := c.begin(dev)
+	limit := watch.From(ctx, stallTime)
+	b, err := watch.Do(ctx, limit, "asking for the compiler of kernels", func() (*build, error) { return c.begin(dev) }, func(*build) {})
 	if err != nil {
 		return nil, err
 	}
-	if sw := dev.Runtime().Software(); sw != nil {
-		offer(sw, keys)
+	if s, ok := dev.Runtime().Backend().(amdhip.StandIns); ok {
+		offer(s, keys)
 	}
 	start := time.Now()
 	codes, err := b.codes(ctx, keys)
@@ -88,12 +110,12 @@ func (c *Compiler) Load(ctx context.Context, dev *amdhip.Device, keys []Key) (*S
 	compiled := time.Now()
 	s := &Set{dev: dev, kernels: make(map[Key]kernel, len(keys))}
 	for i, k := range keys {
-		if err := b.load(ctx, s, k, codes[i]); err != nil {
-			return nil, errors.Join(fmt.Errorf("gpu: kernel %v: %w", k, err), s.Close())
+		if err := b.load(ctx, limit, s, k, codes[i]); err != nil {
+			return nil, errors.Join(fmt.Errorf("gpu: kernel %v: %w", k, err), s.unload(limit))
 		}
 	}
-	if err := s.check(ctx, keys); err != nil {
-		return nil, errors.Join(err, s.Close())
+	if err := s.check(ctx, limit, keys); err != nil {
+		return nil, errors.Join(err, s.unload(limit))
 	}
 	n := int(b.compiled.Load())
 	s.stats = Stats{Compiled: n, Cached: len(keys) - n, Compiling: compiled.Sub(start), Loading: time.Since(compiled)}
@@ -115,18 +137,18 @@ func distinct(keys []Key) (all []Key, err error) {
 	return all, nil
 }
 
-// build is one call of Load.
+// build is one call of Load: the compiler, and what it compiles for.
 type build struct {
 	Compiler
 	dev             *amdhip.Device
 	options         []string
-	hiprtc          string // where it is
-	version, driver int
-	compiled        atomic.Int64
-	warned          atomic.Bool // that nothing can be kept
+	hiprtc          string       // path of the compiler's library
+	version, driver int          // of HIP
+	compiled        atomic.Int64 // number of kernels
+	warned          atomic.Bool  // that the cache cannot be written
 }
 
-// begin finds out for what, and with what, c is to compile.
+// begin finds the device's architecture, the compiler and the cache.
 func (c *Compiler) begin(dev *amdhip.Device) (*build, error) {
 	if dev.Arch() == "" {
 		return nil, fmt.Errorf("gpu: the architecture of device %d (%s) is unknown, so nothing can be compiled for it: %w",
@@ -144,8 +166,9 @@ func (c *Compiler) begin(dev *amdhip.Device) (*build, error) {
 	if b.version, b.driver, err = rt.Version(); err != nil {
 		return nil, err
 	}
-	if rt.Software() != nil {
-		if b.Run = nil; b.Dir == "" {
+	if _, ok := rt.Backend().(amdhip.StandIns); ok {
+		b.Run, b.InProcess = nil, true
+		if b.Dir == "" {
 			b.Dir = NoCache
 		}
 	}
@@ -153,16 +176,16 @@ func (c *Compiler) begin(dev *amdhip.Device) (*build, error) {
 	return b, nil
 }
 
-// options are the compiler's for kernels on devices of the architecture.
+// options returns the compiler's options for an architecture.
 func options(arch string) []string { return []string{"--gpu-architecture=" + arch, "-std=c++17"} }
 
-// code is a kernel's.
+// code is the code object of a kernel.
 type code struct {
 	object []byte
-	cached bool
+	cached bool // it came from the cache
 }
 
-// codes returns the code of keys. What is missing is compiled, several at a time.
+// codes returns the code objects of keys, in their order. It works on several at a time.
 func (b *build) codes(ctx context.Context, keys []Key) ([]code, error) {
 	codes := make([]code, len(keys))
 	group, ctx := errgroup.WithContext(ctx)
@@ -176,7 +199,7 @@ func (b *build) codes(ctx context.Context, keys []Key) ([]code, error) {
 	return codes, group.Wait()
 }
 
-// code returns the code of k: from the cache, else compiled.
+// code takes the code object of k from the cache, or compiles it.
 func (b *build) code(ctx context.Context, k Key) (code, error) {
 	if ctx.Err() != nil {
 		return code{}, context.Cause(ctx)
@@ -189,55 +212,75 @@ func (b *build) code(ctx context.Context, k Key) (code, error) {
 	return code{object: object}, err
 }
 
+// request returns what a compiler has to know to compile k.
 func (b *build) request(k Key) Request {
 	return Request{Library: b.dev.Runtime().Library(), Name: k.Name(), Source: k.Source(), Options: b.options}
 }
 
-// inProcess is held while a compilation runs in this process. hipRTC lets only one run at a time anyway, and older versions of
-// the compiler below it are not safe without that.
+// inProcess is held during a compilation in this process. hipRTC runs only one at a time anyway, and older versions of
+// the compiler that it calls are not safe for concurrent use.
 var inProcess sync.Mutex
 
-// compile compiles k and keeps the code.
+// compile compiles k and puts the code object into the cache.
 func (b *build) compile(ctx context.Context, k Key, r Request) (object []byte, err error) {
 	run := b.Run
-	if run == nil {
-		run = func(ctx context.Context, r Request) ([]byte, error) {
-			inProcess.Lock()
-			defer inProcess.Unlock()
-			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
-			}
-			return b.dev.Runtime().Compile(r.Name, r.Source, r.Options...)
-		}
+	switch {
+	case run != nil:
+	case b.InProcess:
+		run = b.compileInProcess
+	default:
+		return nil, fmt.Errorf("gpu: kernel %v for %s: %w", k, b.dev.Arch(), ErrNotCompiled)
 	}
 	start := time.Now()
 	if object, err = run(ctx, r); err != nil {
 		return nil, fmt.Errorf("gpu: compiling %v for %s: %w", k, b.dev.Arch(), err)
 	}
 	b.compiled.Add(1)
-	b.Logger.Debug("compiled a kernel", "kernel", k, "arch", b.dev.Arch(), "bytes", len(object), "took", time.Since(start))
+	b.Logger.Debug("compiled a kernel",
+		"kernel", k, "arch", b.dev.Arch(), "bytes", len(object), "took", time.Since(start))
 	b.write(b.entry(r), object)
 	return object, nil
 }
 
-// load puts k's code on the device. Code from the cache that the device refuses is compiled again.
-func (b *build) load(ctx context.Context, s *Set, k Key, c code) error {
-	m, err := b.dev.LoadModule(c.object)
-	if err != nil && c.cached {
+// compileInProcess is the Run of compilers that are InProcess.
+func (b *build) compileInProcess(ctx context.Context, r Request) ([]byte, error) {
+	inProcess.Lock()
+	defer inProcess.Unlock()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return b.dev.Runtime().Compile(r.Name, r.Source, r.Options...)
+}
+
+// load loads the code object of k onto the device and adds the kernel to s. If the device refuses a code object from
+// the cache, load compiles the kernel again.
+func (b *build) load(ctx context.Context, limit *watch.Limit, s *Set, k Key, c code) error {
+	loaded, err := b.module(ctx, limit, k, c.object)
+	if err != nil && c.cached && !watch.Lost(err) {
 		b.Logger.Debug("the device refuses a kernel from the cache", "kernel", k, "error", err)
 		object, again := b.compile(ctx, k, b.request(k))
 		if again != nil {
 			return errors.Join(err, again)
 		}
-		m, err = b.dev.LoadModule(object)
+		loaded, err = b.module(ctx, limit, k, object)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		s.kernels[k] = loaded
 	}
-	f, err := m.Function(k.Name())
-	if err != nil {
-		return errors.Join(err, m.Close())
-	}
-	s.kernels[k] = kernel{m, f}
-	return nil
+	return err
+}
+
+// module loads the code object of k, and finds the kernel in it.
+func (b *build) module(ctx context.Context, limit *watch.Limit, k Key, object []byte) (kernel, error) {
+	return watch.Do(ctx, limit, "loading a kernel", func() (kernel, error) {
+		m, err := b.dev.LoadModule(object)
+		if err != nil {
+			return kernel{}, err
+		}
+		f, err := m.Function(k.Name())
+		if err != nil {
+			return kernel{}, errors.Join(err, m.Close())
+		}
+		return kernel{m, f}, nil
+	}, func(x kernel) { _ = x.module.Close() })
 }

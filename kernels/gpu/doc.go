@@ -1,8 +1,8 @@
-// Package gpu is dequantization on the GPU: HIP C++ that turns blocks of ggml's tensor types into float32, binary16 or bfloat16
-// on the device, and what it takes to compile, keep, check and launch it. Outputs are bit for bit those of package kernels;
-// NaNs alone may differ, in sign and payload.
+// Package gpu converts blocks of ggml tensor types to float32 (F32), binary16 (F16) or bfloat16 (BF16) on the GPU. It
+// has the kernels as HIP C++, and compiles, caches, checks and launches them. The output is bit-identical to that of
+// package kernels; only the sign and the payload of a NaN may differ.
 //
-//	c := gpu.Compiler{}
+//	c := gpu.Compiler{Run: gpu.Child(program, "compile")}
 //	key := gpu.Key{To: gguf.F16, From: gguf.Q4_K}
 //	set, err := c.Load(ctx, dev, []gpu.Key{key})
 //	...
@@ -11,21 +11,26 @@
 //
 // # Compiling
 //
-// Kernels are compiled by hipRTC, for the very device that they run on, which takes a fraction of a second for each. The
-// outcome is kept in files, see [Compiler], under a name that is made of all that went into it. Nothing removes old files;
-// the directory may be deleted at any time.
+// hipRTC compiles each kernel for the architecture of the device, in a fraction of a second. [Compiler] keeps the code
+// objects in files, under names that are hashes of everything that they depend on. Nothing removes old files; the
+// directory may be deleted at any time.
 //
-// SOME VERSIONS OF AMD'S COMPILER END THE PROCESS (SIGABRT, which no program can catch) when they do not know the architecture.
-// With the zero Compiler that is this process. Where it must not die, set Compiler.Run to compile elsewhere: [Child] makes a
-// function that starts a program for that, which calls [ServeChild].
+// SOME VERSIONS OF AMD'S COMPILER END THE PROCESS (SIGABRT, which no program can catch) for an architecture that they
+// do not know. So the zero Compiler compiles nothing, and only uses kernels that are in the cache; for others the error
+// matches [ErrNotCompiled]. A program chooses one of these:
+//
+//   - Compiler.Run compiles elsewhere. [Child] makes a Run that starts a program, for instance this one with other
+//     arguments, which calls [ServeChild].
+//   - Compiler.InProcess compiles in this process, at its own risk.
 //
 // # Checking
 //
-// Each kernel that is loaded converts some blocks first, which are compared with what the CPU makes of them. A device or a
-// compiler that computes wrongly is an error then, not a wrong model.
+// Each kernel that is loaded first converts some blocks, which are compared with the result of the CPU. So a device or
+// a compiler that computes wrongly gives a [*CheckError], and not a wrong model.
 //
 // # The software device
 //
-// There, package kernels stands in for the kernels. The stand-ins refuse addresses that are not aligned, and memory whose padding
-// is not there.
+// On the software device, package kernels does the work of the kernels. It refuses addresses that are not aligned and
+// memory without padding, as Launch documents them. Nothing else has to be set: there is no compiler that could end the
+// process.
 package gpu

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,7 +19,7 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/kernels"
 )
 
-// goldenDir holds blocks of every type, and what ggml makes of them; package kernels compares its generic code with that.
+// goldenDir has blocks of every type, and hashes of what ggml decodes them to, which package kernels compares with.
 const goldenDir = "../../testdata/golden"
 
 // cxx returns a C++ compiler, or skips; AMDHIP_REQUIRE=cc makes its absence a failure.
@@ -59,7 +60,8 @@ func startHost(t *testing.T, keys []Key, options ...string) *host {
 	t.Helper()
 	h := &host{t: t, keys: map[Key]uint64{}}
 	var text strings.Builder
-	text.WriteString("#include \"host.h\"\n" + program(keys) + "typedef void (*kernel)(void *, const u8 *, u64);\nstatic const kernel kernels[] = {\n")
+	text.WriteString("#include \"host.h\"\n" + program(keys))
+	text.WriteString("typedef void (*kernel)(void *, const u8 *, u64);\nstatic const kernel kernels[] = {\n")
 	for i, k := range keys {
 		h.keys[k] = uint64(i)
 		fmt.Fprintf(&text, "[](void *out, const u8 *in, u64 n) { %s((%s *)out, in, n); },\n", k.Name(), lower(k.To))
@@ -79,7 +81,7 @@ func startHost(t *testing.T, keys []Key, options ...string) *host {
 	return h
 }
 
-// start starts the process, which ends with the test, without an error.
+// start starts the process. At its end the test stops it, and checks that it had no error.
 func (h *host) start(path string) {
 	cmd, stderr := exec.Command(path), &bytes.Buffer{}
 	cmd.Stderr = stderr
@@ -130,7 +132,8 @@ func (h *host) compare(t *testing.T, k Key, grid uint64, blocks []byte) {
 		g, w := number(got[i:i+size]), number(want[i:i+size])
 		if g != w && !(isNaN(g, k.To) && isNaN(w, k.To)) {
 			j := i / size
-			t.Fatalf("%v, grid %d, output %d of block %d of %d: got %#x, want %#x", k, grid, j%elems, j/elems, len(want)/size/elems, g, w)
+			t.Fatalf("%v, grid %d, output %d of block %d of %d: got %#x, want %#x",
+				k, grid, j%elems, j/elems, len(want)/size/elems, g, w)
 		}
 	}
 }
@@ -164,19 +167,25 @@ func goldenBlocks(t *testing.T) map[gguf.Type][][]byte {
 	}
 	vectors := map[gguf.Type][][]byte{}
 	for _, c := range cases {
-		from, err1 := gguf.ParseType(c.Type)
-		blocks, err2 := os.ReadFile(filepath.Join(goldenDir, c.Blocks))
-		if err := errors.Join(err1, err2); err != nil {
+		blocks, err := os.ReadFile(filepath.Join(goldenDir, c.Blocks))
+		if err != nil {
 			t.Fatal(err)
 		}
+		i := slices.IndexFunc(gguf.Types(), func(from gguf.Type) bool { return strings.EqualFold(from.String(), c.Type) })
+		if i < 0 {
+			t.Fatalf("there is no type %q", c.Type)
+		}
+		from := gguf.Types()[i]
 		vectors[from] = append(vectors[from], blocks)
 	}
 	return vectors
 }
 
-// TestKernelsAreBitIdentical runs every kernel on the CPU, on all golden vectors and on random blocks, with fewer blocks of
-// threads than there is work and with more, and around the ends of the tiles that a block of threads takes at once.
+// TestKernelsAreBitIdentical runs every kernel on the CPU, on all golden vectors and on random blocks. There are
+// launches with too few threads for all blocks at once and with too many, and numbers of blocks around multiples of a
+// tile.
 func TestKernelsAreBitIdentical(t *testing.T) {
+	t.Parallel()
 	golden := goldenBlocks(t)
 	for file, keys := range keysByFile() {
 		t.Run(file, func(t *testing.T) {

@@ -11,31 +11,33 @@ import (
 )
 
 const (
-	// Threads is the number of threads of a block of every launch: whole wavefronts of 32 and of 64.
+	// Threads is the number of threads in each block of a launch. It is a multiple of both sizes of wavefronts, 32 and
+	// 64.
 	Threads = 256
-	// Align is what the addresses that a kernel is given must be multiples of, in bytes.
+	// Align is the alignment in bytes that the input and output of a kernel must have.
 	Align = 16
-	// Padding is how many bytes before and after its blocks a kernel may read.
+	// Padding is how many bytes before and after its input a kernel may read.
 	Padding = 16
 )
 
-// Key names a kernel: from a type of blocks to F32, F16 or BF16.
+// Key identifies a kernel by the types that it converts from and to. To is F32, F16 or BF16.
 type Key struct{ To, From gguf.Type }
 
-// format is where a source type is written in HIP C++.
+// format says which HIP C++ file has a source type.
 type format struct {
 	file  string
-	grids bool // the file needs the grids before it
+	grids bool // the program must have the grids before the file
 }
 
-// formats are the types that there are kernels from.
+// formats has the types that kernels can convert from.
 var formats = map[gguf.Type]format{
 	gguf.F32: {file: "plain"}, gguf.F16: {file: "plain"}, gguf.BF16: {file: "plain"},
 	gguf.Q4_0: {file: "legacy"}, gguf.Q4_1: {file: "legacy"}, gguf.Q5_0: {file: "legacy"}, gguf.Q5_1: {file: "legacy"},
 	gguf.Q8_0: {file: "legacy"}, gguf.Q8_1: {file: "legacy"}, gguf.Q1_0: {file: "legacy"}, gguf.Q2_0: {file: "legacy"},
 	gguf.Q2_K: {file: "kquant"}, gguf.Q3_K: {file: "kquant"}, gguf.Q4_K: {file: "kquant"}, gguf.Q5_K: {file: "kquant"},
 	gguf.Q6_K: {file: "kquant"}, gguf.Q8_K: {file: "kquant"},
-	gguf.IQ4_NL: {file: "lookup"}, gguf.IQ4_XS: {file: "lookup"}, gguf.MXFP4: {file: "lookup"}, gguf.NVFP4: {file: "lookup"},
+	gguf.IQ4_NL: {file: "lookup"}, gguf.IQ4_XS: {file: "lookup"},
+	gguf.MXFP4: {file: "lookup"}, gguf.NVFP4: {file: "lookup"},
 	gguf.TQ1_0: {file: "ternary"}, gguf.TQ2_0: {file: "ternary"},
 	gguf.IQ1_S: {"iquant", true}, gguf.IQ1_M: {"iquant", true},
 	gguf.IQ2_XXS: {"iquant", true}, gguf.IQ2_XS: {"iquant", true}, gguf.IQ2_S: {"iquant", true},
@@ -48,13 +50,13 @@ var sources embed.FS
 // outputs are the types that kernels write.
 var outputs = []gguf.Type{gguf.F32, gguf.F16, gguf.BF16}
 
-// Supported reports whether there is a kernel for the conversion.
+// Supported reports whether there is a kernel that converts from one type to the other.
 func Supported(to, from gguf.Type) bool {
 	_, ok := formats[from]
 	return ok && to != from && (to == gguf.F32 || to == gguf.F16 || to == gguf.BF16)
 }
 
-// Keys returns all kernels there are, by source type.
+// Keys returns all kernels, ordered by source type.
 func Keys() []Key {
 	var keys []Key
 	for _, from := range gguf.Types() {
@@ -73,15 +75,16 @@ func (k Key) Name() string { return "dequantize_" + lower(k.From) + "_" + lower(
 // String returns source and output, such as "Q4_K to F16".
 func (k Key) String() string { return fmt.Sprintf("%v to %v", k.From, k.To) }
 
+// lower returns the name of t in lower case, as HIP C++ has it.
 func lower(t gguf.Type) string { return strings.ToLower(t.String()) }
 
-// Source returns the program that has this one kernel,
+// Source returns the HIP C++ program with this one kernel,
 //
 //	extern "C" __global__ void dequantize_...(T *out, const u8 *in, u64 blocks)
 //
-// whose addresses are multiples of Align, and which may read Padding bytes on both sides of the blocks. For types that are no
-// blocks, blocks counts elements. The grid has one dimension, of Threads threads a block and any number of blocks. Source
-// panics for a kernel that is not Supported.
+// whose addresses must be multiples of Align, and which may read Padding bytes before and after its input. For plain
+// types blocks is the number of elements. A launch has one dimension: any number of blocks of Threads threads. Source
+// panics if the kernel is not Supported.
 func (k Key) Source() string {
 	if !Supported(k.To, k.From) {
 		panic(fmt.Sprintf("gpu: there is no kernel %v", k))
@@ -89,7 +92,7 @@ func (k Key) Source() string {
 	return program([]Key{k})
 }
 
-// program is the text of a program with several kernels, which must be from types of one file.
+// program returns a HIP C++ program with several kernels, whose source types must be in one file.
 func program(keys []Key) string {
 	var b strings.Builder
 	f := formats[keys[0].From]
@@ -105,22 +108,24 @@ func program(keys []Key) string {
 	for _, k := range keys {
 		from, to := lower(k.From), lower(k.To)
 		fmt.Fprintf(&b, "extern \"C\" __global__ __launch_bounds__(%d) ", Threads)
-		fmt.Fprintf(&b, "void %s(%s *out, const u8 *in, u64 blocks) { %s<%s, %s>(out, in, blocks); }\n", k.Name(), to, call, from, to)
+		fmt.Fprintf(&b, "void %s(%s *out, const u8 *in, u64 blocks) { %s<%s, %s>(out, in, blocks); }\n",
+			k.Name(), to, call, from, to)
 	}
 	return b.String()
 }
 
-// source returns an embedded file, with the name that messages of compilers are to give it.
+// source returns an embedded file, with a line that gives it a name for the compiler's messages.
 func source(name string) string {
 	text, err := sources.ReadFile("hip/" + name + ".hip")
 	if err != nil {
-		panic(err) // the tests ask for every program
+		panic(err) // cannot be: formats names files that are embedded
 	}
 	return fmt.Sprintf("#line 1 \"%s.hip\"\n%s", name, text)
 }
 
-// grids returns the grids of the i-quants as arrays. Those of IQ2 and IQ3 have ggml's bytes. Both IQ1 types share one, whose
-// entries are words of 8 outputs increased by 1: 0 to 3 from bit 3 of their bytes on, 4 to 7 from bit 5 on.
+// grids returns the grids of the i-quants as constant arrays. Those of IQ2 and IQ3 have ggml's bytes. Both IQ1 types
+// share one grid, with one word for 8 outputs: output + 1 of outputs 0 to 3 is in their byte from bit 3 on, that of
+// outputs 4 to 7 from bit 5 on.
 func grids() string {
 	var b strings.Builder
 	for _, t := range []gguf.Type{gguf.IQ2_XXS, gguf.IQ2_XS, gguf.IQ2_S, gguf.IQ3_XXS, gguf.IQ3_S} {
@@ -142,7 +147,7 @@ func grids() string {
 	return b.String()
 }
 
-// array writes a constant array of words. Two words from an even one on can be read at once.
+// array writes a constant array of words. It is aligned so that a kernel can read two words at once.
 func array(b *strings.Builder, name string, words []uint32) {
 	fmt.Fprintf(b, "alignas(8) static __device__ const u32 %s[%d] = {", name, len(words))
 	for i, w := range words {

@@ -7,9 +7,10 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
 
-// TestKeysAreAllConversions wants a kernel from every quantized type and every float of at most 32 bits, to each output but
-// itself.
+// TestKeysAreAllConversions checks that there is a kernel from every quantized type and from F32, F16 and BF16 to each
+// output type but itself.
 func TestKeysAreAllConversions(t *testing.T) {
+	t.Parallel()
 	keys := map[Key]bool{}
 	for _, k := range Keys() {
 		if keys[k] {
@@ -22,14 +23,17 @@ func TestKeysAreAllConversions(t *testing.T) {
 		for _, to := range gguf.Types() {
 			want := (isFloat || from.BlockElems() > 1) && to != from && (to == gguf.F32 || to == gguf.F16 || to == gguf.BF16)
 			if Supported(to, from) != want || keys[Key{To: to, From: from}] != want {
-				t.Errorf("%v to %v: supported %v, among the keys %v, want %v", from, to, Supported(to, from), keys[Key{to, from}], want)
+				t.Errorf("%v to %v: supported %v, among the keys %v, want %v",
+					from, to, Supported(to, from), keys[Key{to, from}], want)
 			}
 		}
 	}
 }
 
-// TestSourceIsOneKernel looks at the texts: one kernel under its own name, only the files that it needs, and no headers.
+// TestSourceIsOneKernel checks that each program has one kernel with its own name, only the files that it needs, and no
+// headers.
 func TestSourceIsOneKernel(t *testing.T) {
+	t.Parallel()
 	names := map[string]bool{}
 	for _, k := range Keys() {
 		text, name := k.Source(), k.Name()
@@ -57,6 +61,7 @@ func TestSourceIsOneKernel(t *testing.T) {
 }
 
 func TestSourcePanicsWithoutKernel(t *testing.T) {
+	t.Parallel()
 	defer func() {
 		if r, ok := recover().(string); !ok || !strings.Contains(r, "no kernel I32 to F16") {
 			t.Errorf("panic %q", r)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/kernels"
 )
@@ -23,14 +24,14 @@ var (
 )
 
 // openSoft opens a software device and fails the test if anything is left on it at the end.
-func openSoft(t *testing.T) (*amdhip.Device, *amdhip.Software) {
+func openSoft(t *testing.T) (*amdhip.Device, *soft.Software) {
 	t.Helper()
-	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{Memory: 64 << 20, Devices: 2, Poison: true})
+	rt, err := soft.OpenRuntime(soft.Options{Memory: 64 << 20, Devices: 2, Poison: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		nothingLeft(t, rt.Software())
+		nothingLeft(t, soft.Of(rt))
 		if err := rt.Close(); err != nil {
 			t.Error(err)
 		}
@@ -39,17 +40,17 @@ func openSoft(t *testing.T) (*amdhip.Device, *amdhip.Software) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return dev, rt.Software()
+	return dev, soft.Of(rt)
 }
 
-func nothingLeft(t *testing.T, sw *amdhip.Software) {
+func nothingLeft(t *testing.T, sw *soft.Software) {
 	t.Helper()
 	if s := sw.Stats(); s.Allocations+s.HostAllocations+s.Registrations+s.Streams+s.Events+s.Modules != 0 {
 		t.Errorf("left on the device: %+v", s)
 	}
 }
 
-// mustLoad loads kernels for the time of the test.
+// mustLoad loads kernels, and unloads them at the end of the test.
 func mustLoad(t *testing.T, c *Compiler, dev *amdhip.Device, keys ...Key) *Set {
 	t.Helper()
 	s, err := c.Load(t.Context(), dev, keys)
@@ -96,6 +97,7 @@ func (b *buffers) out() amdhip.DevicePtr { return b.mem.Ptr() + outAt }
 
 // TestLoadedKernelsConvert loads all kernels and lets each convert some blocks.
 func TestLoadedKernelsConvert(t *testing.T) {
+	t.Parallel()
 	dev, sw := openSoft(t)
 	s := mustLoad(t, &Compiler{}, dev, Keys()...)
 	if got := s.Stats(); got.Compiled != len(Keys()) || got.Cached != 0 || got.Compiling <= 0 || got.Loading <= 0 {
@@ -135,6 +137,7 @@ func TestLoadedKernelsConvert(t *testing.T) {
 }
 
 func TestLoadSameKernelTwice(t *testing.T) {
+	t.Parallel()
 	dev, sw := openSoft(t)
 	s := mustLoad(t, &Compiler{}, dev, q4kToF16, q80ToF32, q4kToF16)
 	if n := sw.Stats().Modules; n != 2 || s.Stats().Compiled != 2 {
@@ -143,6 +146,7 @@ func TestLoadSameKernelTwice(t *testing.T) {
 }
 
 func TestLoadNothing(t *testing.T) {
+	t.Parallel()
 	dev, _ := openSoft(t)
 	s := mustLoad(t, &Compiler{}, dev)
 	if got := s.Stats(); got.Compiled+got.Cached != 0 {
@@ -150,20 +154,21 @@ func TestLoadNothing(t *testing.T) {
 	}
 }
 
-// TestLoadRefuses what cannot be.
+// TestLoadRefuses asks for a kernel that does not exist, and loads on a device of unknown architecture.
 func TestLoadRefuses(t *testing.T) {
+	t.Parallel()
 	dev, _ := openSoft(t)
 	_, err := new(Compiler).Load(t.Context(), dev, []Key{q4kToF16, {To: gguf.F16, From: gguf.F64}})
 	if !errors.Is(err, amdhip.ErrUnsupported) || !strings.Contains(err.Error(), "F64 to F16") {
 		t.Errorf("a kernel that does not exist: %v", err)
 	}
 
-	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{})
+	rt, err := soft.OpenRuntime(soft.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rt.Close()
-	rt.Software().Inject(amdhip.Fault{Func: "hipGetDevicePropertiesR0600", Code: amdhip.ErrUnknown})
+	soft.Of(rt).Inject(soft.Fault{Func: "hipGetDevicePropertiesR0600", Code: amdhip.ErrUnknown})
 	nameless, err := rt.Device(0)
 	if err != nil {
 		t.Fatal(err)
@@ -174,8 +179,9 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
-// TestLoadMeetsEveryFailure makes every call that a load makes fail, one after the other.
+// TestLoadMeetsEveryFailure lets each call of the runtime that Load makes fail, one in each run.
 func TestLoadMeetsEveryFailure(t *testing.T) {
+	t.Parallel()
 	keys := someKeys[:2]
 	dev, sw := openSoft(t)
 	before := sw.Calls()
@@ -197,7 +203,7 @@ func TestLoadMeetsEveryFailure(t *testing.T) {
 
 // failNth loads keys while the nth call of a function fails.
 func failNth(t *testing.T, keys []Key, call string, n int) {
-	rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{})
+	rt, err := soft.OpenRuntime(soft.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +212,7 @@ func failNth(t *testing.T, keys []Key, call string, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rt.Software().Inject(amdhip.Fault{Func: call, N: n, Code: 6})
+	soft.Of(rt).Inject(soft.Fault{Func: call, N: n, Code: 6})
 	s, err := new(Compiler).Load(t.Context(), dev, keys)
 	if strings.HasPrefix(call, "hiprtcGetProgramLog") { // there is nothing to know from the log
 		if err != nil {
@@ -220,19 +226,20 @@ func failNth(t *testing.T, keys []Key, call string, n int) {
 	}
 	switch call {
 	case "hipFree", "hipHostFree", "hipStreamDestroy", "hipModuleUnload", "hipGetDevice":
-		// What cannot be freed stays. hipGetDevice comes before every call that frees.
+		// What cannot be freed stays allocated. hipGetDevice is called before every call that frees.
 	default:
-		nothingLeft(t, rt.Software())
+		nothingLeft(t, soft.Of(rt))
 	}
 }
 
-// TestLoadMeetsFailuresOnTheDevice lets the work that is enqueued fail when it is executed.
+// TestLoadMeetsFailuresOnTheDevice lets enqueued work fail when the device executes it.
 func TestLoadMeetsFailuresOnTheDevice(t *testing.T) {
-	for _, f := range []amdhip.Fault{
+	t.Parallel()
+	for _, f := range []soft.Fault{
 		{Func: "hipModuleLaunchKernel", N: 1, Code: amdhip.ErrIllegalAddress, Async: true},
 		{Func: "hipModuleLaunchKernel", N: 3, Code: amdhip.ErrLaunchFailure, Async: true},
 		{Func: "hipMemcpyAsync", N: 1, Code: amdhip.ErrECCNotCorrectable, Async: true},
-		{Func: "hipMemcpyAsync", N: 2, Code: amdhip.ErrUnknown, Async: true},
+		{Func: "hipMemcpyAsync", N: 2, Code: amdhip.ErrIllegalAddress, Async: true},
 	} {
 		t.Run(fmt.Sprint(f.Func, f.N), func(t *testing.T) {
 			dev, sw := openSoft(t)
@@ -244,8 +251,9 @@ func TestLoadMeetsFailuresOnTheDevice(t *testing.T) {
 	}
 }
 
-// TestCompileErrorsHaveTheLog loads a kernel that nobody stands in for.
+// TestCompileErrorsHaveTheLog compiles a kernel that the software device does not know.
 func TestCompileErrorsHaveTheLog(t *testing.T) {
+	t.Parallel()
 	dev, _ := openSoft(t)
 	b, err := new(Compiler).begin(dev)
 	if err != nil {
@@ -261,8 +269,10 @@ func TestCompileErrorsHaveTheLog(t *testing.T) {
 	}
 }
 
-// TestLoadEndsWithItsContext cancels before a load, and while it waits for its turn to compile.
+// TestLoadEndsWithItsContext cancels the context before a load, and while the load waits for another compilation to
+// end.
 func TestLoadEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	dev, sw := openSoft(t)
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -284,10 +294,12 @@ func TestLoadEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestLoadGivesUpOnAHangingKernel wants an error, and nothing freed that the device may be using.
+// TestLoadGivesUpOnAHangingKernel checks that there is an error, and that nothing is freed that the device may still
+// use.
 func TestLoadGivesUpOnAHangingKernel(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{})
+		rt, err := soft.OpenRuntime(soft.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -296,35 +308,37 @@ func TestLoadGivesUpOnAHangingKernel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rt.Software().Inject(amdhip.Fault{Func: "hipModuleLaunchKernel", N: 2, Stall: true})
+		soft.Of(rt).Inject(soft.Fault{Func: "hipModuleLaunchKernel", N: 2, Stall: true})
 		_, err = new(Compiler).Load(t.Context(), dev, someKeys)
 		if err == nil || !strings.Contains(err.Error(), "have not ended after 10s") {
 			t.Errorf("error %v", err)
 		}
-		s := rt.Software().Stats()
+		s := soft.Of(rt).Stats()
 		if s.Modules != len(someKeys) || s.Allocations != 1 || s.HostAllocations != 1 || s.Streams != 1 {
 			t.Errorf("freed while the device may use it: %+v", s)
 		}
 	})
 }
 
-// TestLoadCancelledDuringTheCheck ends the context while a kernel runs that ends later, and one that never does.
+// TestLoadCancelledDuringTheCheck ends the context while a kernel runs, which ends later in one case and never in the
+// other.
 func TestLoadCancelledDuringTheCheck(t *testing.T) {
+	t.Parallel()
 	for _, ends := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			rt, err := amdhip.OpenSoftware(amdhip.SoftwareOptions{})
+			rt, err := soft.OpenRuntime(soft.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer rt.Close()
-			sw := rt.Software()
+			sw := soft.Of(rt)
 			dev, err := rt.Device(0)
 			if err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			sw.Inject(amdhip.Fault{Func: "hipModuleLaunchKernel", N: 1, Stall: true})
+			sw.Inject(soft.Fault{Func: "hipModuleLaunchKernel", N: 1, Stall: true})
 			if ends {
 				time.AfterFunc(1500*time.Millisecond, sw.ClearFaults)
 			}

@@ -5,15 +5,16 @@ import (
 	"fmt"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 )
 
-// Set is kernels that are ready on a device. It is safe for concurrent use. The caller must Close it, once nothing that it
-// launched is running.
+// Set has kernels that are ready on a device. It is safe for concurrent use. The caller must Close it, after everything
+// that it has launched is done.
 type Set struct {
 	dev     *amdhip.Device
 	kernels map[Key]kernel
 	stats   Stats
-	stuck   bool // the check hangs: kernels may still be running
+	stuck   bool // kernels of the check have not ended, and may still be running
 }
 
 type kernel struct {
@@ -21,10 +22,10 @@ type kernel struct {
 	function *amdhip.Function
 }
 
-// Stats says what Load had to do.
+// Stats returns what Load did.
 func (s *Set) Stats() Stats { return s.stats }
 
-// Close unloads the kernels. It is idempotent.
+// Close unloads the kernels. Further calls do nothing. If kernels of the check have not ended, it unloads nothing.
 func (s *Set) Close() error {
 	if s.stuck {
 		return nil
@@ -36,28 +37,36 @@ func (s *Set) Close() error {
 	return errors.Join(errs...)
 }
 
+// unload is Close within the limit. What the device does not let go stays.
+func (s *Set) unload(limit *watch.Limit) error {
+	err, _ := limit.Free("unloading kernels", s.Close) // the caller has an error already
+	return err
+}
+
 const (
-	// maxGrid bounds the blocks of a launch: HIP wants fewer than 2^32 threads. Kernels loop, so it is no limit to the work, and
-	// 4 GiB of output come without a second turn.
+	// maxGrid bounds the number of blocks of threads in a launch, as HIP allows fewer than 2^32 threads. Kernels loop,
+	// so it does not limit the output. They need a second iteration only for more than 4 GiB.
 	maxGrid = 1 << 20
-	// maxWork bounds the blocks of a type that are converted by a launch: more than fit a device's memory, and their bytes can be
-	// counted.
+	// maxWork bounds how many blocks of a type a launch converts. It is more than fits the memory of a device, and
+	// small enough that their bytes do not overflow 64 bits.
 	maxWork = 1 << 40
-	// threadBytes is what a thread writes in one turn.
+	// threadBytes is how many bytes a thread writes in one iteration.
 	threadBytes = 16
 )
 
-// Launch makes stream convert blocks of k.From at in to elements of k.To at out, both multiples of Align, and returns. For types
-// that are no blocks, blocks counts elements. Padding bytes on both sides of the input must be readable. The memory must stay
-// allocated until the stream is done with it. Errors: amdhip's, also for addresses that are not aligned, and one matching
-// amdhip.ErrUnsupported for a kernel that was not loaded.
+// Launch enqueues kernel k on stream and returns. The kernel converts blocks blocks of type k.From at in to elements of
+// type k.To at out. For plain types blocks is the number of elements. Both addresses must be multiples of Align,
+// Padding bytes before and after the input must be readable, and the memory must stay allocated until the stream is
+// done with it. Errors: *amdhip.Error, amdhip.ErrInvalidValue for an address that is not aligned or more than 2^40
+// blocks, and amdhip.ErrUnsupported for a kernel that was not loaded.
 func (s *Set) Launch(stream *amdhip.Stream, k Key, out, in amdhip.DevicePtr, blocks uint64) error {
 	f, ok := s.kernels[k]
 	switch {
 	case !ok:
 		return fmt.Errorf("gpu: kernel %v was not loaded: %w", k, amdhip.ErrUnsupported)
 	case out%Align != 0 || in%Align != 0:
-		return fmt.Errorf("gpu: kernel %v, from %#x to %#x: not multiples of %d: %w", k, in, out, Align, amdhip.ErrInvalidValue)
+		return fmt.Errorf("gpu: kernel %v, from %#x to %#x: the addresses must be multiples of %d: %w",
+			k, in, out, Align, amdhip.ErrInvalidValue)
 	case blocks > maxWork:
 		return fmt.Errorf("gpu: kernel %v, %d blocks: more than 2^40: %w", k, blocks, amdhip.ErrInvalidValue)
 	case blocks == 0:
@@ -68,6 +77,6 @@ func (s *Set) Launch(stream *amdhip.Stream, k Key, out, in amdhip.DevicePtr, blo
 	return stream.Launch(f.function, uint32(grid), Threads, uint64(out), uint64(in), blocks)
 }
 
-// inBytes and outBytes are the bytes of one block, before and after.
+// inBytes and outBytes return how many bytes one block has, before and after the conversion.
 func (k Key) inBytes() uint64  { return uint64(k.From.BlockBytes()) }
 func (k Key) outBytes() uint64 { return uint64(k.From.BlockElems() * k.To.BlockBytes()) }

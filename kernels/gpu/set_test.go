@@ -7,29 +7,32 @@ import (
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 )
 
-// setOf returns a set whose kernel k is what run does.
-func setOf(t *testing.T, dev *amdhip.Device, k Key, run func(*amdhip.SoftLaunch) amdhip.Status) *Set {
+// setOf returns a set in which run does the work of kernel k.
+func setOf(t *testing.T, dev *amdhip.Device, k Key, run func(*amdhip.KernelCall) amdhip.Status) *Set {
 	t.Helper()
 	rt := dev.Runtime()
-	rt.Software().Offer(k.Name(), 3, run)
+	soft.Of(rt).Offer(k.Name(), 3, run)
 	object, err := rt.Compile(k.Name(), k.Source())
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := build{dev: dev}
 	s := &Set{dev: dev, kernels: map[Key]kernel{}}
-	if err := b.load(t.Context(), s, k, code{object: object}); err != nil {
+	if err := b.load(t.Context(), watch.From(t.Context(), stallTime), s, k, code{object: object}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closed(t, s) })
 	return s
 }
 
-// TestLaunchGrid looks at the grids and arguments of launches.
+// TestLaunchGrid checks the grids and the arguments of launches.
 func TestLaunchGrid(t *testing.T) {
+	t.Parallel()
 	dev, _ := openSoft(t)
 	b := newBuffers(t, dev)
 	for _, tt := range []struct {
@@ -37,19 +40,20 @@ func TestLaunchGrid(t *testing.T) {
 		blocks uint64 // of 256 elements
 		grid   uint32
 	}{
-		{gguf.F16, 1, 1}, {gguf.F16, 8, 1}, {gguf.F16, 9, 2}, {gguf.F32, 4, 1}, {gguf.F32, 5, 2}, {gguf.F32, 1 << 21, 1 << 19},
+		{gguf.F16, 1, 1}, {gguf.F16, 8, 1}, {gguf.F16, 9, 2}, {gguf.F32, 4, 1}, {gguf.F32, 5, 2},
+		{gguf.F32, 1 << 21, 1 << 19},
 		{gguf.F32, 1<<22 + 1, maxGrid}, {gguf.BF16, maxWork, maxGrid},
 	} {
-		var got []amdhip.SoftLaunch
+		var got []amdhip.KernelCall
 		k := Key{To: tt.to, From: gguf.Q4_K}
-		s := setOf(t, dev, k, func(l *amdhip.SoftLaunch) amdhip.Status {
-			got = append(got, amdhip.SoftLaunch{Blocks: l.Blocks, Threads: l.Threads, Args: l.Args})
+		s := setOf(t, dev, k, func(l *amdhip.KernelCall) amdhip.Status {
+			got = append(got, *l)
 			return amdhip.Success
 		})
 		if err := errors.Join(s.Launch(b.stream, k, b.out(), b.in(), tt.blocks), b.stream.Synchronize()); err != nil {
 			t.Fatal(err)
 		}
-		if len(got) != 1 || got[0].Blocks != tt.grid || got[0].Threads != Threads {
+		if len(got) != 1 || got[0].Grid.X != tt.grid || got[0].Block.X != Threads {
 			t.Fatalf("%d blocks to %v: launches %+v, want a grid of %d", tt.blocks, tt.to, got, tt.grid)
 		}
 		if a := got[0].Args; a[0] != uint64(b.out()) || a[1] != uint64(b.in()) || a[2] != tt.blocks {
@@ -58,8 +62,9 @@ func TestLaunchGrid(t *testing.T) {
 	}
 }
 
-// TestLaunchRefuses arguments that a kernel must not get.
+// TestLaunchRefuses calls Launch with arguments that a kernel must not get.
 func TestLaunchRefuses(t *testing.T) {
+	t.Parallel()
 	dev, sw := openSoft(t)
 	s, b := mustLoad(t, &Compiler{}, dev, q4kToF16), newBuffers(t, dev)
 	launched := sw.Calls()["hipModuleLaunchKernel"]
@@ -96,8 +101,9 @@ func TestLaunchRefuses(t *testing.T) {
 	}
 }
 
-// TestStandInsAreStrict launches without the checks of Set.Launch.
+// TestStandInsAreStrict launches stand-ins directly, without the checks of Set.Launch.
 func TestStandInsAreStrict(t *testing.T) {
+	t.Parallel()
 	dev, _ := openSoft(t)
 	s := mustLoad(t, &Compiler{}, dev, q4kToF16)
 	const block = 144
@@ -139,22 +145,26 @@ func TestStandInsAreStrict(t *testing.T) {
 	}
 }
 
-// TestCheckFindsOneWrongBit lets a kernel be right but for one bit, and but for the payload of a NaN.
+// TestCheckFindsOneWrongBit checks kernels with one wrong bit, and one that gives NaNs with another payload, which is
+// right.
 func TestCheckFindsOneWrongBit(t *testing.T) {
+	t.Parallel()
 	dev, _ := openSoft(t)
 	for _, k := range []Key{q4kToF16, q80ToF32, {To: gguf.BF16, From: gguf.IQ2_S}} {
 		size, element := k.To.BlockBytes(), 0
-		s := setOf(t, dev, k, func(l *amdhip.SoftLaunch) amdhip.Status {
+		s := setOf(t, dev, k, func(l *amdhip.KernelCall) amdhip.Status {
 			if st := k.standIn(l); st != amdhip.Success {
 				return st
 			}
 			out, st := l.Memory(amdhip.DevicePtr(l.Args[0]), l.Args[2]*k.outBytes())
-			for element = len(out)/size - 1; elementIsNaN(k.To, out[element*size:][:size]); element-- { // the last number
+			element = len(out)/size - 1
+			for elementIsNaN(k.To, out[element*size:][:size]) { // until the last number
+				element--
 			}
 			out[element*size] ^= 1
 			return st
 		})
-		err := s.check(t.Context(), []Key{k})
+		err := s.check(t.Context(), watch.From(t.Context(), stallTime), []Key{k})
 		e, ok := errors.AsType[*CheckError](err)
 		if !ok || e.Key != k || e.Element != element || element < 16<<10 || len(e.Got) != size || e.Got[0]^e.Want[0] != 1 {
 			t.Errorf("%v: error %v, want element %d", k, err, element)
@@ -162,7 +172,7 @@ func TestCheckFindsOneWrongBit(t *testing.T) {
 	}
 	k := Key{To: gguf.F32, From: gguf.F16}
 	nans := 0
-	s := setOf(t, dev, k, func(l *amdhip.SoftLaunch) amdhip.Status {
+	s := setOf(t, dev, k, func(l *amdhip.KernelCall) amdhip.Status {
 		st := k.standIn(l)
 		if st != amdhip.Success {
 			return st
@@ -176,18 +186,20 @@ func TestCheckFindsOneWrongBit(t *testing.T) {
 		}
 		return st
 	})
-	if err := s.check(t.Context(), []Key{k}); err != nil || nans == 0 {
+	if err := s.check(t.Context(), watch.From(t.Context(), stallTime), []Key{k}); err != nil || nans == 0 {
 		t.Errorf("%d NaNs with another payload: %v", nans, err)
 	}
 }
 
 func TestElementIsNaN(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		t    gguf.Type
 		bits uint32
 		want bool
 	}{
-		{gguf.F32, 0x7f800000, false}, {gguf.F32, 0xff800000, false}, {gguf.F32, 0x7f800001, true}, {gguf.F32, 0xff800100, true},
+		{gguf.F32, 0x7f800000, false}, {gguf.F32, 0xff800000, false}, {gguf.F32, 0x7f800001, true},
+		{gguf.F32, 0xff800100, true},
 		{gguf.F32, 0x7fc00000, true}, {gguf.F32, 0x7f7fffff, false}, {gguf.F32, 0x80000001, false},
 		{gguf.F16, 0x7c00, false}, {gguf.F16, 0xfc00, false}, {gguf.F16, 0x7c01, true}, {gguf.F16, 0xfe00, true},
 		{gguf.F16, 0x7bff, false},

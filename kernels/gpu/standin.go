@@ -6,19 +6,19 @@ import (
 )
 
 // offer gives the software device Go functions that stand in for kernels.
-func offer(sw *amdhip.Software, keys []Key) {
+func offer(s amdhip.StandIns, keys []Key) {
 	for _, k := range keys {
-		sw.Offer(k.Name(), 3, k.standIn)
+		s.Offer(k.Name(), 3, k.standIn)
 	}
 }
 
-// standIn does on the CPU what the kernel would do, and refuses what the kernel may not be given.
-func (k Key) standIn(l *amdhip.SoftLaunch) amdhip.Status {
+// standIn does on the CPU what kernel k does on a GPU. It refuses arguments that Launch must not pass to a kernel.
+func (k Key) standIn(l *amdhip.KernelCall) amdhip.Status {
 	out, in, blocks := amdhip.DevicePtr(l.Args[0]), amdhip.DevicePtr(l.Args[1]), l.Args[2]
-	if l.Threads != Threads || out%Align != 0 || in%Align != 0 || blocks > maxWork {
+	if l.Block.X != Threads || out%Align != 0 || in%Align != 0 || blocks > maxWork {
 		return amdhip.ErrInvalidValue
 	}
-	src, st := l.Memory(in-Padding, blocks*k.inBytes()+2*Padding) // it may be read, so it must be there
+	src, st := l.Memory(in-Padding, blocks*k.inBytes()+2*Padding) // a kernel may read the padding
 	if st != amdhip.Success {
 		return st
 	}

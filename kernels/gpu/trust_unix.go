@@ -8,12 +8,12 @@ import (
 	"syscall"
 )
 
-// openEntry opens a file for reading, whatever may be there: not a link, and without waiting for the other end of a pipe.
+// openEntry opens a file for reading. It does not follow a symbolic link, and does not wait if the file is a pipe.
 func openEntry(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 }
 
-// trusted refuses files that others could have written: what is in them runs on the device.
+// trusted returns an error for a file that another user could have written, as its code would run on the device.
 func trusted(info os.FileInfo) error {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	switch {

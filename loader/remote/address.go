@@ -1,12 +1,13 @@
 package remote
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"strings"
 )
@@ -16,10 +17,25 @@ var ErrAddress = errors.New("unusable address")
 
 var scheme = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9+.-]*://`)
 
-// IsAddress reports whether s is an address rather than the path of a file: whether it begins with a scheme, such as https://.
+// IsAddress reports whether s is an address rather than the path of a file: whether it begins with a scheme such as
+// https://.
 func IsAddress(s string) bool { return scheme.MatchString(s) }
 
-// Redact returns address without what may be secret: credentials, query and fragment. What is no address comes back as it is.
+// Host returns the host of an address, with the port if the address has one, in the form that [Options.Tokens] takes.
+// It returns "" for what is no address or names no host.
+func Host(address string) string {
+	if !IsAddress(address) {
+		return ""
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Hostname() == "" {
+		return ""
+	}
+	return strings.ToLower(u.Host)
+}
+
+// Redact returns address without what may be secret: credentials, query and fragment. What is no address is returned
+// unchanged.
 func Redact(address string) string {
 	if !IsAddress(address) {
 		return address
@@ -41,23 +57,25 @@ func redact(u *url.URL) string {
 	return s
 }
 
-// TokenFromEnvironment returns the token that GGUF2GPU_TOKEN holds, or HF_TOKEN if host is huggingface.co.
-func TokenFromEnvironment(host string) string {
-	token := os.Getenv("GGUF2GPU_TOKEN")
-	if token == "" && strings.EqualFold(host, "huggingface.co") {
-		token = os.Getenv("HF_TOKEN")
-	}
-	return strings.TrimSpace(token)
-}
-
-// address is where a file is, and what opens the door there.
+// address says where a file is, and holds the credentials for that place.
 type address struct {
 	url       url.URL // without credentials
 	auth      string  // the Authorization header; "" for none
 	allowHTTP bool
+
+	// What an Object says besides.
+
+	send     func(*http.Request) (*http.Response, error) // sends requests to that place, with credentials; nil: see auth
+	size     int64                                       // 0: not known
+	digest   string                                      // as in Object
+	check    bool                                        // compare with it
+	revision string
 }
 
-// parse checks an address that a user gave.
+// authorized reports whether credentials are known for the place.
+func (a *address) authorized() bool { return a.auth != "" || a.send != nil }
+
+// parse checks an address that a user gave, and finds the credentials for it.
 func (c *Client) parse(s string) (*address, error) {
 	u, err := url.Parse(s)
 	if err != nil { // whose text may show secrets
@@ -73,7 +91,8 @@ func (c *Client) parse(s string) (*address, error) {
 	case u.Hostname() == "":
 		return refuse("it names no host")
 	case u.Scheme == "http" && !c.o.AllowHTTP && !loopback(u):
-		return refuse("http is for this host only, as anyone on the way can read and change what it carries: use https, or allow it")
+		return refuse("http is for this host only, as anyone on the way can read and change what it carries: " +
+			"use https, or allow it")
 	}
 	secure := u.Scheme == "https" || loopback(u)
 	if u.User != nil && !secure {
@@ -86,15 +105,27 @@ func (c *Client) parse(s string) (*address, error) {
 		a.auth = "Basic " + base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password))
 		return a, nil
 	}
-	if secure {
-		if token := c.o.Token(u.Hostname()); token != "" {
-			if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-				return refuse("the token for it holds characters that no token has")
-			}
-			a.auth = "Bearer " + token
+	if token := c.o.token(u); token != "" && secure {
+		if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return refuse("the token for it holds characters that no token has")
 		}
+		a.auth = "Bearer " + token
 	}
 	return a, nil
+}
+
+// token returns the token for the host of u, or "". A token for host and port goes before one for the host alone.
+func (o *Options) token(u *url.URL) string {
+	hostOnly := ""
+	for host, token := range o.Tokens {
+		switch {
+		case strings.EqualFold(host, net.JoinHostPort(u.Hostname(), port(u))):
+			return token
+		case strings.EqualFold(strings.Trim(host, "[]"), u.Hostname()): // in brackets: an IPv6 address
+			hostOnly = token
+		}
+	}
+	return hostOnly
 }
 
 // loopback reports whether u is on this host.
@@ -103,7 +134,7 @@ func loopback(u *url.URL) bool {
 	return strings.EqualFold(host, "localhost") || net.ParseIP(host).IsLoopback()
 }
 
-// name is the name of the file.
+// name returns the name of the file.
 func (a *address) name() string {
 	path := a.url.EscapedPath()
 	last := path[strings.LastIndexByte(path, '/')+1:]
@@ -114,7 +145,7 @@ func (a *address) name() string {
 	return name
 }
 
-// sibling is the address of the file called name beside this one.
+// sibling returns the address of the file called name that lies beside this one.
 func (a *address) sibling(name string) *address {
 	if name == a.name() {
 		return a
@@ -125,12 +156,23 @@ func (a *address) sibling(name string) *address {
 	return &b
 }
 
-// authorization is the header for a request to u: the credentials go to the place that was named, and nowhere else.
+// locate is sibling as open wants it.
+func (a *address) locate(_ context.Context, name string) (*address, error) {
+	return a.sibling(name), nil
+}
+
+// authorization returns the Authorization header for a request to u. It is "" unless u is at the host and port of the
+// address: credentials go nowhere else.
 func (a *address) authorization(u *url.URL) string {
-	if u.Scheme != a.url.Scheme || !strings.EqualFold(u.Hostname(), a.url.Hostname()) || port(u) != port(&a.url) {
+	if !samePlace(u, &a.url) {
 		return ""
 	}
 	return a.auth
+}
+
+// samePlace reports whether two addresses have the same scheme, host and port.
+func samePlace(u, v *url.URL) bool {
+	return u.Scheme == v.Scheme && strings.EqualFold(u.Hostname(), v.Hostname()) && port(u) == port(v)
 }
 
 func port(u *url.URL) string {
@@ -143,8 +185,8 @@ func port(u *url.URL) string {
 	return "443"
 }
 
-// mayRedirect says why a reply from one address must not lead to another, if so.
-func (a *address) mayRedirect(to *url.URL) error {
+// checkRedirect returns an error if a reply from the address must not redirect to the given one.
+func (a *address) checkRedirect(to *url.URL) error {
 	switch {
 	case to.Scheme == "https" && to.Hostname() != "":
 		return nil
@@ -152,4 +194,25 @@ func (a *address) mayRedirect(to *url.URL) error {
 		return nil
 	}
 	return fmt.Errorf("it redirects to %s, which is refused: only https is safe", redact(to))
+}
+
+// pageFile returns the address of the file itself, if u looks like the page of a file on a model or code host, and ""
+// otherwise.
+func pageFile(u *url.URL) string {
+	to := "/resolve/"
+	if host := strings.ToLower(u.Hostname()); host == "github.com" || host == "www.github.com" {
+		to = "/raw/"
+	}
+	before, after, ok := strings.Cut(redactPath(u), "/blob/")
+	if !ok {
+		return ""
+	}
+	return before + to + after
+}
+
+// redactPath is redact without the sign that there was a query.
+func redactPath(u *url.URL) string {
+	v := *u
+	v.RawQuery = ""
+	return redact(&v)
 }

@@ -14,6 +14,7 @@ import (
 )
 
 func TestAddresses(t *testing.T) {
+	t.Parallel()
 	for s, want := range map[string]bool{
 		"https://h/m.gguf": true, "HTTP://h": true, "s3://b/k": true, "m.gguf": false, "/m.gguf": false, "./https://h": false,
 		"C:\\m.gguf": false, "": false, "https:/h": false,
@@ -38,7 +39,8 @@ func TestAddresses(t *testing.T) {
 }
 
 func TestRefusedAddresses(t *testing.T) {
-	token := func(string) string { return "t" }
+	t.Parallel()
+	tokens := map[string]string{"h": "t", "example.com": "t"}
 	for s, want := range map[string]string{
 		"http://example.com/m.gguf?secret":     "http is for this host only",
 		"http://127.0.0.1.example.com/?secret": "http is for this host only",
@@ -49,13 +51,15 @@ func TestRefusedAddresses(t *testing.T) {
 		"https://secret:secret@/m.gguf":        "names no host",
 		"https://h:secret/":                    "cannot be parsed",
 	} {
-		c := newClient(t, Options{Token: token})
+		c := newClient(t, Options{Tokens: tokens})
 		_, err := c.Open(t.Context(), s)
-		if !errors.Is(err, ErrAddress) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") && !strings.HasPrefix(s, "s3") {
+		if !errors.Is(err, ErrAddress) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") &&
+			!strings.HasPrefix(s, "s3") {
 			t.Errorf("%s: got %v, want an error with %q", s, err, want)
 		}
 	}
-	for _, s := range []string{"http://localhost/", "http://LocalHost:8080/", "http://127.0.0.1/", "http://127.9.9.9:1/", "http://[::1]:80/", "https://h/"} {
+	for _, s := range []string{"http://localhost/", "http://LocalHost:8080/", "http://127.0.0.1/", "http://127.9.9.9:1/",
+		"http://[::1]:80/", "https://h/"} {
 		if _, err := newClient(t, Options{}).parse(s); err != nil {
 			t.Errorf("%s: %v", s, err)
 		}
@@ -63,25 +67,33 @@ func TestRefusedAddresses(t *testing.T) {
 	if _, err := newClient(t, Options{AllowHTTP: true}).parse("http://example.com/"); err != nil {
 		t.Error(err)
 	}
-	if _, err := newClient(t, Options{AllowHTTP: true}).parse("http://me:secret@example.com/"); !errors.Is(err, ErrAddress) ||
+	if _, err := newClient(t, Options{AllowHTTP: true}).parse("http://me:secret@example.com/"); !errors.Is(err,
+		ErrAddress) ||
 		strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "without TLS") {
 		t.Errorf("credentials in the clear: %v", err)
 	}
-	bad := func(string) string { return "a\r\nX: y" }
-	if _, err := newClient(t, Options{Token: bad}).parse("https://h/"); !errors.Is(err, ErrAddress) {
+	bad := map[string]string{"h": "a\r\nX: y"}
+	if _, err := newClient(t, Options{Tokens: bad}).parse("https://h/"); !errors.Is(err, ErrAddress) {
 		t.Errorf("a token with a line break: %v", err)
 	}
 }
 
 func TestNames(t *testing.T) {
-	c := newClient(t, Options{Token: func(string) string { return "" }})
+	t.Parallel()
+	c := newClient(t, Options{})
 	for s, want := range map[string][2]string{
-		"https://h/a/m-00001-of-00003.gguf":                    {"m-00001-of-00003.gguf", "https://h/a/m-00002-of-00003.gguf"},
-		"https://h/m-00001-of-00003.gguf?download=true#frag":   {"m-00001-of-00003.gguf", "https://h/m-00002-of-00003.gguf?download=true"},
-		"https://h/g%2Fp/raw/a%20b-00001-of-00003.gguf":        {"a b-00001-of-00003.gguf", "https://h/g%2Fp/raw/a%20b-00002-of-00003.gguf"},
-		"https://h/..%2F-00001-of-00003.gguf":                  {"../-00001-of-00003.gguf", "https://h/..%2F-00002-of-00003.gguf"},
-		"https://h/x:y-00001-of-00003.gguf":                    {"x:y-00001-of-00003.gguf", "https://h/x:y-00002-of-00003.gguf"},
-		"https://h:1/a//b/-00001-of-00003.gguf?q=m.gguf&r=%2F": {"-00001-of-00003.gguf", "https://h:1/a//b/-00002-of-00003.gguf?q=m.gguf&r=%2F"},
+		"https://h/a/m-00001-of-00003.gguf": {"m-00001-of-00003.gguf",
+			"https://h/a/m-00002-of-00003.gguf"},
+		"https://h/m-00001-of-00003.gguf?download=true#frag": {"m-00001-of-00003.gguf",
+			"https://h/m-00002-of-00003.gguf?download=true"},
+		"https://h/g%2Fp/raw/a%20b-00001-of-00003.gguf": {"a b-00001-of-00003.gguf",
+			"https://h/g%2Fp/raw/a%20b-00002-of-00003.gguf"},
+		"https://h/..%2F-00001-of-00003.gguf": {"../-00001-of-00003.gguf",
+			"https://h/..%2F-00002-of-00003.gguf"},
+		"https://h/x:y-00001-of-00003.gguf": {"x:y-00001-of-00003.gguf",
+			"https://h/x:y-00002-of-00003.gguf"},
+		"https://h:1/a//b/-00001-of-00003.gguf?q=m.gguf&r=%2F": {"-00001-of-00003.gguf",
+			"https://h:1/a//b/-00002-of-00003.gguf?q=m.gguf&r=%2F"},
 	} {
 		a, err := c.parse(s)
 		if err != nil {
@@ -103,25 +115,26 @@ func TestNames(t *testing.T) {
 	}
 }
 
-func TestTokenFromEnvironment(t *testing.T) {
-	t.Setenv("GGUF2GPU_TOKEN", "")
-	t.Setenv("HF_TOKEN", "hf\n")
-	for host, want := range map[string]string{"huggingface.co": "hf", "HuggingFace.co": "hf", "evil-huggingface.co": "", "x.huggingface.co": "", "h": ""} {
-		if got := TokenFromEnvironment(host); got != want {
-			t.Errorf("%s gets %q, want %q", host, got, want)
-		}
-	}
-	t.Setenv("GGUF2GPU_TOKEN", "own")
-	for _, host := range []string{"huggingface.co", "h"} {
-		if got := TokenFromEnvironment(host); got != "own" {
-			t.Errorf("%s gets %q", host, got)
+func TestHost(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]string{
+		"https://HuggingFace.co/a/m.gguf": "huggingface.co", "https://me:pw@h:8443/m.gguf?x": "h:8443",
+		"http://[::1]:80/": "[::1]:80",
+		"m.gguf":           "", "https:///m.gguf": "", "https://%zz": "", "": "",
+	} {
+		if got := Host(s); got != want {
+			t.Errorf("the host of %q is %q, want %q", s, got, want)
 		}
 	}
 }
 
 // TestAuthorization: credentials go to the place that was named, and only if nobody can listen.
 func TestAuthorization(t *testing.T) {
-	token := func(host string) string { return "for-" + host }
+	t.Parallel()
+	tokens := map[string]string{
+		"h": "for-h", "localhost": "for-localhost", "far": "for-far", "P:8443": "for-p-8443", "p": "for-p", "[::1]": "for-1",
+		"other": "for-other", "sub.h": "for-sub", "127.0.0.1:8": "for-127-8",
+	}
 	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("me:pw"))
 	for _, tt := range []struct{ named, to, want string }{
 		{"https://h/m", "https://h/x", "Bearer for-h"},
@@ -132,12 +145,20 @@ func TestAuthorization(t *testing.T) {
 		{"https://h/m", "https://other/x", ""},
 		{"https://me:pw@h/m", "https://h/x", basic},
 		{"https://me:pw@h/m", "https://sub.h/x", ""},
+		{"https://p:8443/m", "https://p:8443/x", "Bearer for-p-8443"},
+		{"https://p/m", "https://p/x", "Bearer for-p"},
+		{"http://[::1]:5/m", "http://[::1]:5/x", "Bearer for-1"},
+		{"http://127.0.0.1:8/m", "http://127.0.0.1:8/x", "Bearer for-127-8"},
+		{"http://127.0.0.1:9/m", "http://127.0.0.1:9/x", ""},
+		{"https://x.h/m", "https://x.h/x", ""},
+		{"https://hh/m", "https://hh/x", ""},
+		{"https://unknown/m", "https://unknown/x", ""},
 		{"http://localhost/m", "http://localhost/m", "Bearer for-localhost"},
 		{"http://localhost/m", "http://localhost:81/m", ""},
 		{"http://far/m", "http://far/m", ""}, // in the clear
 		{"http://me:pw@localhost/m", "http://localhost/m", basic},
 	} {
-		a, err := newClient(t, Options{Token: token, AllowHTTP: true}).parse(tt.named)
+		a, err := newClient(t, Options{Tokens: tokens, AllowHTTP: true}).parse(tt.named)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,9 +172,10 @@ func TestAuthorization(t *testing.T) {
 	}
 }
 
-// TestRedirects: a server elsewhere gets the range, and nothing that was meant for the one that was named. Later ranges go
-// there at once.
+// TestRedirects: a server elsewhere gets the range, and nothing that was meant for the one that was named. Later ranges
+// go there at once.
 func TestRedirects(t *testing.T) {
+	t.Parallel()
 	data := random(2 << 20)
 	there := newSite(t, data)
 	here := newSite(t, nil)
@@ -166,7 +188,7 @@ func TestRedirects(t *testing.T) {
 		return true
 	})
 	o := quick()
-	o.Token = func(string) string { return "secret" }
+	o.Tokens = map[string]string{"127.0.0.1": "secret"} // which is also where the other server is, at another port
 	c := newClient(t, o)
 	f := mustOpen(t, c, here.URL+"/m.gguf?q=secret")
 	wantRange(t, f, data, 0, firstBytes)
@@ -180,7 +202,8 @@ func TestRedirects(t *testing.T) {
 		t.Errorf("%d and %d requests, want 2 and 2", len(here.requests()), len(there.requests()))
 	}
 	for _, r := range there.requests() {
-		if r.Header.Get("Authorization") != "" || r.Header.Get("Referer") != "" || r.Header.Get("Cookie") != "" || r.Header.Get("Range") == "" {
+		if r.Header.Get("Authorization") != "" || r.Header.Get("Referer") != "" || r.Header.Get("Cookie") != "" ||
+			r.Header.Get("Range") == "" {
 			t.Errorf("elsewhere got the headers %v", r.Header)
 		}
 	}
@@ -222,7 +245,21 @@ func TestRedirects(t *testing.T) {
 	wantRange(t, f, data, 99, 1<<20)
 }
 
+// TestZeroOptionsSendNoToken: without tokens in the options, nothing in the environment makes a client send one.
+func TestZeroOptionsSendNoToken(t *testing.T) {
+	t.Setenv("GGUF2GPU_TOKEN", "secret")
+	t.Setenv("HF_TOKEN", "secret")
+	s := newSite(t, random(1000))
+	mustOpen(t, newClient(t, Options{}), s.URL+"/m.gguf")
+	for _, r := range s.requests() {
+		if auth := r.Header.Get("Authorization"); auth != "" {
+			t.Errorf("the server got the header %q", auth)
+		}
+	}
+}
+
 func TestRefusedRedirects(t *testing.T) {
+	t.Parallel()
 	data := random(1000)
 	plain := newSite(t, data)
 	s := newSite(t, data)
@@ -258,6 +295,7 @@ func TestRefusedRedirects(t *testing.T) {
 
 // TestCertificates: a server that cannot prove who it is is refused at once.
 func TestCertificates(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, random(1000))
 	tls := newTLS(t, s)
 	_, err := openTestFile(t, newClient(t, quick()), tls.URL+"/m.gguf")
@@ -276,6 +314,7 @@ func TestCertificates(t *testing.T) {
 
 // TestOpen opens whole models: one file, and one of three parts from any of them.
 func TestOpen(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, readSample(t))
 	c := newClient(t, quick())
 	m, err := c.Open(t.Context(), s.URL+"/tiny-llama.gguf?token=secret")
@@ -287,19 +326,22 @@ func TestOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer local.Close()
-	if !m.Remote() || m.Size() != local.Size() || len(m.Tensors()) != len(local.Tensors()) || m.Parts()[0].Path != s.URL+"/tiny-llama.gguf?…" {
+	if !m.Remote() || m.Size() != local.Size() || len(m.Tensors()) != len(local.Tensors()) ||
+		m.Parts()[0].Path != s.URL+"/tiny-llama.gguf?…" {
 		t.Errorf("%+v", m.Parts()[0])
 	}
 	if err := m.Close(); err != nil {
 		t.Error(err)
 	}
 	s.data = []byte("<!doctype html>")
-	if _, err := c.Open(t.Context(), s.URL+"/m.gguf?token=secret"); err == nil || !strings.Contains(err.Error(), "/m.gguf?…: offset 0x0: not a GGUF file: an HTML") {
+	if _, err := c.Open(t.Context(), s.URL+"/m.gguf?token=secret"); err == nil ||
+		!strings.Contains(err.Error(), "/m.gguf?…: offset 0x0: not a GGUF file: an HTML") {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestOpenSplit(t *testing.T) {
+	t.Parallel()
 	files := map[string][]byte{}
 	for i := range 3 {
 		var b strings.Builder
@@ -324,7 +366,7 @@ func TestOpenSplit(t *testing.T) {
 	}))
 	defer s.Close()
 	o := quick()
-	o.Token = func(string) string { return "t" }
+	o.Tokens = map[string]string{"127.0.0.1": "t"}
 	for i := range 3 {
 		c := newClient(t, o)
 		m, err := c.Open(t.Context(), fmt.Sprintf("%s/d/m-%05d-of-00003.gguf?key=secret", s.URL, i+1))
@@ -340,7 +382,8 @@ func TestOpenSplit(t *testing.T) {
 	}
 	delete(files, "/d/m-00002-of-00003.gguf")
 	_, err := newClient(t, o).Open(t.Context(), s.URL+"/d/m-00001-of-00003.gguf?key=secret")
-	if !errors.Is(err, gguf.ErrSplit) || !strings.Contains(err.Error(), "/d/m-00002-of-00003.gguf?…") || strings.Contains(err.Error(), "secret") {
+	if !errors.Is(err, gguf.ErrSplit) || !strings.Contains(err.Error(), "/d/m-00002-of-00003.gguf?…") ||
+		strings.Contains(err.Error(), "secret") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,31 +1,10 @@
-// Package remote opens models on web servers: [Client.Open] takes an address in place of a path, and the model that it returns
-// is loaded like any other.
-//
-//	c := remote.NewClient(remote.Options{})
-//	defer c.Close()
-//	model, err := c.Open(ctx, "https://example.com/models/model.gguf")
-//	if err != nil {
-//		return err
-//	}
-//	defer model.Close()
-//	weights, err := loader.Load(ctx, dev, model, loader.Options{})
-//
-// Files are read by ranges, over HTTP/1.1 and a connection for each range that is being read. Connections that break, stall or end
-// early are made again and go on from the byte that was reached. A file that changes on the server is noticed by its ETag, its
-// date or its size in every reply.
-//
-// # Security
-//
-// Servers are taken to be hostile, as files are. A reply has to be exactly the range that was asked for; everything else is an
-// error that names address, bytes and rule. Plain HTTP is for this host only, unless [Options.AllowHTTP] says otherwise.
-// Credentials go to the host that the address names, at that port, and nowhere else: not to where it redirects. Errors, logs and
-// reports show addresses without credentials and query.
 package remote
 
 import (
 	"context"
 	"crypto/tls"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -39,49 +18,57 @@ const (
 	defaultAttempts = 8
 	defaultPause    = 200 * time.Millisecond
 	defaultStall    = 30 * time.Second
-	// openAttempts is the most for the first reply of a file: an address that is wrong should not take half a minute to show it.
+	// openAttempts limits the attempts at the first reply of a file: a wrong address should not take half a minute to
+	// show.
 	openAttempts = 4
-	// dialTimeout bounds connecting, if Options.Stall does not: hosts that answer do so quickly.
+	// dialTimeout limits connecting, if Options.Stall does not: hosts that answer do so quickly.
 	dialTimeout = 10 * time.Second
-	// maxPause bounds a pause between two attempts, also one that the server asks for.
+	// maxPause limits the pause between two attempts, also one that the server asks for.
 	maxPause = 30 * time.Second
-	// maxHeader bounds the headers of a reply in bytes; real ones are below 4 kB.
+	// maxHeader limits the headers of a reply, in bytes. Real ones are below 4 kB.
 	maxHeader = 64 << 10
-	// maxIdle is how many connections are kept for each host between two ranges.
+	// maxIdle is how many connections to each host are kept between two ranges.
 	maxIdle = 256
 )
 
-// Options describes a Client. The zero value is useful.
+// Options are the settings of a Client. The zero value is useful, and sends no credentials to anybody.
 type Options struct {
-	// Token returns the bearer token for a host, "" for none. Nil: TokenFromEnvironment. It is asked for the host that an address
-	// names, and what it returns is sent there over TLS, or to this host itself, only. Credentials in an address go first.
-	Token func(host string) string
-	// AllowHTTP allows addresses, and redirects from such ones, without TLS to other hosts than this one.
+	// Tokens holds a bearer token for each host that is to get one. A key is a host, such as "huggingface.co", or a
+	// host with a port, such as "models.example.com:8443"; without a port it is for all ports of that host. A token is
+	// sent if an address names its host, over TLS or to this host itself, and never to where that host redirects.
+	// Credentials in an address take precedence.
+	Tokens map[string]string
+	// AllowHTTP allows addresses of other hosts without TLS, and redirects from such addresses.
 	AllowHTTP bool
-	// Attempts is how often a range is asked for without a single byte coming before it is given up; 0: 8. Opening a file takes 4
-	// at most.
+	// Attempts is how often a range is asked for in a row without getting a single byte, before that is an error; 0: 8.
+	// Opening a file takes 4 attempts at most.
 	Attempts int
-	// Pause is the time before the second attempt, about; it doubles with each further one up to half a minute. 0: 200 ms.
+	// Pause is the time before the second attempt, about. It doubles with each further one, up to 30 s. 0: 200 ms.
 	Pause time.Duration
-	// Stall is how long connecting, a reply's header, and each byte after that may take; 0: half a minute.
-	Stall  time.Duration
-	TLS    *tls.Config  // nil: the system's roots, or those of SSL_CERT_FILE and SSL_CERT_DIR
+	// Stall limits connecting, waiting for a reply's header, and waiting for each byte after that; 0: 30 s.
+	Stall time.Duration
+	TLS   *tls.Config // nil: the system's roots, or those of SSL_CERT_FILE and SSL_CERT_DIR
+	// Digests says which files are compared with their digests while they are read.
+	Digests Digests
+	// Cache is a directory that keeps what was read, for the next time; "": nothing is written to disk. Files of an
+	// Object with a digest are found again by that, others by address, size and ETag. What has neither is not kept.
+	Cache  string
 	Logger *slog.Logger // told of attempts that fail; nil: silent
 }
 
-// Client opens models on servers. It is safe for concurrent use. The caller must Close it after the models.
+// Client opens files on servers. It is safe for concurrent use. The caller must Close it after the files.
 type Client struct {
 	o         Options
 	transport *http.Transport
 
 	requests, retries, bytes atomic.Int64
+
+	replies atomic.Int64 // that are open: being read, or waiting to be
 }
 
-// NewClient returns a client. Proxies are those of the environment: HTTPS_PROXY, HTTP_PROXY and NO_PROXY.
+// NewClient returns a client. It uses the proxies of the environment: HTTPS_PROXY, HTTP_PROXY and NO_PROXY.
 func NewClient(o Options) *Client {
-	if o.Token == nil {
-		o.Token = TokenFromEnvironment
-	}
+	o.Tokens = maps.Clone(o.Tokens)
 	if o.Attempts <= 0 {
 		o.Attempts = defaultAttempts
 	}
@@ -95,7 +82,8 @@ func NewClient(o Options) *Client {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	// HTTP/2 would put all ranges into one connection, which is slower than many, and stops for all when one of them waits.
+	// HTTP/2 would put all ranges into one connection. That is slower than many, and one range that waits stops all
+	// others.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &Client{o: o, transport: &http.Transport{
@@ -111,24 +99,22 @@ func NewClient(o Options) *Client {
 	}}
 }
 
-// Open opens the model at address, an https URL, or an http one of this host. Of a split model that may be any part; the others are
-// looked for under the same address but for the number in the name. Only headers are read; see [gguf.OpenSource]. ctx is for
-// opening alone. The caller must Close the model. Errors: those that match ErrAddress, *Error, *[gguf.FormatError], and the cause
-// of ctx's end.
-func (c *Client) Open(ctx context.Context, address string) (*gguf.Model, error) {
+// Open opens the file at address, an https URL, or an http URL of this host. For a split file that may be any part; the
+// other parts are expected at the same address but for the number in the name. Open reads headers only; see
+// [gguf.OpenSource]. ctx is for opening alone. The caller must Close the file. Errors: those that match ErrAddress,
+// *Error, *[gguf.FormatError], and the cause of ctx's end.
+func (c *Client) Open(ctx context.Context, address string) (*gguf.File, error) {
 	a, err := c.parse(address)
 	if err != nil {
 		return nil, err
 	}
-	return gguf.OpenSource(ctx, a.name(), func(ctx context.Context, name string) (gguf.Source, error) {
-		return c.openFile(ctx, a.sibling(name))
-	})
+	return c.open(ctx, a.name(), a.locate)
 }
 
 // Stats says what a Client has done so far.
 type Stats struct {
-	Requests int64 // that were sent, redirected ones included
-	Retries  int64 // attempts after ones that failed, to go on with a range
+	Requests int64 // that were sent, those that were redirected included
+	Retries  int64 // attempts after failed ones, to go on with a range
 	Bytes    int64 // of files, that were received
 }
 
@@ -140,16 +126,25 @@ func (c *Client) Stats() Stats {
 // Close closes the connections that are not in use.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
-// send sends one request, with the credentials where they belong.
+// RoundTrip sends one request as it is, follows no redirect, and counts it. It is for those who make the requests of an
+// [Object] or a [Document] themselves, to add credentials.
+func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
+	c.requests.Add(1)
+	return c.transport.RoundTrip(req)
+}
+
+// send sends a request for a file at address a to u, with the credentials of a if they are for u.
 func (c *Client) send(ctx context.Context, a *address, u *url.URL, header http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}
 	req.Header = header.Clone()
-	if auth := a.authorization(u); auth != "" {
+	switch auth := a.authorization(u); {
+	case a.send != nil && samePlace(u, &a.url):
+		return a.send(req)
+	case auth != "":
 		req.Header.Set("Authorization", auth)
 	}
-	c.requests.Add(1)
-	return c.transport.RoundTrip(req)
+	return c.RoundTrip(req)
 }

@@ -15,19 +15,25 @@ import (
 var (
 	// ErrNoRanges: the server sends whole files only.
 	ErrNoRanges = errors.New("the server does not support ranges")
-	// ErrChanged: the file is not the one that was opened any more.
+	// ErrPage: the server sends a web page instead of a file, such as one about the file, or one to log in.
+	ErrPage = errors.New("this is a web page, not a file")
+	// ErrChanged: the file is not the one any more that was opened.
 	ErrChanged = errors.New("the file has changed on the server")
-	// ErrReply: a reply is not what was asked for; the message says in what.
+	// ErrReply: a reply is not what was asked for. The message says in what it differs.
 	ErrReply = errors.New("wrong reply")
 	// ErrStalled: the server sent nothing for Options.Stall.
 	ErrStalled = errors.New("the server sends nothing")
+	// ErrDigest: the bytes of a file are not those that its digest is of.
+	ErrDigest = errors.New("wrong digest")
+	// ErrCredentials: what should give the credentials for a request does not, or they would have to go to another host.
+	ErrCredentials = errors.New("no usable credentials")
 )
 
-// Error says which bytes of which file could not be had, and why.
+// Error says which bytes of which file could not be read, and why.
 type Error struct {
 	URL      string // without credentials and query
 	Offset   int64  // of the first byte that is missing
-	Bytes    int64  // how many were asked for from there on
+	Bytes    int64  // how many were asked for from there on; 0: this is not about a file, but about a Document
 	Attempts int    // since the last byte that came
 	Err      error
 }
@@ -38,29 +44,47 @@ func (e *Error) Error() string {
 	if e.Attempts > 1 {
 		times = fmt.Sprintf(" (after %d attempts)", e.Attempts)
 	}
+	if e.Bytes == 0 && e.Offset == 0 { // not of a file
+		return fmt.Sprintf("%s: %v%s", e.URL, e.Err, times)
+	}
 	return fmt.Sprintf("%s, bytes %d to %d: %v%s", e.URL, e.Offset, e.Offset+e.Bytes, e.Err, times)
 }
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// StatusError is a reply with a status that means failure. 404 and 410 match [fs.ErrNotExist], 401 and 403 [fs.ErrPermission].
+// StatusError is a reply with a status that means failure. 404 and 410 match [fs.ErrNotExist], 401 and 403
+// [fs.ErrPermission].
 type StatusError struct {
-	Code  int
+	Code int
+	// Authorized reports whether credentials were known for the host of the address. With 401 and 403 it tells wrong
+	// ones from missing ones.
+	Authorized bool
+	// Reason is what the server says of it in a form that programs read, such as "NoSuchKey" or "TOOMANYREQUESTS", or "".
+	Reason string
+
 	after time.Duration // when the server wants to be asked again; 0: it did not say
-	hint  string
 }
 
-// Error returns the status with its name.
+// Error returns the status with its name, and what follows from it.
 func (e *StatusError) Error() string {
 	s := fmt.Sprintf("status %d %s", e.Code, http.StatusText(e.Code))
-	if e.after > maxPause {
-		s += fmt.Sprintf(", to be tried again in %v", e.after)
+	if e.Reason != "" {
+		s += " (" + e.Reason + ")"
 	}
-	return s + e.hint
+	switch {
+	case e.after > maxPause:
+		s += fmt.Sprintf(", to be tried again in %v", e.after)
+	case !errors.Is(e, fs.ErrPermission):
+	case e.Authorized:
+		s += "; the credentials were not accepted"
+	default:
+		s += "; no token is known for this host"
+	}
+	return s
 }
 
-// Is makes it match [fs.ErrNotExist] and [fs.ErrPermission].
+// Is makes the error match [fs.ErrNotExist] and [fs.ErrPermission].
 func (e *StatusError) Is(target error) bool {
 	switch e.Code {
 	case http.StatusNotFound, http.StatusGone:
@@ -71,22 +95,26 @@ func (e *StatusError) Is(target error) bool {
 	return false
 }
 
-// transient: whether asking again may help.
+// transient reports whether asking again may help.
 func (e *StatusError) transient() bool {
 	switch e.Code {
-	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
-		http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return e.after <= maxPause
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
+	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
+		return false
+	default:
+		if e.Code < 500 || e.Code > 599 {
+			return false
+		}
 	}
-	return false
+	return e.after <= maxPause
 }
 
-// refused: whether an address that was right a moment ago may have expired.
+// refused reports whether the address may have expired that was right a moment ago.
 func (e *StatusError) refused() bool {
 	return errors.Is(e, fs.ErrPermission) || errors.Is(e, fs.ErrNotExist)
 }
 
-// transient reports whether asking again may help against err, which came from a request or from a reply's body.
+// transient reports whether asking again may help. err came from a request, or from reading a reply's body.
 func transient(err error) bool {
 	if s, ok := errors.AsType[*StatusError](err); ok {
 		return s.transient()
@@ -100,8 +128,13 @@ func transient(err error) bool {
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		return false
 	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok { // it does not speak TLS at all
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok { // the server does not speak TLS at all
 		return false
 	}
-	return !errors.Is(err, ErrNoRanges) && !errors.Is(err, ErrChanged) && !errors.Is(err, ErrReply)
+	for _, final := range []error{ErrNoRanges, ErrPage, ErrChanged, ErrReply, ErrDigest, ErrAddress, ErrCredentials} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	return true
 }

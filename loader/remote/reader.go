@@ -11,21 +11,23 @@ import (
 	"time"
 )
 
-// reader reads one range. What breaks is taken up again at the byte that was reached.
+// reader reads one range of a file. If a reply ends before the range does, it asks for the rest, from the byte that was
+// reached on.
 type reader struct {
 	f        *file
 	ctx      context.Context
 	off, end int64 // the next byte, and the one behind the last
-	tries    int   // attempts without a byte before it gives up
-	attempts int   // that failed since the last byte came
+	tries    int   // attempts in a row without a byte before it gives up
+	attempts int   // failed ones since the last byte came
 	err      error // that ended it
 
-	resp   *http.Response // nil: none is being read
+	resp   *http.Response // that is being read; nil: none
+	to     int64          // the byte behind the last one of that reply
 	cancel context.CancelCauseFunc
-	watch  *time.Timer // cancels when a read takes too long
+	watch  *time.Timer // cancels the reply when a read takes too long
 }
 
-// Read reads what has come of the range, at least a byte. Big buffers get their bytes from the connection without a detour.
+// Read reads what has come of the range, at least a byte. It reads from the connection straight into b.
 func (r *reader) Read(b []byte) (int, error) {
 	switch {
 	case r.err != nil:
@@ -35,24 +37,24 @@ func (r *reader) Read(b []byte) (int, error) {
 	case len(b) == 0:
 		return 0, nil
 	}
-	b = b[:min(int64(len(b)), r.end-r.off)]
 	for {
 		if r.err = r.connect(); r.err != nil {
 			return 0, r.err
 		}
-		n, err := r.body(b)
+		last := min(r.to, r.end) // a reply may hold less than the range, or more if the range has been shortened since
+		n, err := r.body(b[:min(int64(len(b)), last-r.off)])
 		if n > 0 {
 			r.attempts = 0
 			r.f.c.bytes.Add(int64(n))
 		}
-		if int64(n) == r.end-r.off {
+		r.off += int64(n)
+		if r.off == last {
 			if r.err = r.finish(err); r.err != nil {
+				r.off -= int64(n)
 				return 0, r.err
 			}
-			r.off = r.end
 			return n, nil
 		}
-		r.off += int64(n)
 		if err != nil {
 			if err == io.EOF {
 				err = fmt.Errorf("its body ended early: %w", io.ErrUnexpectedEOF)
@@ -69,14 +71,14 @@ func (r *reader) Read(b []byte) (int, error) {
 	}
 }
 
-// connect has a reply whose body goes on at r.off, if there is none. It asks as often as the options allow.
+// connect makes sure that there is a reply that goes on at r.off. It asks as often as the options allow.
 func (r *reader) connect() error {
 	for r.resp == nil && r.off < r.end {
 		if r.ctx.Err() != nil {
 			return context.Cause(r.ctx)
 		}
 		ctx, cancel := context.WithCancelCause(r.ctx)
-		resp, err := r.f.get(ctx, r.off, r.end)
+		resp, to, err := r.f.get(ctx, r.off, r.end)
 		if err != nil {
 			cancel(nil)
 			if err := r.again(err); err != nil {
@@ -84,8 +86,9 @@ func (r *reader) connect() error {
 			}
 			continue
 		}
-		r.end = min(r.end, r.f.id.size) // which the first reply of all has told
-		r.resp, r.cancel = resp, cancel
+		r.f.c.replies.Add(1)
+		r.end = min(r.end, r.f.Size()) // not known before the first reply of all
+		r.resp, r.to, r.cancel = resp, to, cancel
 		r.watch = time.AfterFunc(r.f.c.o.Stall, func() { cancel(ErrStalled) })
 		r.watch.Stop()
 		if r.end == 0 {
@@ -95,7 +98,7 @@ func (r *reader) connect() error {
 	return nil
 }
 
-// body reads from the reply, for no longer than it may take.
+// body reads from the reply, for no longer than Options.Stall.
 func (r *reader) body(b []byte) (int, error) {
 	r.watch.Reset(r.f.c.o.Stall)
 	n, err := r.resp.Body.Read(b)
@@ -105,12 +108,12 @@ func (r *reader) body(b []byte) (int, error) {
 	return n, err
 }
 
-// finish ends with a reply whose last byte has been read, with err beside it: nothing may follow. Only a body that was announced
-// without a length can be longer than it should be.
+// finish ends a reply of which no more is wanted; err is what the last read returned. If that was its last byte,
+// nothing may follow. Only a body that was announced without a length can be longer than it should be.
 func (r *reader) finish(err error) error {
 	var one [1]byte
 	n := 0
-	for err == nil && n == 0 && r.resp.ContentLength < 0 {
+	for err == nil && n == 0 && r.resp.ContentLength < 0 && r.off == r.to {
 		n, err = r.body(one[:])
 	}
 	r.drop()
@@ -121,7 +124,7 @@ func (r *reader) finish(err error) error {
 	return nil
 }
 
-// again counts a failed attempt, and waits before the next. An error means that there is none.
+// again counts a failed attempt, and waits before the next one. It returns an error if there is to be none.
 func (r *reader) again(err error) error {
 	if r.ctx.Err() != nil {
 		return context.Cause(r.ctx)
@@ -132,13 +135,13 @@ func (r *reader) again(err error) error {
 		return r.failure(err)
 	}
 	pause := min(c.o.Pause<<min(r.attempts-1, 20), maxPause)
-	pause = pause/2 + rand.N(pause/2+1) // so that not all that failed together come back together
+	pause = pause/2 + rand.N(pause/2+1) // so that readers that failed together do not come back together
 	if s, ok := errors.AsType[*StatusError](err); ok {
 		pause = max(pause, s.after)
 	}
 	c.retries.Add(1)
 	level := slog.LevelInfo
-	if r.attempts > 2 { // it is not just a connection that broke
+	if r.attempts > 2 { // more than a connection that broke
 		level = slog.LevelWarn
 	}
 	c.o.Logger.Log(r.ctx, level, "trying again", "url", r.f.path, "offset", r.off, "in", pause, "error", err)
@@ -152,15 +155,17 @@ func (r *reader) again(err error) error {
 	}
 }
 
+// failure returns the error for what is missing of the range.
 func (r *reader) failure(err error) error {
 	return &Error{URL: r.f.path, Offset: r.off, Bytes: r.end - r.off, Attempts: r.attempts, Err: err}
 }
 
-// drop ends with the reply. Its connection can be used again if the body has been read to its end.
+// drop ends the reply. Its connection is used again if the body has been read to its end.
 func (r *reader) drop() {
 	if r.resp == nil {
 		return
 	}
+	r.f.c.replies.Add(-1)
 	r.watch.Stop()
 	_ = r.resp.Body.Close()
 	r.cancel(nil)

@@ -14,7 +14,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,8 +26,9 @@ var sample = filepath.Join("..", "..", "testdata", "tiny-llama.gguf")
 // site is a server with one file, whatever the path. Before it answers properly it lets fault do something else.
 type site struct {
 	*httptest.Server
-	data  []byte
-	fault func(w http.ResponseWriter, r *http.Request, n int) bool // n: the request's number, from 1 on; true: it has answered
+	data []byte
+	// n: the request's number, from 1 on; true: it has answered
+	fault func(w http.ResponseWriter, r *http.Request, n int) bool
 
 	conns atomic.Int32
 	mu    sync.Mutex
@@ -90,8 +90,8 @@ func asked(r *http.Request) (from, to int64) {
 	return from, to + 1
 }
 
-// hijack answers with head, its lines separated by |, and body, and then breaks the connection, with a reset or not. Without
-// head it does not answer at all.
+// hijack answers with head, its lines separated by |, and body, and then breaks the connection, with a reset or not.
+// Without head it does not answer at all.
 func hijack(w http.ResponseWriter, head string, body []byte, reset bool) {
 	conn, _, err := w.(http.Hijacker).Hijack()
 	if err != nil {
@@ -110,24 +110,18 @@ func hijack(w http.ResponseWriter, head string, body []byte, reset bool) {
 
 // quick are options under which faults take no time.
 func quick() Options {
-	return Options{Pause: time.Millisecond, Attempts: 4, Stall: 10 * time.Second, Token: func(string) string { return "" }}
+	return Options{Pause: time.Millisecond, Attempts: 4, Stall: 10 * time.Second}
 }
 
-// newClient returns a client and fails the test if it leaves goroutines behind.
+// newClient returns a client. It fails the test if replies are left open at its end.
 func newClient(t testing.TB, o Options) *Client {
 	t.Helper()
-	before := runtime.NumGoroutine()
 	c := NewClient(o)
 	t.Cleanup(func() {
 		c.Close()
-		for range 200 {
-			if runtime.NumGoroutine() <= before+2 { // the server's connections end later, when it is closed
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
+		if n := c.replies.Load(); n != 0 {
+			t.Errorf("%d replies are still open", n)
 		}
-		buf := make([]byte, 1<<16)
-		t.Errorf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
 	})
 	return c
 }

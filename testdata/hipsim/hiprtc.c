@@ -16,14 +16,15 @@
 extern char **environ;
 
 enum { SUCCESS, OUT_OF_MEMORY, PROGRAM_CREATION_FAILURE, INVALID_INPUT, INVALID_PROGRAM, INVALID_OPTION, COMPILATION,
-	INTERNAL_ERROR = 11, MAX_PARAMS = 6 };
+	INTERNAL_ERROR = 11 };
 
 struct text { char *bytes; size_t size; };
 struct program { struct text source, name, log, code; struct program *next; };
 static struct program *programs; /* alive; under the lock */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* fault counts a call and returns the code that HIPSIM_FAIL has for it, see hipsim.c: "FUNCTION:N:CODE", separated by commas. */
+/* fault counts a call and returns the code that HIPSIM_FAIL has for it, see hipsim.c: "FUNCTION:N:CODE", separated by
+ * commas. */
 static int fault(const char *function, long *calls) {
 	const char *spec = getenv("HIPSIM_FAIL");
 	pthread_mutex_lock(&lock);
@@ -33,7 +34,8 @@ static int fault(const char *function, long *calls) {
 		char name[48];
 		long nth;
 		int code;
-		if (sscanf(spec, "%47[^:,]:%ld:%d", name, &nth, &code) == 3 && !strcmp(name, function) && (nth == 0 || nth == n)) return code;
+		if (sscanf(spec, "%47[^:,]:%ld:%d", name, &nth, &code) == 3 && !strcmp(name, function) && (nth == 0 || nth == n))
+			return code;
 		if ((spec = strchr(spec, ','))) spec++;
 	}
 	return SUCCESS;
@@ -90,45 +92,81 @@ int hiprtcDestroyProgram(void **handle) {
 	return SUCCESS;
 }
 
-/* What stands before the source: the device's language in terms of the host's. A thread of the device is a call. */
+/* What stands before the source: the device's language in terms of the host's. A thread of the device is a call. The
+ * struct is the simulator's struct place. What is __shared__ belongs to an OS thread, as that runs one block at a
+ * time; a piece of it whose size the launch decides is an object that turns into a pointer, see dynamic_shared. The
+ * templates have no names outside of the library: else the loader would share them and never unload it. */
 static const char prelude[] =
-	"#define __global__\n#define __device__\n#define __launch_bounds__(n)\n"
+	"#include <utility>\n"
+	"#define __global__\n#define __device__\n#define __host__\n#define __launch_bounds__(...)\n"
+	"#define __shared__ static thread_local\n#define __syncthreads() hipsim_here.barrier()\n"
 	"struct hipsim_index { unsigned x, y, z; };\n"
-	"static thread_local hipsim_index threadIdx, blockIdx, blockDim, gridDim;\n";
-
-/* What stands after it and the table of kernels: how hipsim.c runs a grid. */
-static const char coda[] =
-	"extern \"C\" void hipsim_run(void *kernel, const unsigned long long *a, unsigned blocks, unsigned threads) {\n"
-	"	typedef unsigned long long u;\n"
-	"	gridDim = {blocks, 1, 1}, blockDim = {threads, 1, 1}, threadIdx = blockIdx = {0, 0, 0};\n"
-	"	for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)\n"
-	"		for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)\n"
-	"			((void (*)(u, u, u, u, u, u))kernel)(a[0], a[1], a[2], a[3], a[4], a[5]);\n"
-	"}\n";
+	"struct hipsim_state { hipsim_index thread, block, block_dim, grid_dim; char *shared; void (*barrier)(); };\n"
+	"static thread_local hipsim_state hipsim_here;\n"
+	"extern \"C\" hipsim_state *hipsim_place() { return &hipsim_here; }\n"
+	"#define threadIdx (hipsim_here.thread)\n#define blockIdx (hipsim_here.block)\n"
+	"#define blockDim (hipsim_here.block_dim)\n#define gridDim (hipsim_here.grid_dim)\n"
+	"namespace {\n"
+	"template <class T> struct hipsim_dynamic { operator T *() const { return (T *)hipsim_here.shared; } };\n"
+	"template <class F> struct hipsim_kernel;\n"
+	"template <class... P> struct hipsim_kernel<void(P...)> {\n"
+	"	static constexpr unsigned params = sizeof...(P);\n"
+	"	static constexpr unsigned long sizes[] = {sizeof(P)..., 0}, aligns[] = {alignof(P)..., 0};\n"
+	"	template <void (*F)(P...), std::size_t... I>\n"
+	"	static void with(void **a, std::index_sequence<I...>) { F(*(P *)a[I]...); }\n"
+	"	template <void (*F)(P...)> static void call(void **a) { with<F>(a, std::index_sequence_for<P...>{}); }\n"
+	"};\n"
+	"}\n"
+	"struct hipsim_entry {\n"
+	"	const char *name; unsigned params; const unsigned long *sizes, *aligns; void (*call)(void **);\n"
+	"};\n"
+	"#define HIPSIM_KERNEL(f) {#f, hipsim_kernel<decltype(f)>::params, hipsim_kernel<decltype(f)>::sizes, \\\n"
+	"	hipsim_kernel<decltype(f)>::aligns, hipsim_kernel<decltype(f)>::template call<f>},\n";
 
 static const char *skip_space(const char *s) { while (isspace((unsigned char)*s)) s++; return s; }
 
-/* tabulate writes the table of the source's kernels: for each "__global__ ... void NAME(PARAMETERS)", its name and the number of
- * its parameters. It is false for one with too many. */
-static int tabulate(struct text *out, const char *source) {
+/* tabulate writes the table of the source's kernels, with a line for each "__global__ ... void NAME(". */
+static void tabulate(struct text *out, const char *source) {
 	char line[256];
-	say(out, "extern \"C\" const struct { const char *name; int params; void *kernel; } hipsim_kernels[] = {\n");
+	say(out, "extern \"C\" const hipsim_entry hipsim_kernels[] = {\n");
 	for (const char *s = source; (s = strstr(s, "__global__")); ) {
 		const char *name = strstr(s, "void ");
 		if (!name) break;
 		name = skip_space(name + 5);
 		size_t n = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_");
-		const char *open = skip_space(name + n), *end = strchr(open, ')');
-		if (*open != '(' || !end || n == 0 || n > 100) { s += 10; continue; }
-		int params = *skip_space(open + 1) != ')';
-		for (const char *c = open; c < end; c++) params += *c == ',';
-		if (params > MAX_PARAMS) return 0;
-		snprintf(line, sizeof line, "{\"%.*s\", %d, (void *)%.*s},\n", (int)n, name, params, (int)n, name);
+		if (*skip_space(name + n) != '(' || n == 0 || n > 100) { s += 10; continue; }
+		snprintf(line, sizeof line, "HIPSIM_KERNEL(%.*s)\n", (int)n, name);
 		say(out, line);
-		s = end;
+		s = name + n;
 	}
-	say(out, "{0, 0, 0}};\n");
-	return 1;
+	say(out, "{0, 0, 0, 0, 0}};\nextern \"C\" const int hipsim_barriers = ");
+	say(out, strstr(source, "__syncthreads") ? "1;\n" : "0;\n");
+}
+
+/* dynamic_shared copies the source and writes "extern __shared__ TYPE NAME[];" as a declaration of a
+ * hipsim_dynamic<TYPE>. */
+static void dynamic_shared(struct text *out, const char *source) {
+	static const char shared[] = "__shared__";
+	for (const char *s; (s = strstr(source, "extern")); ) {
+		const char *type = skip_space(s + 6), *open = strchr(s, '['), *end = strchr(s, ';');
+		append(out, source, s - source);
+		source = s + 6;
+		if (strncmp(type, shared, sizeof shared - 1) || !open || !end || open > end) {
+			say(out, "extern");
+			continue;
+		}
+		type += sizeof shared - 1;
+		const char *last = open, *name;
+		while (isspace((unsigned char)last[-1])) last--;
+		for (name = last; isalnum((unsigned char)name[-1]) || name[-1] == '_'; ) name--;
+		say(out, "static const hipsim_dynamic<");
+		append(out, type, name - type);
+		say(out, "> ");
+		append(out, name, last - name);
+		say(out, "{}");
+		source = end;
+	}
+	say(out, source);
 }
 
 static int write_file(const char *path, const struct text *t) {
@@ -206,13 +244,12 @@ int hiprtcCompileProgram(void *handle, int n, const char *const *options) {
 	say(&text, "\";\n#line 1 \"");
 	say(&text, p->name.bytes);
 	say(&text, "\"\n");
-	append(&text, p->source.bytes, p->source.size);
+	dynamic_shared(&text, p->source.bytes);
 	say(&text, "\n#line 1 \"hipsim\"\n");
+	tabulate(&text, p->source.bytes);
 	char dir[] = "/tmp/hiprtc-XXXXXX";
 	int rc = INTERNAL_ERROR;
-	if (!tabulate(&text, p->source.bytes)) say(&p->log, "error: a kernel has more than 6 parameters\n");
-	else if (mkdtemp(dir)) {
-		say(&text, coda);
+	if (mkdtemp(dir)) {
 		rc = build(p, &text, dir);
 		rmdir(dir);
 	}
@@ -258,8 +295,11 @@ int hiprtcGetCode(void *handle, char *code) {
 }
 
 const char *hiprtcGetErrorString(int code) {
-	static const char *const names[] = { "HIPRTC_SUCCESS", "HIPRTC_ERROR_OUT_OF_MEMORY", "HIPRTC_ERROR_PROGRAM_CREATION_FAILURE",
-		"HIPRTC_ERROR_INVALID_INPUT", "HIPRTC_ERROR_INVALID_PROGRAM", "HIPRTC_ERROR_INVALID_OPTION", "HIPRTC_ERROR_COMPILATION" };
+	static const char *const names[] = {
+		"HIPRTC_SUCCESS", "HIPRTC_ERROR_OUT_OF_MEMORY", "HIPRTC_ERROR_PROGRAM_CREATION_FAILURE",
+		"HIPRTC_ERROR_INVALID_INPUT", "HIPRTC_ERROR_INVALID_PROGRAM", "HIPRTC_ERROR_INVALID_OPTION",
+		"HIPRTC_ERROR_COMPILATION",
+	};
 	if (code == INTERNAL_ERROR) return "HIPRTC_ERROR_INTERNAL_ERROR";
 	return code >= 0 && code <= COMPILATION ? names[code] : NULL;
 }

@@ -4,7 +4,7 @@
 #   testdata/rigs/hold.sh GGUF2GPU MODEL [DTYPE]
 #
 # GGUF2GPU is the command, MODEL a GGUF file ('gguf2gpu synth' makes one), DTYPE raw unless named. It uses the HIP library that
-# GGUF2GPU_HIP_LIBRARY names. RUNS is how often it attaches, BAR_MS the most that connecting and mapping may take at the median.
+# GGUF2GPU_HIP_LIBRARY names. SHARE is ipc unless set. RUNS is how often it attaches, BAR_MS the most that connecting and mapping may take at the median.
 # It ends with 'hold.sh: all is well', or with an exit status other than 0 and what was wrong.
 set -euo pipefail
 exe=$(realpath "$1")
@@ -54,7 +54,7 @@ back() {
 hold() {
 	rm -f "$dir/ready"
 	mkfifo "$dir/ready"
-	"$exe" hold "$model" --socket "$socket" --device hip --dtype "$dtype" --progress none --grace 5s --ready-fd 9 \
+	"$exe" hold "$model" --socket "$socket" --device hip --dtype "$dtype" --progress none --grace 5s --share "${SHARE:-ipc}" --ready-fd 9 \
 		9>"$dir/ready" >"$dir/hold.out" 2>"$dir/hold.log" &
 	holder=$!
 	pids+=("$holder")

@@ -1,7 +1,8 @@
-// The frame of all dequantization kernels: types, loads, conversions and the loop. A program is this file, the file with the
-// format, and one line that names the kernel. It is HIP C++ without any header: hipRTC, NVRTC and a host compiler take it.
+// What all dequantization kernels share: types, loads, conversions and the loop. A program is this file, the file with
+// the format, and one line that defines the kernel. It is HIP C++ without any header: hipRTC, NVRTC and host compilers
+// can compile it.
 //
-// A format is a struct that is named like its ggml type, in lower case:
+// A format is a struct with the name of its ggml type in lower case:
 //
 //   struct q8_0 {
 //       enum { elems = 32, bytes = 34 };                 // of one block; elems is a power of two, up to 1024
@@ -9,8 +10,9 @@
 //       template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j);
 //   };
 //
-// A thread writes 16 bytes, so neighbours in a wavefront of any width write neighbouring addresses; what they read in common
-// comes from the first-level cache. Its place in a tile never changes, so that all arithmetic on j leaves the loop.
+// A thread writes 16 bytes in each iteration, so neighbours in a wavefront of any width write neighbouring addresses.
+// What several threads read comes from the first-level cache. A thread has the same place in every tile, so that the
+// compiler can move all arithmetic on j out of the loop.
 
 typedef unsigned char u8;
 typedef signed char i8;
@@ -24,14 +26,14 @@ struct bf16 { u16 bits; };
 
 #define DEVICE static __device__ inline __attribute__((always_inline))
 
-// THREADS is the number of threads of a block, UNROLL the number of tiles a block takes in one turn of the loop: that many
-// loads are under way before the first result is stored.
+// THREADS is the number of threads of a block. UNROLL is the number of tiles that a block of threads decodes in one
+// iteration: so many loads are under way before the first result is stored.
 enum { THREADS = 256 };
 #ifndef UNROLL
 #define UNROLL 1
 #endif
 
-// Nothing but words at their natural alignment can be read on NVIDIA; AMD reads words at any address.
+// AMD GPUs read words at any address, NVIDIA GPUs only at their natural alignment.
 #if !defined(UNALIGNED_LOADS) && defined(__AMDGCN__)
 #define UNALIGNED_LOADS 1
 #endif
@@ -45,7 +47,7 @@ union number { u32 bits; f32 f; };
 DEVICE f32 as_f32(u32 bits) { return number{bits}.f; }
 DEVICE u32 as_u32(f32 f) { number n; n.f = f; return n.bits; }
 
-// funnel returns the four bytes of high:low that start at byte n, which is 0 to 3.
+// funnel returns four of the eight bytes high:low, from byte n on; n is 0 to 3.
 DEVICE u32 funnel(u32 low, u32 high, u32 n) {
 #if defined(__CUDA_ARCH__)
     u32 r;
@@ -68,26 +70,28 @@ DEVICE f32 widen(u32 bits) {
     __builtin_memcpy(&h, &low, 2);
     return (f32)h;
 #else
-    // The exponent lands 112 too low; an exact multiplication corrects it for normal and subnormal numbers alike.
+    // Shifted into the place of a float, the exponent is 112 too low, as the biases are 15 and 127. The multiplication,
+    // which is exact, corrects that for normal and subnormal numbers alike.
     u32 b = as_u32(as_f32((bits & 0x7fffu) << 13) * 0x1p112f);
     if ((bits & 0x7c00) == 0x7c00) b = 0x7f800000 | (bits & 0x3ffu) << 13 | (bits & 0x3ff ? 1u << 22 : 0);
     return as_f32(b | (bits & 0x8000u) << 16);
 #endif
 }
 
-// A block of a format: the block's first byte is base[at]. base is aligned to 4 bytes, and to 16 where the format's bytes are
-// a multiple of 16; it is the same for all threads, so that addresses need 32 bits per thread.
+// block is where a block of a format is: its first byte is base[at]. base is aligned to 4 bytes, and to 16 if the
+// format's bytes are a multiple of 16. It is the same for all threads, so that a thread needs only 32 bits for
+// addresses.
 struct block {
     const u8 *base;
     u32 at;
 
-    // byte, half and single read the number at offset o; half and single need it at its natural alignment.
+    // byte, short16 and half read the number at offset o; short16 and half need an even address.
     __device__ u32 byte(u32 o) const { return base[at + o]; }
     __device__ u32 short16(u32 o) const { return *(const word16 *)(base + (at + o)); }
     __device__ f32 half(u32 o) const { return widen(short16(o)); }
 
-    // words reads n (1, 2 or 4) words of four bytes from offset o on, which is known to be a multiple of align. Up to 4 bytes
-    // around them may be read as well.
+    // words reads n (1, 2 or 4) words of four bytes from offset o on. The address must be a multiple of align. It may
+    // also read up to 4 bytes before and after them.
     template <int align, int n> __device__ void words(u32 (&w)[n], u32 o) const {
         const u32 p = at + o;
 #if UNALIGNED_LOADS
@@ -121,9 +125,9 @@ struct block {
     }
 };
 
-// whole makes the compiler compute v as it is written. AMD's would otherwise take a masked word apart again, two instructions for
-// each of its bytes, subtract offsets from integers, and join a sum and its rounding to f16 in one instruction, of which it is
-// not certain that it rounds twice.
+// whole makes AMD's compiler compute v as it is written. It would otherwise split a masked word into its bytes again,
+// with two instructions for each; subtract offsets from integers instead of floats; and join a sum and its rounding to
+// f16 in one instruction, which may round once instead of twice.
 template <class V> DEVICE void whole(V &v) {
 #if defined(__AMDGCN__)
     asm("" : "+v"(v));
@@ -132,13 +136,14 @@ template <class V> DEVICE void whole(V &v) {
 #endif
 }
 
-// codes writes the four bytes of w less offset as floats. The offset is subtracted before anything is multiplied, so that the
-// zero of a code is +0 and takes its sign from its scale.
+// codes writes the four bytes of w, minus offset, as floats. Subtracting the offset before multiplying by the scale
+// makes the code zero +0, so that the product has the sign of the scale, as in ggml.
 template <int offset> DEVICE void codes(f32 *x, u32 w) {
     whole(w);
     for (int k = 0; k < 4; k++) {
 #if defined(__CUDA_ARCH__)
-        // A byte in the last place of 2^23 is a float already; conversions have a quarter of this rate.
+        // The float 2^23 with a byte in its last place is 2^23 + byte. Conversions run at a quarter of the rate of
+        // this.
         x[k] = as_f32(__byte_perm(w, 0x4b000000, 0x7440 + k)) - (f32)(0x800000 + offset);
 #else
         x[k] = (f32)(w >> (8 * k) & 0xff);
@@ -150,15 +155,15 @@ template <int offset> DEVICE void codes(f32 *x, u32 w) {
 // signed_codes writes the four signed bytes of w as floats.
 DEVICE void signed_codes(f32 *x, u32 w) { codes<128>(x, w ^ 0x80808080); }
 
-// nibbles writes the low (shift 0) or high (shift 4) nibbles of the bytes of w, less offset, as floats.
+// nibbles writes the low (shift 0) or high (shift 4) nibbles of the bytes of w, minus offset, as floats.
 template <int offset, int N, int n> DEVICE void nibbles(f32 (&x)[N], const u32 (&w)[n], u32 shift) {
     for (int k = 0; k < n; k++) codes<offset>(x + 4 * k, w[k] >> shift & 0x0f0f0f0f);
 }
 
-// spread returns bit k of the lowest four bits in byte k, as 0 or 1.
+// spread returns a word whose byte k is bit k of bits, for the lowest four bits.
 DEVICE u32 spread(u32 bits) { return (bits & 15) * 0x204081 & 0x01010101; }
 
-// lookup returns, for each byte of v, which is 0 to 15, the byte of the table t0 to t3 with that number.
+// lookup replaces each byte of v, which is 0 to 15, by the byte with that number of the table t0, t1, t2, t3.
 DEVICE u32 lookup(u32 t0, u32 t1, u32 t2, u32 t3, u32 v) {
 #if defined(__CUDA_ARCH__)
     const u32 n = __byte_perm(v | v >> 4, 0, 0x4420), low = n & 0x7777; // selectors are nibbles
@@ -178,17 +183,18 @@ DEVICE u32 lookup(u32 t0, u32 t1, u32 t2, u32 t3, u32 v) {
 #endif
 }
 
-// scale multiplies all of x.
+// scale multiplies all of x by d.
 template <int N> DEVICE void scale(f32 (&x)[N], f32 d) {
     for (int k = 0; k < N; k++) x[k] *= d;
 }
 
-// affine writes d*x - minimum. A product of a scale and a code is exact, so that only the difference rounds, fused or not.
+// affine sets x to d*x - minimum. The product of a scale and a code is exact, so only the difference rounds, and a
+// fused instruction gives the same.
 template <int N> DEVICE void affine(f32 (&x)[N], f32 d, f32 minimum) {
     for (int k = 0; k < N; k++) x[k] = d * x[k] - minimum;
 }
 
-// narrow_f16 and narrow_bf16 return a (low half) and b rounded to nearest, ties to even.
+// narrow_f16 and narrow_bf16 return a (in the low half) and b (in the high half), rounded to nearest, ties to even.
 DEVICE u32 narrow_f16(f32 a, f32 b) {
 #if defined(__CUDA_ARCH__)
     u32 r;
@@ -248,14 +254,14 @@ DEVICE quad pack(const f32 (&x)[8], const bf16 *) {
     return quad{{narrow_bf16(x[0], x[1]), narrow_bf16(x[2], x[3]), narrow_bf16(x[4], x[5]), narrow_bf16(x[6], x[7])}};
 }
 
-// unit returns 16 bytes of outputs of b, from the j-th on.
+// unit returns 16 bytes of outputs of block b, from the j-th on.
 template <class F, class T> DEVICE quad unit(block b, u32 j) {
     f32 x[16 / sizeof(T)];
     F::decode(x, b, j);
     return pack(x, (T *)0);
 }
 
-// grid returns the number of blocks of threads, without the division that gridDim is on AMD.
+// grid returns the number of blocks of threads. On AMD gridDim.x would be a division by a variable.
 DEVICE u32 grid() {
 #if defined(__AMDGCN__)
     return __builtin_amdgcn_grid_size_x() / THREADS;
@@ -264,23 +270,25 @@ DEVICE u32 grid() {
 #endif
 }
 
-// dequantize decodes blocks from in to out, tile by tile. A tile is what the threads of a block write with one store each, whole
-// blocks of the format always.
+// dequantize decodes blocks from in to out, tile by tile. A tile is what the threads of a block write with one store
+// each. It is always whole blocks of the format.
 template <class F, class T> DEVICE void dequantize(T *out, const u8 *in, u64 blocks) {
-    enum { N = 16 / sizeof(T), tile = THREADS * N / F::elems, turn = UNROLL * tile };
-    const u32 first = threadIdx.x * N; // this thread's first output in a tile,
-    const u32 mine = first / F::elems, j = first % F::elems; // its block, and the place in it
-    const u64 step = (u64)grid() * turn;
-    for (u64 t = (u64)blockIdx.x * turn; t < blocks; t += step) {
+    enum { N = 16 / sizeof(T), tile = THREADS * N / F::elems, tiles = UNROLL * tile };
+    const u32 first = threadIdx.x * N; // this thread's first output in a tile
+    const u32 mine = first / F::elems, j = first % F::elems; // the block that this output is in, and where
+    const u64 step = (u64)grid() * tiles;
+    for (u64 t = (u64)blockIdx.x * tiles; t < blocks; t += step) {
         const u8 *from = in + t * F::bytes;
         T *to = out + t * F::elems + first;
         const u64 left = blocks - t;
-        if (left >= turn) {
+        if (left >= tiles) {
             quad q[UNROLL];
             for (u32 k = 0; k < UNROLL; k++) q[k] = unit<F, T>(block{from, (mine + k * tile) * F::bytes}, j);
             for (u32 k = 0; k < UNROLL; k++) *(quad *)(to + k * THREADS * N) = q[k];
         } else {
-            for (u32 b = mine; b < left; b += tile, to += THREADS * N) *(quad *)to = unit<F, T>(block{from, b * F::bytes}, j);
+            for (u32 b = mine; b < left; b += tile, to += THREADS * N) {
+                *(quad *)to = unit<F, T>(block{from, b * F::bytes}, j);
+            }
         }
     }
 }

@@ -1,12 +1,13 @@
-// The i-quants whose codes are indices into a grid of 8 or 4 outputs at a time, super-blocks of 256. Of output j, j/32 is its
-// group, j/8 its run of 8. The grids come before this file: grid_iq2_xxs and so on are entries of bytes.
+// The i-quants whose codes are indices into a grid of 8 or 4 outputs at a time. They are super-blocks of 256 outputs;
+// output j is in group j/32 and in run j/8. The program has the grids before this file: grid_iq2_xxs and so on, whose
+// entries are bytes.
 
-// entry reads outputs j on of an entry of 8.
+// entry reads an entry of 8 outputs, from output j % 8 on.
 template <int n> DEVICE void entry(u32 (&w)[n], const u32 *grid, u32 index, u32 j) {
     block{(const u8 *)grid, 8 * index}.words<4 * n>(w, j % 8);
 }
 
-// signed_scale writes d times the bytes of w, negated where the byte's bit in signs is set.
+// signed_scale writes the bytes of w times d, negated where the byte's bit in signs is set.
 template <int N, int n> DEVICE void signed_scale(f32 (&x)[N], const u32 (&w)[n], u32 signs, f32 d) {
     for (int k = 0; k < n; k++) codes<0>(x + 4 * k, w[k]);
     for (int k = 0; k < N; k++) x[k] = as_f32(as_u32(x[k]) | (signs << (31 - k) & 0x80000000)) * d;
@@ -52,7 +53,8 @@ struct iq2_s {
     }
 };
 
-// iq3_xxs: d, indices for 4 outputs each, then for each group a word of four 7-bit signs and a 4-bit scale; d*(0.5+scale)/2.
+// iq3_xxs: d, indices for 4 outputs each, then for each group a word of four 7-bit signs and a 4-bit scale;
+// d*(0.5+scale)/2.
 struct iq3_xxs {
     enum { elems = 256, bytes = 98 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {
@@ -63,8 +65,8 @@ struct iq3_xxs {
     }
 };
 
-// iq3_s: d, low bytes of 9-bit indices for 4 outputs each, their upper bits, eight signs for each two, 4-bit scales for 32
-// outputs each; d*(1+2*scale).
+// iq3_s: d, low bytes of 9-bit indices for 4 outputs each, their upper bits, eight signs for each two, 4-bit scales for
+// 32 outputs each; d*(1+2*scale).
 struct iq3_s {
     enum { elems = 256, bytes = 110 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {
@@ -76,16 +78,17 @@ struct iq3_s {
     }
 };
 
-// shifted_scale writes d times the outputs j on of an entry of grid_iq1, which are -1, 0 or 1, moved down or up by 1/8. The entry
-// has them increased by 1 and in eighths: outputs 0 to 3 from bit 3 of their bytes on, 4 to 7 from bit 5 on.
+// shifted_scale reads outputs of an entry of grid_iq1, from output j % 8 on. They are -1, 0 or 1; it subtracts or adds
+// 1/8 and multiplies by d. The entry has output + 1 in eighths: of outputs 0 to 3 from bit 3 of their bytes on, of 4 to
+// 7 from bit 5 on.
 template <int N> DEVICE void shifted_scale(f32 (&x)[N], u32 index, u32 j, bool down, f32 d) {
     const u32 w = grid_iq1[index] >> (j % 8 / 2), up = down ? 0 : 0x02020202;
     for (int k = 0; k < N; k += 4) codes<9>(x + k, (w >> (k / 2) & 0x18181818) + up);
     scale(x, d * 0.125f);
 }
 
-// iq1_s: d, low bytes of 11-bit indices, then for each group a word of their upper bits, a 3-bit scale and whether outputs are
-// moved down; d*(2*scale+1).
+// iq1_s: d, low bytes of 11-bit indices, then for each group a word of their upper bits, a 3-bit scale and whether
+// outputs are moved down; d*(2*scale+1).
 struct iq1_s {
     enum { elems = 256, bytes = 50 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {
@@ -94,8 +97,8 @@ struct iq1_s {
     }
 };
 
-// iq1_m: low bytes of 11-bit indices, a nibble for each with its upper bits and whether outputs are moved down, and four words
-// of four 3-bit scales, for 16 outputs each, whose upper nibbles together are d.
+// iq1_m: low bytes of 11-bit indices, a nibble for each with its upper bits and whether outputs are moved down, and
+// four words of four 3-bit scales, for 16 outputs each, whose upper nibbles together are d.
 struct iq1_m {
     enum { elems = 256, bytes = 56 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {

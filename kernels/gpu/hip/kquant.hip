@@ -1,5 +1,6 @@
-// The k-quants: super-blocks of 256 outputs whose scales are themselves quantized. Most store the codes of four (or two)
-// runs of 32 outputs in the same 32 bytes, at different bits. Of output j, j/128 is its half, j/32 its run, and j/16 its scale.
+// The k-quants: super-blocks of 256 outputs whose scales are themselves quantized. Most store the codes of four (or
+// two) runs of 32 outputs in the same 32 bytes, each run in bits of its own. Output j is in half j/128, in run j/32,
+// and has scale j/16.
 
 // q2_k: 16 bytes that hold a 4-bit scale and a 4-bit minimum for 16 outputs each, 64 bytes of 2-bit codes, d, dmin;
 // (d*scale)*code - dmin*min.
@@ -14,9 +15,9 @@ struct q2_k {
     }
 };
 
-// q3_k: 32 bytes of third bits (bit n is for run n), 64 bytes of 2-bit codes, 12 bytes of 6-bit scales for 16 outputs each, d;
-// (d*(scale-32))*code, where a clear third bit subtracts 4 from the code. Of the scales the first eight bytes hold the low
-// nibbles and then the high nibbles, the last four two more bits each.
+// q3_k: 32 bytes of third bits (bit n is for run n), 64 bytes of 2-bit codes, 12 bytes of 6-bit scales for 16 outputs
+// each, d; (d*(scale-32))*code, where a clear third bit subtracts 4 from the code. Of the scales the first eight bytes
+// hold the low nibbles and then the high nibbles, the last four two more bits each.
 struct q3_k {
     enum { elems = 256, bytes = 110 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {
@@ -32,9 +33,9 @@ struct q3_k {
     }
 };
 
-// A pair of factors for one run: those of q4_k and q5_k, whose heads are the same: d, dmin, 12 bytes of 6-bit scales and minima
-// for 32 outputs each. The first four runs have the low six bits of the first eight bytes; the others nibbles of the last
-// four bytes, and the two bits left over in the first eight.
+// factors are what the codes of one run of q4_k and q5_k are scaled with. Both begin with d, dmin, and 12 bytes of
+// 6-bit scales and minima for 32 outputs each. Those of the first four runs are the low six bits of the first eight
+// bytes; those of the others are nibbles of the last four bytes and the two bits left over in the first eight.
 struct factors {
     f32 scale, minimum;
     static __device__ factors of(block b, u32 run) {
@@ -48,7 +49,8 @@ struct factors {
     }
 };
 
-// q4_k: the head, 128 bytes of nibbles; d*scale*code - dmin*min. Two runs share 32 bytes: low nibbles, then high nibbles.
+// q4_k: the head, 128 bytes of nibbles; d*scale*code - dmin*min. Two runs share 32 bytes: low nibbles, then high
+// nibbles.
 struct q4_k {
     enum { elems = 256, bytes = 144 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {
@@ -75,7 +77,8 @@ struct q5_k {
     }
 };
 
-// q6_k: 128 bytes of low nibbles, 64 bytes of upper 2 bits, 16 signed scales for 16 outputs each, d; (d*scale)*(code-32).
+// q6_k: 128 bytes of low nibbles, 64 bytes of upper 2 bits, 16 signed scales for 16 outputs each, d;
+// (d*scale)*(code-32).
 struct q6_k {
     enum { elems = 256, bytes = 210 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {

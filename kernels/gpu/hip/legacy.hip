@@ -1,7 +1,7 @@
-// The formats of one small block and one binary16 scale d.
+// The formats of small blocks with one binary16 scale d.
 
-// q4_0: d, then 16 bytes whose low nibbles are the codes of the first 16 outputs and whose high nibbles those of the second;
-// (code-8)*d.
+// q4_0: d, then 16 bytes whose low nibbles are the codes of the first 16 outputs and whose high nibbles those of the
+// second; (code-8)*d.
 struct q4_0 {
     enum { elems = 32, bytes = 18 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {
@@ -24,7 +24,7 @@ struct q4_1 {
     }
 };
 
-// fifths puts bit k of h, from the j-th on, over nibble k of w, which is at shift.
+// fifths writes codes of five bits: nibble k of w, which is at bit shift of its byte, with bit k of h above it.
 template <int offset, int N, int n> DEVICE void fifths(f32 (&x)[N], const u32 (&w)[n], u32 shift, u32 h) {
     for (int k = 0; k < n; k++) codes<offset>(x + 4 * k, (w[k] >> shift & 0x0f0f0f0f) | spread(h >> (4 * k)) << 4);
 }

@@ -1,7 +1,8 @@
-// The formats of 4-bit codes that stand for the values of a table. Tables are bytes with an offset that makes them unsigned.
+// The formats whose 4-bit codes are indices into a table of values. The tables have the values as bytes, plus an offset
+// that makes them unsigned.
 
-// iq4_nl: d, then 16 bytes whose low nibbles are the codes of the first 16 outputs and whose high nibbles those of the second;
-// d*value. The values are -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89 and 113.
+// iq4_nl: d, then 16 bytes whose low nibbles are the codes of the first 16 outputs and whose high nibbles those of the
+// second; d*value. The values are -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89 and 113.
 struct iq4_nl {
     enum { elems = 32, bytes = 18 };
     template <int N, int n> DEVICE void values(f32 (&x)[N], const u32 (&w)[n], u32 shift) {
@@ -32,8 +33,8 @@ struct iq4_xs {
     }
 };
 
-// mxfp4: a byte e, nibbles as iq4_nl; 2^(e-128)*value. The values are those of E2M1, doubled so that they are integers: 0, 1, 2,
-// 3, 4, 6, 8, 12, then the same with a minus, except that minus zero is plus zero.
+// mxfp4: a byte e, nibbles as iq4_nl; 2^(e-128)*value. The values are those of E2M1, doubled so that they are integers:
+// 0, 1, 2, 3, 4, 6, 8, 12, then the same with a minus, except that minus zero is plus zero.
 struct mxfp4 {
     enum { elems = 32, bytes = 17 };
     template <int N, int n> DEVICE void values(f32 (&x)[N], const u32 (&w)[n], u32 shift) {
@@ -50,8 +51,8 @@ struct mxfp4 {
     }
 };
 
-// nvfp4: four bytes, each the scale of 16 outputs, whose nibbles are 8 bytes: low nibbles for the first 8 outputs, then high
-// ones; scale*value, values as mxfp4. Scales are E4M3 without the sign, halved because the values are doubled.
+// nvfp4: four bytes, each the scale of 16 outputs, whose nibbles are 8 bytes: low nibbles for the first 8 outputs, then
+// high ones; scale*value, values as mxfp4. Scales are E4M3 without the sign, halved because the values are doubled.
 struct nvfp4 {
     enum { elems = 64, bytes = 36 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {

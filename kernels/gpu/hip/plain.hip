@@ -1,6 +1,6 @@
 // The plain types, element by element.
 
-// plain says how a type is read: decode as a format does, one a single element.
+// plain says how a type is read: decode reads N elements, as that of a format does; one reads a single element.
 template <class F> struct plain;
 
 template <> struct plain<f32> {
@@ -37,7 +37,7 @@ DEVICE void put(f32 *to, f32 x) { *to = x; }
 DEVICE void put(f16 *to, f32 x) { to->bits = (u16)narrow_f16(x, x); }
 DEVICE void put(bf16 *to, f32 x) { to->bits = (u16)narrow_bf16(x, x); }
 
-// convert converts count elements of type F, with 16 bytes of outputs for each thread in a turn of the loop.
+// convert converts count elements of type F. In each iteration a thread writes 16 bytes of outputs.
 template <class F, class T> DEVICE void convert(T *out, const u8 *in, u64 count) {
     enum { N = 16 / sizeof(T), tile = THREADS * N };
     const u32 mine = threadIdx.x * N;

@@ -1,14 +1,14 @@
 // The ternary formats: outputs are -d, 0 or d.
 
-// trits returns the leading base-3 digit of each byte of v, a fraction of 256, after its first digits are dropped by a
-// multiplication by a power of 3.
+// trits returns a base-3 digit of each byte of v. A byte is a fraction of 256; multiplying it by a power of 3 drops the
+// first digits, and the result is the leading one of the rest.
 DEVICE u32 trits(u32 v, u32 power) {
     const u32 even = (v & 0x00ff00ff) * power & 0x00ff00ff, odd = (v >> 8 & 0x00ff00ff) * power & 0x00ff00ff;
     return (even * 3 >> 8 & 0x00030003) | (odd * 3 & 0x03000300);
 }
 
-// tq1_0: 48 bytes of five trits, 4 bytes of four, d; (trit-1)*d. Trit n of 32 bytes, then of 16, then of the last 4 gives a run
-// of as many outputs.
+// tq1_0: 48 bytes of five trits, 4 bytes of four, d; (trit-1)*d. Trit n of 32 bytes, then of 16, then of the last 4
+// gives a run of as many outputs.
 struct tq1_0 {
     enum { elems = 256, bytes = 54 };
     template <int N> DEVICE void decode(f32 (&x)[N], block b, u32 j) {

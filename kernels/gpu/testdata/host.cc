@@ -1,13 +1,14 @@
-// Runs kernels as standard input says and writes what they write: for each launch the kernel's number, the number of blocks
-// of threads, the kernel's third argument, and the bytes of input and output, each as 8 bytes, then the input. In front of
-// this file come the kernels and kernels[].
+// Runs kernels as standard input says and writes what they write: for each launch the kernel's number, the number of
+// blocks of threads, the kernel's third argument, and the bytes of input and output, each as 8 bytes, then the input.
+// In front of this file come the kernels and kernels[].
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { padding = 16, guard = 64 };
 
-// The address sanitizer sees every access outside of a buffer of exactly n bytes; without it, a guard sees writes behind it.
+// The address sanitizer sees every access outside of a buffer of exactly n bytes; without it, a guard sees writes
+// behind it.
 static u8 *buffer(size_t n) {
     void *p;
     if (posix_memalign(&p, 16, n ? n : 1)) abort();

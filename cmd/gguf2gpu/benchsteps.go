@@ -1,0 +1,94 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/gguf2gpu/gguf2gpu/cmd/gguf2gpu/internal/bench"
+	"github.com/gguf2gpu/gguf2gpu/internal/term"
+)
+
+// benchSteps shows on stderr which of the loads of bench is under way, in one of the modes of --progress.
+type benchSteps struct {
+	mode string
+	w    io.Writer // the stream itself for a line on a terminal, else a console
+	line bool      // there is a line on the terminal that clear has to remove
+}
+
+func newBenchSteps(mode string, stderr io.Writer) *benchSteps {
+	if mode == "auto" {
+		mode = "plain"
+		if isTerminal(stderr) {
+			mode = "bar"
+		}
+	}
+	if mode == "bar" {
+		stderr = rawStream(stderr)
+	}
+	return &benchSteps{mode: mode, w: stderr}
+}
+
+// stepEvent is a line of --progress json.
+type stepEvent struct {
+	Event string `json:"event"` // "step"
+	Label string `json:"label"`
+	Step  int    `json:"step"` // from 1 on
+	Steps int    `json:"steps"`
+}
+
+// step says that a load begins, or something else that takes its time. Its number counts from 1.
+func (s *benchSteps) step(number, count int, what string) {
+	what = term.Safe(what)
+	switch s.mode {
+	case "bar":
+		s.line = true
+		fmt.Fprintf(s.w, "\r\x1b[K%d of %d: %s", number, count, what)
+	case "plain":
+		fmt.Fprintf(s.w, "%d of %d: %s\n", number, count, what)
+	case "json":
+		b, _ := json.Marshal(stepEvent{"step", what, number, count}) // it has nothing that could fail
+		fmt.Fprintf(s.w, "%s\n", b)
+	}
+}
+
+// clear removes the line from the terminal, so that something else can be printed.
+func (s *benchSteps) clear() {
+	if s.line {
+		fmt.Fprint(s.w, "\r\x1b[K")
+		s.line = false
+	}
+}
+
+const (
+	benchHead = "%-9s  %-5s  %-7s  %-15s  %9s  %9s  %9s  %7s  %8s  %11s  %9s  %8s\n"
+	benchRow  = "%-9s  %-5s  %-7s  %-15s  %9.4f  %9.4f  %9.4f  %7.2f  %6.1f %%  %11.2f  %9.2f  %8s\n"
+)
+
+// benchTable prints what bench measures as it comes.
+type benchTable struct {
+	out   io.Writer
+	steps *benchSteps
+	head  bool // the heads of the columns have been printed
+}
+
+// row prints one kind of load.
+func (t *benchTable) row(c bench.Ceilings, run bench.Run) {
+	t.steps.clear()
+	if !t.head {
+		t.head = true
+		fmt.Fprintf(t.out, "ceilings: link %.2f GB/s, file read %.2f\n\n", c.H2D, c.Read)
+		fmt.Fprintf(t.out, benchHead, "mode", "dtype", "dequant", "setting", "seconds", "min", "max", "GB/s", "of link",
+			"device GB/s", "read GB/s", "of disk")
+	}
+	disk := ""
+	if run.OfDisk > 0 {
+		disk = fmt.Sprintf("%.1f %%", 100*run.OfDisk)
+	}
+	least, most := run.Seconds[0], run.Seconds[0]
+	for _, s := range run.Seconds {
+		least, most = min(least, s), max(most, s)
+	}
+	fmt.Fprintf(t.out, benchRow, run.Mode, run.DType, run.Dequant, run.Setting, run.Median, least, most, run.GBps,
+		100*run.OfLink, run.Device, run.ReadGBps, disk)
+}

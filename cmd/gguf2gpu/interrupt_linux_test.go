@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestInterruptedLoad interrupts a load whose copies take a minute. It says what it waits for, and a second signal ends
+// it.
+func TestInterruptedLoad(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Args = []string{
+		"gguf2gpu", "load", samplePath, "--device", "soft", "--soft-link", "100KB/s", "--progress", "json",
+	}
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	lines := bufio.NewScanner(stderr)
+	next := func(want string) {
+		t.Helper()
+		for lines.Scan() {
+			if strings.Contains(lines.Text(), want) {
+				return
+			}
+		}
+		t.Fatalf("it ended without saying %q: %v", want, lines.Err())
+	}
+	next(`"total_bytes":6623808`) // the load is under way, and knows from the start how much there is to do
+	signal := func() {
+		t.Helper()
+		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal()
+	next("gguf2gpu: stopping; it waits for the copies that are under way. A second signal (Ctrl-C) ends it at once.")
+	signal()
+	for lines.Scan() {
+		if !strings.HasPrefix(lines.Text(), "{") {
+			t.Errorf("after the second signal it says %q", lines.Text())
+		}
+	}
+	exit, ok := errors.AsType[*exec.ExitError](cmd.Wait())
+	if !ok || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGINT {
+		t.Errorf("it ended with %v, want the second signal", exit)
+	}
+}

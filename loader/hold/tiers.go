@@ -1,0 +1,405 @@
+package hold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
+	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
+)
+
+// Sleep takes a model out of device memory. It copies nothing: what it is woken from is in page-locked memory, or else
+// in its file. A model that is on its way in, in whatever direction, is waited for. The error matches ErrAttached while
+// processes use the model and ErrPinned when it is pinned, or is a *loader.LeftError when a device hangs. Putting a
+// model to sleep that sleeps is no error.
+func (h *Holder) Sleep(ctx context.Context, name string) error {
+	m, err := h.await(ctx, name)
+	if err != nil {
+		return err
+	}
+	return h.putToSleep(ctx, m, false)
+}
+
+// putToSleep is Sleep, and with evict the making of room. Then a model that is in use by now, or pinned, stays.
+func (h *Holder) putToSleep(ctx context.Context, m *held, evict bool) error {
+	if err := h.takeTurn(ctx, m); err != nil {
+		return err
+	}
+	defer func() { <-m.turn }()
+	var r *residence
+	for {
+		h.mu.Lock()
+		r = m.now
+		var wait <-chan struct{}
+		switch {
+		case r == nil:
+			h.mu.Unlock()
+			return nil
+		case m.attached > 0 || m.pinned || m.dropping:
+			err := h.staysAwake(m)
+			h.mu.Unlock()
+			if evict {
+				return nil
+			}
+			return err
+		case !r.finished:
+			wait = r.ended
+		case m.imaging != nil:
+			wait = m.imaging
+		default:
+			m.now = nil // nobody attaches to it any more
+			h.promise(r, true)
+		}
+		h.mu.Unlock()
+		if wait == nil {
+			break
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-h.ctx.Done():
+			return loader.ErrClosed
+		}
+	}
+	began := time.Now()
+	<-r.ended
+	h.unkeep(m, r)
+	err := h.release(m, r)
+	h.mu.Lock()
+	h.promise(r, false)
+	h.left += r.left
+	if evict {
+		h.evictions++
+	}
+	state := m.state()
+	h.mu.Unlock()
+	h.log.Info("put to sleep", "model", m.name, "state", state, "to make room", evict, "seconds", time.Since(began).Seconds())
+	h.tell()
+	return err
+}
+
+// staysAwake says why a model cannot be put to sleep. h.mu is held.
+func (h *Holder) staysAwake(m *held) error {
+	switch {
+	case m.dropping:
+		return fmt.Errorf("hold: %q: %w", m.name, ErrUnknownModel)
+	case m.attached > 0:
+		return fmt.Errorf("hold: %q: %w, %d of them", m.name, ErrAttached, m.attached)
+	}
+	return fmt.Errorf("hold: %q: %w: unpin it first", m.name, ErrPinned)
+}
+
+// promise notes that the memory of r will soon be free, or that it is no longer on its way to that. h.mu is held.
+func (h *Holder) promise(r *residence, begins bool) {
+	for d, n := range r.claimed {
+		if begins {
+			h.freeing[d] += n
+		} else {
+			h.freeing[d] -= n
+		}
+	}
+	h.notify()
+}
+
+// takeTurn waits until nobody else changes the tier of m.
+func (h *Holder) takeTurn(ctx context.Context, m *held) error {
+	select {
+	case m.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-h.ctx.Done():
+		return loader.ErrClosed
+	}
+}
+
+// Wake brings a model back to device memory and returns when it is there. Models that nobody uses and nobody has pinned
+// make room, the least recently used first. When that would not be enough, none does, and the error matches
+// loader.ErrInsufficientMemory and has the numbers.
+func (h *Holder) Wake(ctx context.Context, name string) error {
+	m, err := h.await(ctx, name)
+	if err != nil {
+		return err
+	}
+	r, err := h.wake(ctx, m)
+	if err != nil {
+		return err
+	}
+	err = h.wait(ctx, r)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if errors.Is(err, loader.ErrClosed) && m.dropping && !h.closed {
+		return fmt.Errorf("hold: %q: %w: it was dropped while it was loaded", m.name, ErrUnknownModel)
+	}
+	return err
+}
+
+// wake is Wake, but returns once the model's memory is allocated.
+func (h *Holder) wake(ctx context.Context, m *held) (*residence, error) {
+	if err := h.takeTurn(ctx, m); err != nil {
+		return nil, err
+	}
+	defer func() { <-m.turn }()
+	h.mu.Lock()
+	r := m.now
+	gone, again := m.dropping || h.models[m.name] != m, m.loaded
+	retry := r != nil && r.err != nil && again && m.attached == 0 && r.finished
+	var failed error
+	if r != nil {
+		failed = r.err
+	}
+	h.mu.Unlock()
+	switch {
+	case gone:
+		return nil, fmt.Errorf("hold: %q: %w", m.name, ErrUnknownModel)
+	case retry:
+		<-r.ended
+		if err := h.release(m, r); err != nil { // it is released already, unless a device hangs
+			return nil, err
+		}
+	case failed != nil:
+		return nil, fmt.Errorf("hold: %q could not be loaded: %w", m.name, failed)
+	case r != nil:
+		h.mu.Lock()
+		h.touch(m)
+		h.mu.Unlock()
+		return r, nil
+	}
+	if err := h.load(ctx, m); err != nil {
+		return nil, err
+	}
+	h.tell()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return m.now, nil
+}
+
+// touch notes that m is used. h.mu is held.
+func (h *Holder) touch(m *held) {
+	h.uses++
+	m.used, m.order = time.Now(), h.uses
+}
+
+// Pin keeps a model in its tier: it makes no room for others, and Sleep refuses it.
+func (h *Holder) Pin(name string) error { return h.setPinned(name, true) }
+
+// Unpin undoes Pin.
+func (h *Holder) Unpin(name string) error { return h.setPinned(name, false) }
+
+func (h *Holder) setPinned(name string, pinned bool) error {
+	m, err := h.find(name)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	m.pinned = pinned
+	h.notify()
+	h.mu.Unlock()
+	h.tell()
+	return nil
+}
+
+// notify wakes those who wait for room. h.mu is held.
+func (h *Holder) notify() {
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// unclaim gives back what room has claimed.
+func (h *Holder) unclaim(claimed []uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for d, n := range claimed {
+		h.claimed[d] -= n
+	}
+	h.notify()
+}
+
+// room claims need bytes of each device for m, which is loaded by p. It puts models to sleep as far as that is
+// necessary, but none if it is no use.
+func (h *Holder) room(ctx context.Context, m *held, need []uint64, p *loader.Plan) error {
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		h.mu.Lock()
+		if h.closed {
+			h.mu.Unlock()
+			return loader.ErrClosed
+		}
+		lack := h.overBudget(need)
+		if lack == nil {
+			for d, n := range need {
+				h.claimed[d] += n
+			}
+			h.mu.Unlock()
+			err := h.fits(ctx, p, need)
+			if err == nil {
+				return nil
+			}
+			h.unclaim(need)
+			if !errors.Is(err, loader.ErrInsufficientMemory) {
+				return err
+			}
+			h.mu.Lock()
+			if lack = lacking(err, len(need)); !h.canFree(m, lack) {
+				h.mu.Unlock()
+				return err
+			}
+		} else if !h.canFree(m, lack) {
+			err := h.budgetError(m, need, lack)
+			h.mu.Unlock()
+			return err
+		}
+		victim, changed := h.idlest(m, lack), h.changed
+		h.mu.Unlock()
+		if victim == nil { // one is on its way
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			case <-h.ctx.Done():
+				return loader.ErrClosed
+			}
+			continue
+		}
+		if err := h.putToSleep(ctx, victim, true); err != nil {
+			if _, left := errors.AsType[*loader.LeftError](err); !left {
+				return err
+			}
+		}
+	}
+}
+
+// fits compares need, and what p itself says that it needs, with what is free on the devices.
+func (h *Holder) fits(ctx context.Context, p *loader.Plan, need []uint64) error {
+	if err := p.Fits(); err != nil {
+		return err
+	}
+	var errs []error
+	limit := h.calls.Limit(h.stall())
+	for d, dev := range h.devices {
+		free, err := watch.Do(ctx, limit, "asking for free device memory", func() (uint64, error) {
+			free, _, err := dev.MemInfo()
+			return free, err
+		}, func(uint64) {})
+		if err == nil && free < need[d] {
+			err = &plan.MemoryError{Device: d, Name: dev.Name(), Policy: p.Spec.Policy, Needed: need[d], Free: free}
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// overBudget returns how many bytes are too many on each device when need is added; nil: it fits. h.mu is held.
+func (h *Holder) overBudget(need []uint64) (lack []uint64) {
+	if h.options.VRAM == 0 {
+		return nil
+	}
+	for d, n := range need {
+		if sum := h.claimed[d] + n; sum > h.options.VRAM {
+			if lack == nil {
+				lack = make([]uint64, len(need))
+			}
+			lack[d] = sum - h.options.VRAM
+		}
+	}
+	return lack
+}
+
+// lacking returns how many bytes are missing on each device, by an error of Plan.Fits.
+func lacking(err error, devices int) []uint64 {
+	lack := make([]uint64, devices)
+	var walk func(err error)
+	walk = func(err error) {
+		switch e := err.(type) {
+		case *plan.MemoryError:
+			if e.Device < devices {
+				lack[e.Device] = e.Needed - e.Free
+			}
+		case interface{ Unwrap() []error }:
+			for _, err := range e.Unwrap() {
+				walk(err)
+			}
+		case interface{ Unwrap() error }:
+			walk(e.Unwrap())
+		}
+	}
+	walk(err)
+	return lack
+}
+
+// mayGo reports whether x could make room for m, now or when its load has ended. h.mu is held.
+func (x *held) mayGo(m *held) bool {
+	return x != m && x.now != nil && x.now.err == nil && x.attached == 0 && !x.pinned && !x.dropping
+}
+
+// canFree reports whether so many bytes would be free on each device if all that may go went. h.mu is held.
+func (h *Holder) canFree(m *held, lack []uint64) bool {
+	for d, n := range lack {
+		sum := h.freeing[d]
+		for _, x := range h.models {
+			if x.mayGo(m) {
+				sum += x.now.claimed[d]
+			}
+		}
+		if sum < n {
+			return false
+		}
+	}
+	return true
+}
+
+// idlest returns the model that goes next: the least recently used of those that have something of what is lacking.
+// Nil: such a model is still being loaded, or freed. h.mu is held.
+func (h *Holder) idlest(m *held, lack []uint64) (v *held) {
+	for _, x := range h.models {
+		if !x.mayGo(m) || !x.now.finished || v != nil && v.order < x.order {
+			continue
+		}
+		helps := false
+		for d, n := range lack {
+			helps = helps || n > h.freeing[d] && x.now.claimed[d] > 0
+		}
+		if helps {
+			v = x
+		}
+	}
+	return v
+}
+
+// budgetError says what m needs and what there is. h.mu is held.
+func (h *Holder) budgetError(m *held, need, lack []uint64) error {
+	var errs []error
+	for d, n := range lack {
+		if n == 0 {
+			continue
+		}
+		var stay []string
+		for _, x := range h.models {
+			if x.now != nil && x != m && x.now.claimed[d] > 0 && !x.mayGo(m) {
+				why := "in use"
+				if x.attached == 0 && x.pinned {
+					why = "pinned"
+				}
+				stay = append(stay, fmt.Sprintf("%q with %s (%s)", x.name, humanize.IBytes(x.now.claimed[d]), why))
+			}
+		}
+		slices.Sort(stay)
+		who := "no model is in the way"
+		if len(stay) > 0 {
+			who = "what stays is " + strings.Join(stay, ", ")
+		}
+		errs = append(errs, fmt.Errorf("hold: %q needs %s (%d bytes) on device %d (%s), the budget is %s (%d bytes); %s: %w", m.name,
+			humanize.IBytes(need[d]), need[d], h.devices[d].Index(), h.devices[d].Name(), humanize.IBytes(h.options.VRAM),
+			h.options.VRAM, who, loader.ErrInsufficientMemory))
+	}
+	return errors.Join(errs...)
+}
