@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -209,10 +210,18 @@ func TestAttachWhileLoading(t *testing.T) {
 	h.stalled(t, amdhip.Success)
 	a := h.attach(t, "")
 	all := a.Tensors()
-	first, last := all[0].Name, all[len(all)-1].Name
-	if err := a.Wait(t.Context(), first); err != nil {
-		t.Fatal(err)
-	}
+	first, last := "", all[len(all)-1].Name
+	eventually(t, "a tensor arrives", func() bool { // which one is first differs, as several are copied at a time
+		i := slices.IndexFunc(all, func(x loader.Tensor) bool {
+			soon, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+			defer cancel()
+			return a.Wait(soon, x.Name) == nil
+		})
+		if i >= 0 {
+			first = all[i].Name
+		}
+		return i >= 0
+	})
 	stream, err := a.Devices()[0].NewStream()
 	if err != nil {
 		t.Fatal(err)
