@@ -190,6 +190,7 @@ class TestLife(Case):
         for name in names:
             self.assertEqual(model[name].tobytes(), want[name])
         self.assertTrue(early, "the load was over at once")
+        model.wait()  # the holder says that all is loaded a little after the last tensor is there
         self.assertTrue(model.loaded)
         del last
         self.assertTrue(model.close())
