@@ -67,7 +67,7 @@ var allowed = map[string][]string{
 	"cmd/gguf2gpu/internal/doctor": {"internal/cgroup", "amdhip", "golang.org/x/sys/", "github.com/dustin/go-humanize"},
 	"cmd/gguf2gpu/internal/synth":  {"gguf", "kernels", "golang.org/x/sync/"},
 	"cmd/gguf2gpu": {
-		"internal/term",
+		"internal/term", "internal/watch",
 		"amdhip", "amdhip/soft", "gguf", "kernels", "kernels/gpu", "pinned", "loader", "loader/plan", "loader/trace",
 		"loader/readback", "loader/hold", "loader/measure", "loader/rank", "loader/remote", "loader/remote/models",
 		"cmd/gguf2gpu/internal/bench", "cmd/gguf2gpu/internal/doctor",

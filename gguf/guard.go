@@ -7,14 +7,16 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"syscall"
 	"unsafe"
 )
 
 var errChanged = errors.New("the file was changed while it was read")
 
 // Guard calls read and turns a page fault in the file's mapping into an error: a *[FormatError] that matches
-// [ErrTruncated] and says which part and which offset could not be read. Such a fault happens if somebody truncates the
-// file while it is mapped, or if its disk fails. Without Guard it ends the process.
+// [ErrTruncated] and says which part and which offset could not be read, if somebody has truncated the file while it is
+// mapped; one that matches syscall.EIO, as that of a read does, if its disk has failed. Without Guard such a fault ends
+// the process.
 //
 // read may call assembly code, but not C code, whose faults cannot be caught. Guard covers the calling goroutine only.
 // It costs well under a microsecond. Other panics of read pass through.
@@ -51,12 +53,21 @@ func faultError(parts []*Part, r any) error {
 		mapping := p.mapping()
 		start := uintptr(unsafe.Pointer(unsafe.SliceData(mapping)))
 		if off := fault.Addr() - start; fault.Addr() >= start && off < uintptr(len(mapping)) {
-			return &FormatError{Path: p.Path, Offset: int64(off), Err: fmt.Errorf(
-				"%w: this place cannot be read any more; the file has shrunk since it was opened, or its disk failed",
-				ErrTruncated)}
+			return p.unreadable(int64(off))
 		}
 	}
 	return nil
+}
+
+// unreadable is the error for a page of the mapping that cannot be read: that the disk failed where the file still has
+// this place, as reading it would say, else that the file was shortened.
+func (p *Part) unreadable(off int64) error {
+	if info, err := os.Stat(p.absolute); err == nil && p.info != nil && os.SameFile(info, p.info) && info.Size() > off {
+		err := fmt.Errorf("at offset %#x: %w", off, syscall.EIO)
+		return &os.PathError{Op: "read", Path: p.Path, Err: err}
+	}
+	return &FormatError{Path: p.Path, Offset: off, Err: fmt.Errorf(
+		"%w: this place cannot be read any more; the file has shrunk since it was opened", ErrTruncated)}
 }
 
 // changeError returns an error for a recovered panic r if it was one of the runtime, such as an index out of range, and

@@ -102,7 +102,7 @@ func measureOnDevice(cmd *cobra.Command, device deviceSpec, cache string, types,
 	}
 	log := newLogger(cmd, slog.LevelWarn)
 	flags := deviceFlags{device: &device, softMemory: new(uint64), softLink: new(float64)}
-	rt, dev, err := flags.open(notices(cmd), log)
+	rt, dev, err := flags.open(cmd.Context(), notices(cmd), log)
 	if err != nil {
 		return nil, err
 	}

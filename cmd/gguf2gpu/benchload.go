@@ -14,6 +14,7 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/cmd/gguf2gpu/internal/bench"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 	"github.com/gguf2gpu/gguf2gpu/kernels/gpu"
 	"github.com/gguf2gpu/gguf2gpu/loader"
 	"github.com/gguf2gpu/gguf2gpu/loader/measure"
@@ -39,7 +40,7 @@ const defaultConnections = 32
 
 // open opens the device and the model. The caller must close b, after an error, too.
 func (b *benchTarget) open(ctx context.Context, path string, stderr io.Writer) (err error) {
-	if b.rt, b.dev, err = b.flags.device.open(stderr, b.log); err != nil {
+	if b.rt, b.dev, err = b.flags.device.open(ctx, stderr, b.log); err != nil {
 		return err
 	}
 	if b.file, b.opener, err = b.flags.remote.openModel(ctx, path, b.log); err != nil {
@@ -75,7 +76,8 @@ func (b *benchTarget) loads(onlyDType bool) *bench.Loads {
 		Expands: b.expands,
 		LinkSpeed: func(ctx context.Context) (float64, error) {
 			b.settle()
-			return measure.Link(ctx, b.dev)
+			link := func() (float64, error) { return measure.Link(ctx, b.dev) }
+			return watch.Do(ctx, b.flags.device.limit(), "measuring the link", link, func(float64) {})
 		},
 		CopySpeed: func(ctx context.Context) (float64, error) { return measure.Copy(ctx, threads) },
 		ReadSpeed: func(ctx context.Context, cold bool) (float64, error) {

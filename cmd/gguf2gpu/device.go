@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,21 +10,24 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 	"github.com/gguf2gpu/gguf2gpu/loader/rank"
 )
 
 // deviceFlags are the flags that say which devices a model goes to.
 type deviceFlags struct {
 	device     *deviceSpec
-	softMemory *uint64  // bytes; 0: the host's memory
-	softLink   *float64 // bytes per second; 0: unlimited
-	shared     bool     // other processes must be able to open the device memory
-	local      int      // the number among the ranks of this host; 0 or less where ranks do not matter
+	softMemory *uint64        // bytes; 0: the host's memory
+	softLink   *float64       // bytes per second; 0: unlimited
+	shared     bool           // other processes must be able to open the device memory
+	stall      *time.Duration // how long calls of the runtime may take; nil: a minute
+	local      int            // the number among the ranks of this host; 0 or less where ranks do not matter
 }
 
 func addDeviceFlags(fs *pflag.FlagSet) *deviceFlags {
@@ -38,11 +42,12 @@ func addDeviceFlags(fs *pflag.FlagSet) *deviceFlags {
 }
 
 // open opens the device that the flags name, for a command that works with one device. See openAll.
-func (f *deviceFlags) open(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device, error) {
+func (f *deviceFlags) open(ctx context.Context, stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device,
+	error) {
 	if f.device.list != "" {
 		return nil, nil, usageErrorf("--device %v: this command uses one device; load and verify can use several", *f.device)
 	}
-	rt, devs, err := f.openAll(stderr, logger)
+	rt, devs, err := f.openAll(ctx, stderr, logger)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -52,16 +57,18 @@ func (f *deviceFlags) open(stderr io.Writer, logger *slog.Logger) (*amdhip.Runti
 // openAll opens the devices that the flags name. If --device auto finds no GPU it opens the software device, and says
 // so in a line on stderr; but a HIP library that the user has named and that cannot be used is an error. The caller
 // must close the runtime.
-func (f *deviceFlags) openAll(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, []*amdhip.Device, error) {
+func (f *deviceFlags) openAll(ctx context.Context, stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime,
+	[]*amdhip.Device, error) {
 	if f.device.kind == "hip" && (*f.softMemory != 0 || *f.softLink != 0) {
 		return nil, nil, usageErrorf("--soft-memory and --soft-link are for the software device, not for --device %v", *f.device)
 	}
 	if f.device.kind != "soft" {
-		rt, devs, err := f.openGPUs(stderr, logger)
+		rt, devs, err := f.openGPUs(ctx, stderr, logger)
 		if err == nil && (*f.softMemory != 0 || *f.softLink != 0) {
 			fmt.Fprintln(stderr, "gguf2gpu: --soft-memory and --soft-link have no effect: a GPU is used")
 		}
-		if err == nil || f.device.kind == "hip" || namedLibrary() && !errors.Is(err, amdhip.ErrNoDevice) {
+		wanted := f.device.kind == "hip" || namedLibrary() && !errors.Is(err, amdhip.ErrNoDevice)
+		if err == nil || watch.Lost(err) || ctx.Err() != nil || wanted {
 			return rt, devs, err
 		}
 		fmt.Fprintf(stderr, "gguf2gpu: %s; using the software device ('gguf2gpu devices' tells more)\n", whyNoGPU(err))
@@ -96,17 +103,41 @@ func pick(rt *amdhip.Runtime, numbers []int) ([]*amdhip.Device, error) {
 	return devs, nil
 }
 
-// openGPUs opens the GPUs that the flags name. Any failure makes the exit code 4.
-func (f *deviceFlags) openGPUs(stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, []*amdhip.Device, error) {
-	rt, err := amdhip.Open(amdhip.Options{Logger: logger})
+// openGPUs opens the GPUs that the flags name. Any failure makes the exit code 4, but a runtime that hangs.
+func (f *deviceFlags) openGPUs(ctx context.Context, stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime,
+	[]*amdhip.Device, error) {
+	doing(ctx, waitDevices, whyDevices)
+	limit := f.limit()
+	rt, err := watch.Do(ctx, limit, "opening the HIP library", func() (*amdhip.Runtime, error) {
+		return amdhip.Open(amdhip.Options{Logger: logger})
+	}, func(rt *amdhip.Runtime) { _ = rt.Close() })
 	if err != nil {
-		return nil, nil, withCode(exitNoDevice, err)
+		return nil, nil, noDevice(err)
 	}
-	devs, err := f.pickGPUs(rt, stderr)
+	devs, err := watch.Do(ctx, limit, "asking the HIP library for the GPUs", func() ([]*amdhip.Device, error) {
+		return f.pickGPUs(rt, stderr)
+	}, func([]*amdhip.Device) {})
 	if err != nil {
-		return nil, nil, withCode(exitNoDevice, errors.Join(err, rt.Close()))
+		return nil, nil, errors.Join(noDevice(err), rt.Close())
 	}
 	return rt, devs, nil
+}
+
+// limit is how long the calls of the runtime may take before a load begins.
+func (f *deviceFlags) limit() *watch.Limit {
+	stall := time.Minute
+	if f.stall != nil && *f.stall > 0 {
+		stall = *f.stall
+	}
+	return new(watch.Calls).Limit(stall)
+}
+
+// noDevice gives an error of opening GPUs the exit code 4. A runtime that hangs is there.
+func noDevice(err error) error {
+	if watch.Lost(err) {
+		return err
+	}
+	return withCode(exitNoDevice, err)
 }
 
 // pickGPUs returns the GPUs with the numbers that --device names. If it names none, each rank of a host takes one GPU.

@@ -34,7 +34,7 @@ func TestNamedLibrary(t *testing.T) {
 		f := parseDeviceFlags(t, "--device", device)
 		t.Setenv("GGUF2GPU_HIP_LIBRARY", "/nowhere/libamdhip64.so")
 		var stderr bytes.Buffer
-		rt, _, err := f.open(&stderr, nil)
+		rt, _, err := f.open(t.Context(), &stderr, nil)
 		if err == nil {
 			t.Errorf("%s: opened a device of kind %q", device, rt.Kind())
 			rt.Close()
@@ -63,7 +63,7 @@ func TestOpenDevice(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := parseDeviceFlags(t, tt.args...)
 			var stderr bytes.Buffer
-			rt, dev, err := f.open(&stderr, nil)
+			rt, dev, err := f.open(t.Context(), &stderr, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,7 +93,7 @@ func TestOpenDeviceRefused(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			rt, _, err := parseDeviceFlags(t, tt.args...).open(nil, nil)
+			rt, _, err := parseDeviceFlags(t, tt.args...).open(t.Context(), nil, nil)
 			if err == nil {
 				rt.Close()
 				t.Fatal("a device was opened")

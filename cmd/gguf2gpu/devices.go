@@ -7,12 +7,14 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/gguf2gpu/gguf2gpu/cmd/gguf2gpu/internal/doctor"
 	"github.com/gguf2gpu/gguf2gpu/internal/term"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 )
 
 func newDevicesCommand() *cobra.Command {
@@ -31,7 +33,13 @@ It is a diagnosis: finding nothing is a result, and the exit code is 0.`,
 	}
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		r := doctor.Check()
+		doing(cmd.Context(), waitDevices, whyDevices)
+		check := func() (*doctor.Report, error) { return doctor.Check(), nil }
+		limit := new(watch.Calls).Limit(time.Minute)
+		r, err := watch.Do(cmd.Context(), limit, "asking the HIP library for the GPUs", check, func(*doctor.Report) {})
+		if err != nil {
+			return err
+		}
 		if *asJSON {
 			return writeJSON(cmd.OutOrStdout(), r)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -104,7 +105,7 @@ func codeOf(ctx context.Context, err error) exitCode {
 	switch {
 	case errors.Is(err, amdhip.ErrNoLibrary), errors.Is(err, amdhip.ErrNoDevice):
 		return exitNoDevice
-	case errors.Is(err, loader.ErrInsufficientMemory), errors.Is(err, amdhip.ErrOutOfMemory):
+	case errors.Is(err, loader.ErrInsufficientMemory), lacksDeviceMemory(err):
 		return exitNoMemory
 	case errors.Is(err, hold.ErrBadModel):
 		return exitBadModel
@@ -114,4 +115,11 @@ func codeOf(ctx context.Context, err error) exitCode {
 		return exitMismatch
 	}
 	return exitFailed
+}
+
+// lacksDeviceMemory reports whether an allocation of device memory has failed for want of it. HIP answers the same code
+// when it has no hardware queue for a stream, or no memory of the host to lock.
+func lacksDeviceMemory(err error) bool {
+	e, ok := errors.AsType[*amdhip.Error](err)
+	return ok && e.Code == amdhip.ErrOutOfMemory && slices.Contains([]string{"hipMalloc", "hipMallocAsync", "hipMemCreate"}, e.Func)
 }

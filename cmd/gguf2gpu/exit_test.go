@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
@@ -42,6 +43,11 @@ func TestCodeOf(t *testing.T) {
 		{"no hipRTC", running, fmt.Errorf("wrapped: %w", &amdhip.CompilerError{}), exitNoDevice},
 		{"compiler", running, &amdhip.CompileError{Code: amdhip.ErrRTCCompilation}, exitFailed},
 		{"device memory", running, &amdhip.Error{Func: "hipMalloc", Code: amdhip.ErrOutOfMemory}, exitNoMemory},
+		{"no queue for a stream", running, &amdhip.Error{Func: "hipStreamCreateWithFlags", Code: amdhip.ErrOutOfMemory}, exitFailed},
+		{"no memory to lock", running, &amdhip.Error{Func: "hipHostMalloc", Code: amdhip.ErrOutOfMemory}, exitFailed},
+		{"no memory for blocks", running, fmt.Errorf("%w: %w", loader.ErrInsufficientMemory,
+			&amdhip.Error{Func: "hipHostMalloc", Code: amdhip.ErrOutOfMemory}), exitNoMemory},
+		{"the disk fails", running, &fs.PathError{Op: "read", Path: "m", Err: syscall.EIO}, exitFailed},
 		{"does not fit", running, fmt.Errorf("wrapped: %w", &plan.MemoryError{}), exitNoMemory},
 		{"mismatch", running, fmt.Errorf("wrapped: %w", &readback.MismatchError{}), exitMismatch},
 		{"canceled by a signal", interrupted, context.Canceled, exitInterrupted},

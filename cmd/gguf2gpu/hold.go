@@ -21,6 +21,7 @@ import (
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 	"github.com/gguf2gpu/gguf2gpu/loader"
 	"github.com/gguf2gpu/gguf2gpu/loader/hold"
 	"github.com/gguf2gpu/gguf2gpu/loader/measure"
@@ -175,7 +176,7 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 		err = errors.Join(err, removeSocket())
 	}()
 	f.load.device.shared = true
-	rt, devs, err := f.load.device.openAll(notices(cmd), log)
+	rt, devs, err := f.load.device.openAll(ctx, notices(cmd), log)
 	if err != nil {
 		return err
 	}
@@ -203,7 +204,9 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	defer status.close()
 	o.Changed = status.tell
 	if metrics != "" {
-		if o.LinkBytesPerSecond, err = measure.Link(ctx, devs[0]); err != nil {
+		link := func() (float64, error) { return measure.Link(ctx, devs[0]) }
+		o.LinkBytesPerSecond, err = watch.Do(ctx, f.load.device.limit(), "measuring the link", link, func(float64) {})
+		if err != nil {
 			return err
 		}
 	}
@@ -258,7 +261,9 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	}
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) // nobody to tell is no error
 	stop()
-	return errors.Join(err, <-served)
+	err = errors.Join(err, <-served)
+	doing(ctx, waitFree, whyFree)
+	return err
 }
 
 // heldOpener opens models that are held: those that other processes name, too, whose streams are not this process's.

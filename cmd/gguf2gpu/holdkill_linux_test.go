@@ -364,7 +364,7 @@ func TestIPCFaults(t *testing.T) {
 		p.run(t)
 		return p
 	}
-	for fault, code := range map[string]exitCode{"hipIpcGetMemHandle:1:999": exitFailed, "hipIpcGetMemHandle:1:2": exitNoMemory} {
+	for fault, code := range map[string]exitCode{"hipIpcGetMemHandle:1:999": exitFailed, "hipIpcGetMemHandle:1:2": exitFailed} {
 		p := failing(fault, "hold", samplePath, "--share", "ipc", "--device", "hip", "--progress", "none")
 		p.exits(t, code, "hipIpcGetMemHandle")
 		nothingLeft(t, p.report, nil)
@@ -377,7 +377,7 @@ func TestIPCFaults(t *testing.T) {
 	}{
 		{fault: "hipIpcOpenMemHandle:1:201", text: "hipErrorInvalidContext", code: exitFailed},
 		{fault: "hipIpcOpenMemHandle:1:17", text: "hipIpcOpenMemHandle", code: exitFailed},
-		{fault: "hipIpcOpenMemHandle:1:2", text: "hipIpcOpenMemHandle", code: exitNoMemory},
+		{fault: "hipIpcOpenMemHandle:1:2", text: "hipIpcOpenMemHandle", code: exitFailed},
 		{fault: "hipMemGetInfo:1:999", text: "hipMemGetInfo", code: exitFailed},
 		{fault: "hipMemGetInfo:2:999", text: "hipMemGetInfo", code: exitFailed},
 		{fault: "hipMemcpyAsync:1:700:async", text: "hipErrorIllegalAddress", code: exitFailed},

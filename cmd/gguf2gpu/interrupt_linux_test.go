@@ -48,7 +48,7 @@ func TestInterruptedLoad(t *testing.T) {
 		}
 	}
 	signal()
-	next("gguf2gpu: stopping; it waits for the copies that are under way. A second signal (Ctrl-C) ends it at once.")
+	next("gguf2gpu: stopping; it waits for the copies that are under way")
 	signal()
 	for lines.Scan() {
 		if !strings.HasPrefix(lines.Text(), "{") {

@@ -72,6 +72,7 @@ func addLoadFlags(cmd *cobra.Command) *loadFlags {
 		progress: progressFlag(fs),
 		json:     jsonFlag(cmd),
 	}
+	f.device.stall = f.stall
 	fs.Var(rulesFlag[plan.Rule]{&f.rules, "REGEXP=DTYPE", parseText[plan.Rule]}, "dtype-for", "exception by tensor name, as in 'norm=f32'; repeatable, the first match wins")
 	return f
 }
@@ -190,7 +191,7 @@ func (f *loadFlags) load(cmd *cobra.Command, path string, tr *trace.Trace) (_ *l
 		f.device.local = f.shard.local
 	}
 	var devs []*amdhip.Device
-	if s.rt, devs, err = f.device.openAll(notices(cmd), log); err != nil {
+	if s.rt, devs, err = f.device.openAll(ctx, notices(cmd), log); err != nil {
 		return nil, err
 	}
 	s.open, s.openRSS = time.Since(start), currentRSS()
@@ -250,6 +251,7 @@ func (f *loadFlags) run(ctx context.Context, devices []*amdhip.Device, file *ggu
 // verify reads everything back and compares it with the file.
 func (s *loaded) verify(ctx context.Context) (err error) {
 	doing(ctx, waitRead, whyRead)
+	defer doing(ctx, waitFree, whyFree)
 	s.verified, err = readback.Verify(ctx, s.weights, s.file)
 	return err
 }

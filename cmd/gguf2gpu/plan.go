@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -91,7 +92,7 @@ func (f *loadFlags) plan(cmd *cobra.Command, path string) (err error) {
 		return err
 	}
 	if !all {
-		if err := r.addDevices(f, notices(cmd), log, m); err != nil {
+		if err := r.addDevices(cmd.Context(), f, notices(cmd), log, m); err != nil {
 			return err
 		}
 	}
@@ -119,12 +120,14 @@ func (r *planReport) addRanks(m *gguf.File, s plan.Spec) error {
 }
 
 // addDevices says what goes to each device, by the plan that a load would have.
-func (r *planReport) addDevices(f *loadFlags, stderr io.Writer, log *slog.Logger, m *gguf.File) (err error) {
+func (r *planReport) addDevices(
+	ctx context.Context, f *loadFlags, stderr io.Writer, log *slog.Logger, m *gguf.File,
+) (err error) {
 	if f.shard.shard.By != plan.ShardNone {
 		r.Rank = &f.shard.shard.Rank
 		f.device.local = f.shard.local
 	}
-	rt, devs, err := f.device.openAll(stderr, log)
+	rt, devs, err := f.device.openAll(ctx, stderr, log)
 	if err != nil {
 		return err
 	}

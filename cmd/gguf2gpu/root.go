@@ -23,13 +23,25 @@ func run(args []string) exitCode {
 	defer stop()
 	ctx, current := withActivity(ctx)
 	stderr := newConsole(os.Stderr)
+	ended, patience := make(chan exitCode, 1), make(chan struct{})
 	done := make(chan struct{})
 	defer close(done)
 	context.AfterFunc(ctx, func() {
 		stop() // after the first signal, which cancels, a second one ends the process at once
-		explainWaiting(stderr, current, done)
+		if explainWaiting(stderr, current, lostCalls, done) {
+			close(patience)
+		}
 	})
-	return Main(ctx, args, os.Stdin, os.Stdout, stderr)
+	go func() { ended <- Main(ctx, args, os.Stdin, os.Stdout, stderr) }()
+	select {
+	case code := <-ended:
+		return code
+	case <-patience: // what is still held goes with the process
+		if slices.Contains(args, "--json") {
+			_ = writeJSON(os.Stdout, failure{Error: "interrupted", Code: exitInterrupted})
+		}
+		return exitInterrupted
+	}
 }
 
 // Main runs the command line args and returns the exit code. It also prints an error: as a message on stderr and, with

@@ -1,0 +1,169 @@
+package models_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/internal/fake"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote/models"
+)
+
+func wantTensor(t testing.TB, f *gguf.File, b []byte) {
+	t.Helper()
+	x := &f.Tensors()[0]
+	got := f.Data(x)
+	if f.Remote() {
+		r := f.Range(t.Context(), x, 0, x.Size)
+		defer r.Close()
+		var err error
+		if got, err = io.ReadAll(r); err != nil {
+			t.Error(err)
+		}
+	}
+	if !bytes.Equal(got, b[x.Offset:x.Offset+x.Size]) {
+		t.Errorf("the tensor of %s differs", f)
+	}
+}
+
+func TestKinds(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]struct{ path, stream bool }{
+		"m.gguf": {true, false}, "/a/b": {true, false}, "./-": {true, false}, "./fd:1": {true, false}, "C:\\m.gguf": {true, false},
+		"": {true, false}, "hf": {true, false}, "-": {false, true}, "fd:3": {false, true}, "fd:x": {false, true}, "hf:o/r": {false, false},
+		"ollama:m": {false, false}, "oci://h/m": {false, false}, "s3://b/k": {false, false}, "gs://b/k": {false, false},
+		"https://h/m": {false, false}, "ftp://h/m": {false, false},
+	} {
+		if models.IsPath(name) != want.path || models.IsStream(name) != want.stream {
+			t.Errorf("%q is a path: %t, a stream: %t", name, models.IsPath(name), models.IsStream(name))
+		}
+	}
+}
+
+// TestOpen: a model is opened by every kind of name.
+func TestOpen(t *testing.T) {
+	t.Parallel()
+	model := fake.Model(1, 2<<20)
+	p := newPlaces(t, model, 0)
+	t.Cleanup(p.close)
+	o := p.opener(remote.DigestsAuto)
+	defer o.Close()
+	path := filepath.Join(t.TempDir(), "m.gguf")
+	if err := os.WriteFile(path, model, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	names := []string{path}
+	for _, x := range p.list {
+		names = append(names, x.model)
+	}
+	for _, name := range names {
+		f, err := o.Open(t.Context(), name)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		wantTensor(t, f, model)
+		if err := errors.Join(f.Check(t.Context(), true), f.Close()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if o.Opens(name) != f.Remote() {
+			t.Errorf("%s is elsewhere: %t", name, o.Opens(name))
+		}
+	}
+	if o.Stats().Requests == 0 {
+		t.Error("nothing was counted")
+	}
+	for _, name := range []string{"hf:x", "ollama:", "oci://h", "s3://", "gs://B/k", "fd:", "fd:-1", "fd:99999", "ftp://h/m", "-"} {
+		if _, err := o.Open(t.Context(), name); !errors.Is(err, remote.ErrAddress) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// TestStandardInput: it is read as a file where it is one, and else as a stream, once.
+func TestStandardInput(t *testing.T) {
+	t.Parallel()
+	model := fake.Model(1, 2<<20)
+	path := filepath.Join(t.TempDir(), "m.gguf")
+	if err := os.WriteFile(path, append([]byte("x"), model...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	whole := filepath.Join(t.TempDir(), "m.gguf")
+	if err := os.WriteFile(whole, model, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, tt := range map[string]struct {
+		open func() io.Reader
+		once bool
+	}{
+		"bytes":                                  {func() io.Reader { return bytes.NewReader(model) }, true},
+		"a file":                                 {func() io.Reader { return openFile(t, whole, 0) }, false},
+		"a file that somebody has begun to read": {func() io.Reader { return openFile(t, path, 1) }, true},
+		"a pipe": {func() io.Reader {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() { w.Write(model); w.Close() }()
+			return r
+		}, true},
+	} {
+		o := models.New(models.Options{Stdin: tt.open()})
+		f, err := o.Open(t.Context(), "-")
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		if f.Reading().Once != tt.once {
+			t.Errorf("%s comes once: %t", what, f.Reading().Once)
+		}
+		wantTensor(t, f, model)
+		if _, err := o.Open(t.Context(), "-"); !errors.Is(err, remote.ErrAddress) {
+			t.Errorf("%s, again: %v", what, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		o.Close()
+	}
+}
+
+func openFile(t *testing.T, path string, at int64) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
+	if err == nil {
+		_, err = f.Seek(at, io.SeekStart)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestComplete(t *testing.T) {
+	t.Parallel()
+	p := newPlaces(t, fake.Model(1, 2000), 0)
+	t.Cleanup(p.close)
+	p.hub.Add("o/r", "m-Q8_0.gguf", fake.Model(2, 2000))
+	o := p.opener(remote.DigestsAuto)
+	defer o.Close()
+	for prefix, want := range map[string][]string{
+		"hf:o/r": {"hf:o/r:Q4_K_M", "hf:o/r:Q8_0"}, "hf:o/r:Q8": {"hf:o/r:Q8_0"}, "hf:o/r:Q9": nil, "hf:o": nil, "hf:": nil, "m": nil,
+		"https://h/": nil, "s3://": nil, "oci://": nil, "oci://h": nil, "hf:o/none:": nil,
+	} {
+		if got := o.Complete(t.Context(), prefix); !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", prefix, got, want)
+		}
+	}
+	for _, name := range []string{"hf:o/r:Q8_0", "ollama:m", "s3://models/k", "oci://h/m:t", "https://h/m", "m.gguf", "-"} {
+		if l, err := o.List(t.Context(), name); l != nil || err != nil {
+			t.Errorf("%s: %+v, %v", name, l, err)
+		}
+	}
+}
