@@ -6,6 +6,7 @@ FUZZTIME    ?= 60000x
 # The same for FuzzCombinations, which runs whole commands.
 COMBINATIONS ?= 2000x
 BENCH       ?= .
+HOURS       ?= 1
 # The CPUs that 'make qemu' emulates, each with the kernel tier that it must be seen to have.
 QEMU_CPUS   ?= Haswell:avx2 Nehalem:generic
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -17,8 +18,9 @@ DEVICE      ?= auto
 BIN         := bin/gguf2gpu
 
 .DEFAULT_GOAL := help
-.PHONY: build test race lint line-width workflows golangci fuzz bench cross 32bit generate generated qemu gpu-kernels \
-	e2e hipsim hipsim-test rig rig-test python smoke dist dist-check check clean help
+.PHONY: build test race faults lint line-width workflows golangci fuzz bench cross 32bit generate generated qemu \
+	gpu-kernels amd-runtimes e2e hipsim hipsim-test rig rig-test model-rig model-test python peers soak smoke dist \
+	dist-check check clean help
 
 build: ## build the command into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/gguf2gpu
@@ -26,8 +28,12 @@ build: ## build the command into bin/
 test: ## run the tests
 	$(GO) test -timeout 30m ./...
 
-race: ## run the tests with the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -timeout 40m ./...
+race: ## run the tests with the race detector, but for those of AMD's compilers (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -timeout 40m -skip '^Test(AMD|Clang)Compiles$$' ./...
+
+faults: ## let every HIP call of loads, holding and attaching block or fail, with every second fault (an hour)
+	GGUF2GPU_ALL_FAULTS=1 $(GO) test -count 1 -v -timeout 12h -run 'Block|EveryCall|FaultsOfTheLibrary|IPCFaults' \
+		./loader ./loader/hold ./cmd/gguf2gpu
 
 lint: line-width ## gofmt, line width, go vet for every kind of build, staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
@@ -96,6 +102,9 @@ qemu: ## run the kernels on emulated CPUs: one with AVX2 alone, one with neither
 gpu-kernels: ## compile the GPU kernels with AMD's compilers that are there, and show what they take of a GPU
 	$(GO) test -count 1 -v -run 'TestAMDCompiles|TestClangCompiles' ./kernels/gpu
 
+amd-runtimes: ## test with AMD's runtimes 5.7, 6.4 and 7.2, from Debian's newer suites (RUNTIMESFLAGS=--no-install)
+	@GO='$(GO)' .ci/amd-runtimes $(RUNTIMESFLAGS)
+
 e2e: build ## inspect MODEL=path, load it in every dtype, verify each; DEVICE=soft or hip to choose
 	@test -n '$(MODEL)' || { echo 'usage: make e2e MODEL=path [DEVICE=auto|soft|hip]'; exit 2; }
 	$(BIN) inspect '$(MODEL)' >/dev/null
@@ -127,8 +136,23 @@ bin/rig/libamdhip64.so: testdata/rigs/hip-on-cuda/hipcuda.c $(wildcard testdata/
 rig-test: rig bin/selftest ## test the HIP library over NVIDIA's driver (needs an NVIDIA GPU and NVRTC)
 	bin/selftest $(CURDIR)/bin/rig/libamdhip64.so
 
+model-rig: bin/model/libhsamodel.so ## build the model of a GPU under AMD's runtime (needs a C compiler)
+
+bin/model/libhsamodel.so: testdata/rigs/hsa-model/hsamodel.c $(wildcard testdata/rigs/hsa-model/parts/*)
+	mkdir -p bin/model
+	$${CC:-cc} -std=gnu11 -O1 -g -Wall -Wextra -fPIC -shared -o $@ $< -lpthread
+
+model-test: model-rig ## load through AMD's HIP 7.2 and 6.4 on the model of a GPU (needs 'make amd-runtimes' before)
+	@GO='$(GO)' testdata/rigs/hsa-model/test
+
 python: build hipsim ## test the Python package (needs Python 3.9; PYTHONFLAGS=--no-install takes what it has)
 	.ci/python $(PYTHONFLAGS)
+
+soak: ## loads, tiers, attaching, kills, faults and flipped bits at random, for HOURS=1
+	GGUF2GPU_SOAK=$(HOURS)h $(GO) test -count 1 -v -timeout 0 -run TestSoak ./cmd/gguf2gpu
+
+peers: ## compare parser and kernels with gguf-py (needs Python 3.9; PEERFLAGS=--no-install takes what it has)
+	GO='$(GO)' .ci/peers $(PEERFLAGS)
 
 smoke: build hipsim ## load the sample model on the software device and through the simulator
 	$(MAKE) e2e MODEL=testdata/tiny-llama.gguf DEVICE=soft
@@ -154,4 +178,4 @@ clean: ## remove what was built
 	$(GO) clean ./...
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

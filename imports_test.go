@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 
 	"gguf":            {"internal/term", "github.com/edsrzf/mmap-go", "golang.org/x/sys/"},
 	"internal/term":   {},
+	"internal/peers":  {},
 	"internal/cgroup": {},
 	"internal/watch":  {},
 	"kernels":         {"gguf", "github.com/klauspost/cpuid/v2", "golang.org/x/sys/"},
@@ -39,11 +40,12 @@ var allowed = map[string][]string{
 	"loader/internal/read": {"gguf", "loader/plan", "loader/trace", "golang.org/x/sys/"},
 	"loader": {
 		"internal/cgroup", "internal/watch", "amdhip", "gguf", "kernels", "kernels/gpu", "pinned", "loader/plan", "loader/trace", "loader/internal/read",
-		"github.com/dustin/go-humanize",
+		"github.com/dustin/go-humanize", "lukechampine.com/blake3",
 	},
 	"loader/readback": {"gguf", "kernels", "loader", "loader/plan", "loader/internal/read"},
 	"loader/hold": {
-		"amdhip", "gguf", "internal/watch", "loader", "loader/plan", "golang.org/x/sys/", "github.com/dustin/go-humanize",
+		"amdhip", "gguf", "internal/cgroup", "internal/watch", "loader", "loader/plan", "golang.org/x/sys/",
+		"github.com/dustin/go-humanize",
 	},
 	"loader/measure":                  {"amdhip", "gguf", "loader/internal/read"},
 	"loader/rank":                     {},
@@ -72,7 +74,7 @@ var allowed = map[string][]string{
 		"loader/readback", "loader/hold", "loader/measure", "loader/rank", "loader/remote", "loader/remote/models",
 		"cmd/gguf2gpu/internal/bench", "cmd/gguf2gpu/internal/doctor",
 		"cmd/gguf2gpu/internal/synth",
-		"golang.org/x/sys/", "golang.org/x/sync/", "golang.org/x/term",
+		"golang.org/x/sys/", "golang.org/x/net/netutil", "golang.org/x/sync/", "golang.org/x/term",
 		"github.com/spf13/", "github.com/vbauerster/mpb/v8", "github.com/dustin/go-humanize", "github.com/coreos/go-systemd/v22/",
 		"github.com/klauspost/cpuid/v2",
 	},

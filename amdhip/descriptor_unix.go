@@ -15,8 +15,8 @@ import (
 const descriptorByValue = 7_01_00000
 
 // descriptorArgument returns the argument osHandle of hipMemImportFromShareableHandle for a descriptor; release is
-// called after the call. HIP takes the descriptor itself from 7.1 on. Before, some versions take a pointer to it and
-// some the descriptor, and nothing tells which: to take a descriptor for a pointer ends the process.
+// called after the call. HIP takes the descriptor itself from 7.1 on. Before, some versions take a pointer to it, such
+// as 6.4, and some the descriptor, and nothing tells which: to take a descriptor for a pointer ends the process.
 //
 // For those there is an argument that is right both ways. Its lower 32 bits are the descriptor, which is all that the
 // one kind looks at; and it is the address of four bytes that hold the descriptor, which is what the other kind looks
@@ -59,6 +59,9 @@ func descriptorArgument(fd, version int) (osHandle uintptr, release func(), err 
 func multipleOf4(fd int) (int, error) {
 	for at := 0; ; {
 		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, at)
+		if errors.Is(err, unix.EINVAL) { // a number as high as that is beyond the process's limit
+			err = unix.EMFILE
+		}
 		if err != nil {
 			return 0, fmt.Errorf("duplicating descriptor %d: %w", fd, err)
 		}

@@ -27,6 +27,9 @@
 // A library that works finds no GPU on a machine without one: Open succeeds there, and Runtime.DeviceCount and
 // Runtime.Device return an error that matches ErrNoDevice.
 //
+// One binary serves all versions; where they differ, the README of this package has a table of which call, which
+// version and what is done about it.
+//
 // # Asynchronous work
 //
 // Copies and memsets are put on a stream and return at once; the stream does them in order. Until a copy is done its

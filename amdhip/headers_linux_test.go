@@ -148,16 +148,22 @@ var headerConstants = map[string]any{
 	"hipDeviceAttributeMultiprocessorCount":  hip.AttrMultiprocessorCount,
 	"hipDeviceAttributePciBusId":             hip.AttrPCIBusID,
 	"hipDeviceAttributePciDeviceId":          hip.AttrPCIDeviceID,
+	"hipDeviceAttributePciDomainID":          hip.AttrPCIDomainID,
+	"hipDeviceAttributeTotalGlobalMem":       hip.AttrTotalGlobalMem,
 	"hipDeviceAttributeWarpSize":             hip.AttrWarpSize,
 	"hipDeviceAttributeMemoryPoolsSupported": hip.AttrMemoryPoolsSupported,
 	"hipHostMallocPortable":                  hip.HostMallocPortable,
 	"hipHostMallocMapped":                    hip.HostMallocMapped,
+	"hipHostMallocNumaUser":                  hip.HostMallocNumaUser,
+	"hipHostMallocCoherent":                  hip.HostMallocCoherent,
+	"hipHostMallocNonCoherent":               hip.HostMallocNonCoherent,
 	"hipHostRegisterPortable":                hip.HostRegisterPortable,
 	"hipHostRegisterMapped":                  hip.HostRegisterMapped,
 	"hipStreamNonBlocking":                   hip.StreamNonBlocking,
 	"hipEventDefault":                        hip.EventDefault,
 	"hipEventBlockingSync":                   hip.EventBlockingSync,
 	"hipEventDisableTiming":                  hip.EventDisableTiming,
+	"hipEventInterprocess":                   hip.EventInterprocess,
 
 	"hipStreamCaptureModeGlobal":      hip.CaptureGlobal,
 	"hipStreamCaptureModeThreadLocal": hip.CaptureThreadLocal,
@@ -169,9 +175,8 @@ var headerConstants = map[string]any{
 	"sizeof(hiprtcResult)":                       unsafe.Sizeof(RTCStatus(0)),
 	"sizeof(hipMemcpyKind)":                      unsafe.Sizeof(hip.MemcpyKind(0)),
 	"sizeof(hipDeviceAttribute_t)":               unsafe.Sizeof(hip.DeviceAttribute(0)),
-	"sizeof(hipDeviceProp_t) <= 4096":            1,
 	"offsetof(hipDeviceProp_t, name)":            0,
-	"(HIP_VERSION_MAJOR >= 6 ? 1160 : 396)":      "(int)offsetof(hipDeviceProp_t, gcnArchName)",
+	"sizeof(((hipDeviceProp_t*)0)->name)":        hip.PropNameSize,
 	"sizeof(((hipDeviceProp_t*)0)->gcnArchName)": hip.PropNameSize,
 	"hipIpcMemLazyEnablePeerAccess":              "(HIP_VERSION_MAJOR >= 6 ? 1 : 0)",
 }
@@ -203,41 +208,118 @@ var virtualConstants = map[string]any{
 	"sizeof(hipMemLocation)":                                          unsafe.Sizeof(hip.Location{}),
 }
 
-// TestHeaders compares numbers, layouts and prototypes with those of the installed HIP headers, through a C program
-// that includes them: a constant that differs prints a line, a prototype that differs does not compile.
-func TestHeaders(t *testing.T) {
-	cc := compiler(t, "headers")
-	dir := t.TempDir()
-	source, program := filepath.Join(dir, "headers.c"), filepath.Join(dir, "headers")
-	compile := func(text string) ([]byte, error) {
-		check(t, os.WriteFile(source, []byte(text), 0o644))
-		return exec.Command(cc, "-Werror=incompatible-pointer-types", "-D__HIP_PLATFORM_AMD__", "-I/opt/rocm/include",
-			"-o", program, source).CombinedOutput()
+// propConstants are the layout of a struct of device properties as C expressions.
+func propConstants(c string, p hip.PropLayout) map[string]any {
+	at := func(field string) string { return fmt.Sprintf("offsetof(%s, %s)", c, field) }
+	all := map[string]any{
+		"sizeof(" + c + ")": p.Size, at("totalGlobalMem"): p.TotalGlobalMem, at("warpSize"): p.WarpSize,
+		at("multiProcessorCount"): p.MultiProcessors, at("integrated"): p.Integrated,
+		at("canMapHostMemory"): p.CanMapHost, at("pciDomainID"): p.PCIDomain, at("pciBusID"): p.PCIBus,
+		at("gcnArchName"): p.ArchName,
 	}
-	const head = "#include <stdio.h>\n#include <stddef.h>\n#include <hip/hip_version.h>\n" +
-		"#include <hip/hip_runtime_api.h>\n" +
-		"#include <hip/hiprtc.h>\n" +
-		"#if HIP_VERSION_MAJOR >= 7\n#define NAMES const char *const *\n#else\n#define NAMES const char **\n#endif\n" +
-		// The plural is HIP 7's.
-		"#if HIP_VERSION_MAJOR >= 7\n#define HANDLES requestedHandleTypes\n#else\n" +
-		"#define HANDLES requestedHandleType\n#endif\n" +
-		"#define ANY void\n"
-	if out, err := compile(head + "int main(void) { return 0; }\n"); err != nil {
+	if p.UUID != 0 {
+		all[at("uuid")] = p.UUID
+	}
+	return all
+}
+
+// headerGroups are the constants by the condition under which a version's headers have them.
+var headerGroups = []struct {
+	condition string
+	constants map[string]any
+}{
+	{"1", headerConstants},
+	{"HIP_VERSION >= 50700000", virtualConstants},
+	{"HIP_VERSION >= 60100000", map[string]any{"hipMemcpyDeviceToDeviceNoCU": hip.MemcpyDeviceToDeviceNoCU}},
+	// HIP 6 gave the new layout the old name, and the old one a name of its own.
+	{"HIP_VERSION_MAJOR < 6", propConstants("hipDeviceProp_t", hip.PropR0000)},
+	{"HIP_VERSION_MAJOR >= 6", propConstants("hipDeviceProp_t", hip.PropR0600)},
+	{"HIP_VERSION_MAJOR >= 6", propConstants("hipDeviceProp_tR0000", hip.PropR0000)},
+}
+
+// headerStart is how the C programs begin.
+const headerStart = `#include <stdio.h>
+#include <stdlib.h>
+#include <stddef.h>
+#include <hip/hip_version.h>
+#include <hip/hip_runtime_api.h>
+#include <hip/hiprtc.h>
+#if HIP_VERSION_MAJOR >= 6
+#include <hip/hip_deprecated.h>
+#endif
+#if HIP_VERSION_MAJOR >= 7
+#define NAMES const char *const *
+#define HANDLES requestedHandleTypes // the plural is HIP 7's
+#else
+#define NAMES const char **
+#define HANDLES requestedHandleType
+#endif
+#define ANY void
+static int count, shift;
+#define SAME(c, ours) count++; if ((long long)(c) != (long long)(ours) + shift) \
+	printf("%s is %lld, we have %lld\n", #c, (long long)(c), (long long)(ours) + shift);
+`
+
+// headerTest compiles and runs C programs that include the headers of HIP: those of the machine, or those below the
+// directory that the environment variable AMDHIP_INCLUDE names.
+type headerTest struct {
+	t       *testing.T
+	cc      string
+	program string
+}
+
+func newHeaderTest(t *testing.T) *headerTest {
+	t.Helper()
+	h := &headerTest{t, compiler(t, "headers"), filepath.Join(t.TempDir(), "headers")}
+	if out, err := h.compile("int main(void) { printf(\"%d.%d\", HIP_VERSION_MAJOR, HIP_VERSION_MINOR); }\n"); err != nil {
 		require(t, "headers", fmt.Sprintf("the HIP headers cannot be compiled (Debian: libamdhip64-dev): %s", out))
 	}
+	wantVersion(t, "the headers", string(h.run()))
+	return h
+}
+
+// compile compiles headerStart and text.
+func (h *headerTest) compile(text string) ([]byte, error) {
+	source := h.program + ".c"
+	check(h.t, os.WriteFile(source, []byte(headerStart+text), 0o644))
+	args := []string{"-Werror=incompatible-pointer-types", "-D__HIP_PLATFORM_AMD__"}
+	if dir := os.Getenv("AMDHIP_INCLUDE"); dir != "" {
+		args = append(args, "-I"+dir)
+	}
+	return exec.Command(h.cc, append(args, "-I/opt/rocm/include", "-o", h.program, source)...).CombinedOutput()
+}
+
+// run runs what was compiled.
+func (h *headerTest) run(args ...string) []byte {
+	h.t.Helper()
+	out, err := exec.Command(h.program, args...).CombinedOutput()
+	if err != nil {
+		h.t.Fatalf("%v\n%s", err, out)
+	}
+	return out
+}
+
+// TestHeaders compares numbers, layouts and prototypes with those of the HIP headers, through a C program that includes
+// them: a constant that differs prints a line, a prototype that differs does not compile. Then all constants are made
+// wrong by one, and each must be noticed.
+func TestHeaders(t *testing.T) {
+	h := newHeaderTest(t)
 	var b strings.Builder
-	b.WriteString(head)
 	for name, params := range prototypes {
 		result, _ := resultOf(name)
 		fmt.Fprintf(&b, "%s (*check_%s)(%s);\n", result, name, params)
 	}
-	b.WriteString("#define SAME(c, ours) if ((long long)(c) != (long long)(ours)) \\\n" +
-		"\tprintf(\"%s is %lld, we have %lld\\n\", #c, (long long)(c), (long long)(ours));\n" +
-		"int main(int argc, char **argv) {\n(void)argv;\n")
-	same(&b, headerConstants)
-	b.WriteString("#if HIP_VERSION >= 50700000\n")
-	same(&b, virtualConstants)
-	b.WriteString("#endif\n")
+	b.WriteString("int main(int argc, char **argv) {\nif (argc > 1) shift = atoi(argv[1]);\n")
+	for _, group := range headerGroups {
+		fmt.Fprintf(&b, "#if %s\n", group.condition)
+		for c, ours := range group.constants {
+			if _, text := ours.(string); !text {
+				ours = fmt.Sprintf("%d", ours)
+			}
+			fmt.Fprintf(&b, "SAME(%s, %s)\n", c, ours)
+		}
+		b.WriteString("#endif\n")
+	}
 	for code, name := range hip.StatusNames {
 		fmt.Fprintf(&b, "SAME(%s, %d)\n", name, code)
 	}
@@ -248,22 +330,42 @@ func TestHeaders(t *testing.T) {
 	for name := range prototypes {
 		fmt.Fprintf(&b, "(void)sizeof(check_%s = %s);\n", name, name)
 	}
-	b.WriteString("return argc < 1;\n}\n")
-	if out, err := compile(b.String()); err != nil {
+	b.WriteString("if (shift) printf(\"%d constants\\n\", count);\n}\n")
+	if out, err := h.compile(b.String()); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if out, err := exec.Command(program).CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("%v\n%s", err, out)
+	if out := h.run(); len(out) > 0 {
+		t.Fatalf("%s", out)
+	}
+	for _, shift := range []string{"1", "-1"} {
+		out := strings.TrimSpace(string(h.run(shift)))
+		if noticed := strings.Count(out, "\n"); !strings.HasSuffix(out, fmt.Sprintf("\n%d constants", noticed)) {
+			t.Errorf("with all constants wrong by %s, the program notices %d of them:\n%s", shift, noticed, out)
+		}
 	}
 }
 
-// same writes the comparisons of constants.
-func same(b *strings.Builder, constants map[string]any) {
-	for c, ours := range constants {
-		if _, text := ours.(string); !text {
-			ours = fmt.Sprintf("%d", ours)
+// TestHeadersNoticePrototypes: a prototype with one parameter too many must not compile, whichever it is.
+func TestHeadersNoticePrototypes(t *testing.T) {
+	h := newHeaderTest(t)
+	var b strings.Builder
+	for name, params := range prototypes {
+		result, _ := resultOf(name)
+		if params += ", short"; params == "void, short" {
+			params = "short"
 		}
-		fmt.Fprintf(b, "SAME(%s, %s)\n", c, ours)
+		fmt.Fprintf(&b, "%s (*check_%s)(%s);\n", result, name, params)
+	}
+	b.WriteString("int main(void) {\n")
+	for name := range prototypes {
+		fmt.Fprintf(&b, "(void)sizeof(check_%s = %s);\n", name, name)
+	}
+	b.WriteString("}\n")
+	out, _ := h.compile(b.String())
+	for name := range prototypes {
+		if !strings.Contains(string(out), "check_"+name+" =") {
+			t.Errorf("a wrong prototype of %s compiles", name)
+		}
 	}
 }
 

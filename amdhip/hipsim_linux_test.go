@@ -24,6 +24,15 @@ func require(t *testing.T, what, reason string) {
 	t.Skipf("%s (set AMDHIP_REQUIRE=%s to make this a failure)", reason, what)
 }
 
+// wantVersion fails the test if the environment variable AMDHIP_VERSION names another version than got, "6.4" for
+// example: a test that is to look at one of several runtimes must not look at another.
+func wantVersion(t *testing.T, what, got string) {
+	t.Helper()
+	if want := os.Getenv("AMDHIP_VERSION"); want != "" && got != want {
+		t.Fatalf("%s are of HIP %s, and AMDHIP_VERSION is %s", what, got, want)
+	}
+}
+
 // compiler returns the C compiler that the Go tool would use.
 func compiler(t *testing.T, what string) string {
 	t.Helper()

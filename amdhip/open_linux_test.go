@@ -139,7 +139,9 @@ func TestOpenByEnvironment(t *testing.T) {
 }
 
 func TestVersions(t *testing.T) {
-	for version, want := range map[string]string{"5": "5.2.21153", "6": "6.3.42134", "7": "7.0.51831"} {
+	for version, want := range map[string]string{
+		"5": "5.2.21153", "5.7": "5.7.31921", "6": "6.4.43484", "7.2": "7.2.53211",
+	} {
 		t.Run(want, func(t *testing.T) {
 			rt, _ := openSim(t, "VERSION="+version)
 			r, d, err := rt.Version()

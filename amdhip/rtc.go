@@ -84,8 +84,9 @@ func (rt *Runtime) Compiler() (path string, err error) {
 // held, and cannot be cancelled. A call that fails gives a *CompileError, with the compiler's log.
 //
 // SOME VERSIONS OF AMD'S COMPILER END THE WHOLE PROCESS (SIGABRT, which nothing can catch) for an architecture that
-// they do not know, instead of returning an error. Compile for the architecture of a device that is present only; and
-// where the process must not die, compile in a child process and hand the code over.
+// they do not know, instead of returning an error: Debian's HIP 5.2, 5.7 and 6.4 do, 7.2 does not. Compile for the
+// architecture of a device that is present only; and where the process must not die, compile in a child process and
+// hand the code over.
 func (rt *Runtime) Compile(name, source string, options ...string) (code []byte, err error) {
 	lib, err := rt.compiler()
 	if err != nil {

@@ -20,7 +20,7 @@ type PhysicalMemory struct {
 
 // PhysicalOptions says what the memory must be able to do.
 type PhysicalOptions struct {
-	Exportable bool // needed by Export; Linux only
+	Exportable bool // needed by Export; Linux only, and from HIP 6 on: 5.7 answers hipErrorNotSupported
 }
 
 // virtualMemorySince is the first version of HIP whose structures for virtual memory are known to be those of today. In

@@ -2,6 +2,7 @@ package kernels
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -116,4 +117,59 @@ func BenchmarkMemcpy(b *testing.B) {
 		copy(dst, src)
 	}
 	report(b, benchCall, gguf.F32)
+}
+
+// BenchmarkFingerprint computes fingerprints of bytes in the L2 cache, with each tier.
+func BenchmarkFingerprint(b *testing.B) {
+	src := aligned(4*FingerprintBlock, 0)
+	sums := make([]uint64, 4)
+	for _, isa := range Supported() {
+		f := newFingerprinter(isa)
+		b.Run(fmt.Sprintf("isa=%v", isa), func(b *testing.B) {
+			b.SetBytes(int64(len(src)))
+			for b.Loop() {
+				f.add(sums, 0, src)
+			}
+		})
+	}
+}
+
+// BenchmarkCopy copies from memory to memory, 4 MiB at a time, with and without fingerprints: with CopyFingerprint, to
+// a dst that is not aligned, and in the way that CopyFingerprint has without assembly for copies. Run it with -cpu
+// 1,2,... for several threads.
+func BenchmarkCopy(b *testing.B) {
+	const size, chunk = 256 << 20, 4 << 20
+	src, dst := aligned(size, 0), aligned(size, 0)
+	for i := range src {
+		src[i], dst[i] = byte(i), 1 // so that the memory is there
+	}
+	best, err := For(Auto)
+	if err != nil {
+		b.Fatal(err)
+	}
+	pieces := newFingerprinter(best.ISA())
+	pieces.kernel.copySum = nil
+	for _, method := range []struct {
+		name string
+		copy func(dst, src []byte, sums []uint64)
+	}{
+		{"Copy", func(dst, src []byte, _ []uint64) { Copy(dst, src) }},
+		{"CopyFingerprint", func(dst, src []byte, sums []uint64) { CopyFingerprint(dst, src, sums) }},
+		{"unaligned", func(dst, src []byte, sums []uint64) {
+			CopyFingerprint(dst[1:], src[:chunk-1], sums)
+		}},
+		{"pieces", func(dst, src []byte, sums []uint64) { pieces.copyAdd(dst, src, sums, 0) }},
+	} {
+		b.Run("method="+method.name, func(b *testing.B) {
+			b.SetBytes(chunk)
+			var next atomic.Int64
+			b.RunParallel(func(pb *testing.PB) {
+				sums := make([]uint64, Fingerprints(chunk))
+				for pb.Next() {
+					at := (next.Add(1) - 1) * chunk % size
+					method.copy(dst[at:at+chunk], src[at:at+chunk], sums)
+				}
+			})
+		})
+	}
 }

@@ -10,3 +10,6 @@ func assembly(ISA) *kernelTable { return &kernelTable{} }
 
 // fillKernel returns the kernel that FillNT uses: none here.
 func fillKernel(ISA) kernelFunc { return nil }
+
+// fingerprintAssembly returns the assembly of a tier: none here.
+func fingerprintAssembly(ISA) fingerprintKernel { return fingerprintKernel{} }

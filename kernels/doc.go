@@ -22,6 +22,13 @@
 // [Scales] tells where in a block its scales are, and [FirstNonFinite] finds infinities and NaNs without decoding sound
 // blocks.
 //
+// # Fingerprints
+//
+// [Fingerprint] computes a number of 64 bits for each 64 KiB, and [CopyFingerprint] does so while it copies. The kernel
+// of [github.com/gguf2gpu/gguf2gpu/kernels/gpu.Set.Fingerprint] gives the same numbers on a GPU, so comparing them
+// shows whether bytes have arrived there and are still what they were. FINGERPRINT.md specifies the function, and says
+// what it finds.
+//
 // # Concurrency
 //
 // A Kernels is immutable: any number of goroutines may use one at the same time. The race detector sees what the

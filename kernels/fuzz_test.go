@@ -1,6 +1,7 @@
 package kernels
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -38,6 +39,27 @@ func FuzzTiers(f *testing.F) {
 						element(got, i, to), element(want, i, to))
 				}
 			}
+		}
+	})
+}
+
+// FuzzFingerprint compares the fingerprints of every tier of this CPU, and what it copies, with the formula. The bytes
+// are those of b, repeated, from a place on.
+func FuzzFingerprint(f *testing.F) {
+	for _, n := range []int{0, 1, 3, 4, 1023, 1024, 1028, 5000} {
+		f.Add(noise(byte(n), n), uint16(3), uint8(1), uint8(0))
+		f.Add(noise(byte(n), n), uint16(70), uint8(0), uint8(33))
+	}
+	f.Fuzz(func(t *testing.T, b []byte, times uint16, at, dstAt uint8) {
+		const most = FingerprintBlock + 5*stripeBytes
+		src := bytes.Repeat(b, min(int(times), most/max(1, len(b))))
+		src = src[min(int(at), len(src)):]
+		for _, isa := range Supported() {
+			k, err := For(isa)
+			if err != nil {
+				t.Fatal(err)
+			}
+			compareSums(t, k, src, int(dstAt)%streamAlign)
 		}
 	})
 }

@@ -27,6 +27,13 @@ var races = []struct {
 	{"FillNT dst", func(k *Kernels, dst, _ []byte) error { k.FillNT(dst, 1); return nil }},
 	{"Copy src", func(_ *Kernels, dst, src []byte) error { Copy(dst, src); return nil }},
 	{"Copy dst", func(_ *Kernels, dst, src []byte) error { Copy(dst[:len(src)], src); return nil }},
+	{"Fingerprint src", func(_ *Kernels, _, src []byte) error { Fingerprint(make([]uint64, 1), src); return nil }},
+	{"CopyFingerprint src", copyFingerprint}, {"CopyFingerprint dst", copyFingerprint},
+}
+
+func copyFingerprint(_ *Kernels, dst, src []byte) error {
+	CopyFingerprint(dst[:len(src)], src, make([]uint64, 1))
+	return nil
 }
 
 // TestRaceDetectorSeesKernels runs each race in a process of its own, which the race detector must end. It exists only

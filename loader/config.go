@@ -45,6 +45,7 @@ type Config struct {
 
 	// DequantAuto takes the device whatever it is and saves; for tests.
 	autoAlways bool
+	autoProve  bool                                               // likewise, of ProveAuto
 	readAt     func(f *os.File, b []byte, off int64) (int, error) // nil: (*os.File).ReadAt; others are for tests
 }
 
@@ -53,9 +54,14 @@ type Request struct {
 	// Check looks at the bytes of the file on their way. An element that is not a finite number, or would not be one as
 	// what it is converted to, fails the load with a *ValueError.
 	Check bool
-	// Hash computes the SHA-256 of each tensor's bytes in the file on their way; see [Model.Hashes]. The chunks of a
-	// tensor then go through one worker, so that the speed is that of as many hashes as there are workers.
-	Hash bool
+	// Hash computes the hash of each tensor's bytes in the file on their way, with HashWith; see [Model.Hashes]. With
+	// SHA256 the chunks of a tensor go through one worker, so that a large tensor is hashed no faster than by one thread.
+	Hash     bool
+	HashWith HashAlgorithm
+	// Prove compares fingerprints of what the devices have got with those of what was sent to them. A difference fails
+	// the load with a *ProveError when everything has arrived; tensors that have been waited for may have been used by
+	// then. See [Model.Fingerprints].
+	Prove Prove
 	// Share takes device memory that other processes can open; see package loader/hold. After a failed load such memory
 	// is freed by Close and not before, as others may have it mapped.
 	Share bool
@@ -141,6 +147,12 @@ func (c Config) forFile(f *gguf.File) Config {
 		c.Chunk = short
 	}
 	return c
+}
+
+// Check refuses what makes no sense on any device. [New] does so, too. The error matches ErrBadOption.
+func (c Config) Check() error {
+	_, err := c.check()
+	return err
 }
 
 // check refuses what makes no sense, and fills what is open and no size. Sizes are decided by sizesOf.

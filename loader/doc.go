@@ -34,6 +34,11 @@
 // Config.Staging and does not depend on the model. Everything that has a size (workers, connections, buffers, streams)
 // gets it from one function of the devices, the plan and the config.
 //
+// # Proof
+//
+// Request.Prove compares fingerprints that the devices compute of what they got with those of what was sent to them. A
+// difference is a [*ProveError]; [Model.Fingerprints] tells what was found.
+//
 // # What is left after an error
 //
 // Every plan is checked against free device memory before anything is allocated. A load that fails or is cancelled

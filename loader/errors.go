@@ -28,7 +28,8 @@ var (
 // TensorError says which tensor an error concerns, and what was being done with which of its bytes.
 type TensorError struct {
 	Tensor string
-	// Op is "read", "check", "dequantize", "copy", "expand" (copy blocks, and dequantize on the device) or "read back".
+	// Op is "read", "check", "dequantize", "copy", "expand" (copy blocks, and dequantize on the device), "prove" (compute
+	// fingerprints on the device) or "read back".
 	Op string
 	// Offset is the first byte: in the tensor's bytes in the file for "read", "check" and "dequantize" (of a slice, in the
 	// slice's), on the device for the others.

@@ -125,14 +125,8 @@ func (l *Loader) expand(ctx context.Context, limit *watch.Limit, p *Plan, by Deq
 // expandGroup decides for one group. Devices with the same bytes all convert, or none does.
 func (l *Loader) expandGroup(ctx context.Context, limit *watch.Limit, p *Plan, i int, ready []kernelSet) ([]bool,
 	error) {
-	g, auto, image := &p.Groups[i], l.config.Dequant == DequantAuto, p.image != nil
-	if auto && !l.config.autoAlways && slices.ContainsFunc(l.of(g), func(d *amdhip.Device) bool {
-		return d.Runtime().Kind() != "hip" || d.Integrated()
-	}) {
-		return nil, nil
-	}
-	tensors, keys, saved := expandable(g, auto && !image, image)
-	if len(keys) == 0 || auto && !l.config.autoAlways && !image && saved < minSaved {
+	tensors, keys := l.wantsExpanded(p, i)
+	if len(keys) == 0 {
 		return nil, nil
 	}
 	err := l.readyKernels(ctx, limit, p, i, tensors, keys, ready)
@@ -141,11 +135,53 @@ func (l *Loader) expandGroup(ctx context.Context, limit *watch.Limit, p *Plan, i
 		return tensors, nil
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case !auto, watch.Lost(err): // nothing else can be expected of a device that hangs
+	case l.config.Dequant != DequantAuto, watch.Lost(err): // nothing else can be expected of a device that hangs
 		return nil, fmt.Errorf("loader: the device cannot convert: %w", err)
 	}
 	l.config.Logger.Warn("the CPU converts, as the device cannot", slog.Any("error", err))
 	return nil, nil
+}
+
+// wantsExpanded returns which tensors of group i the devices are to convert, if they have the kernels and the memory,
+// and the kernels for that; none where the CPU converts all.
+func (l *Loader) wantsExpanded(p *Plan, i int) (tensors []bool, keys []gpu.Key) {
+	if l.config.Dequant == DequantCPU {
+		return nil, nil
+	}
+	g, auto, image := &p.Groups[i], l.config.Dequant == DequantAuto, p.image != nil
+	if auto && !l.config.autoAlways && slices.ContainsFunc(l.of(g), func(d *amdhip.Device) bool {
+		return d.Runtime().Kind() != "hip" || d.Integrated()
+	}) {
+		return nil, nil
+	}
+	tensors, keys, saved := expandable(g, auto && !image, image)
+	if auto && !l.config.autoAlways && !image && saved < minSaved {
+		return nil, nil
+	}
+	return tensors, keys
+}
+
+// ScratchBytes is how much device memory a load by the plan takes at most, on each device of the Loader, beside the
+// model: places for blocks that the devices convert. It is the Loader's, which keeps it for later loads; see
+// Loader.ScratchBytes.
+func (p *Plan) ScratchBytes() ([]uint64, error) {
+	l := p.loader
+	expand, sum := make([][]bool, len(p.Groups)), make([]uint64, len(l.devices))
+	for i := range p.Groups {
+		if tensors, keys := l.wantsExpanded(p, i); len(keys) > 0 {
+			expand[i] = tensors
+		}
+	}
+	all, err := p.sizes(l.config, expand)
+	if err != nil {
+		return nil, err
+	}
+	for i := range p.Groups {
+		for _, d := range p.Groups[i].Devices {
+			sum[d] += all[i].scratchBytes()
+		}
+	}
+	return sum, nil
 }
 
 // readyKernels sees that the devices of group i have memory for the blocks, too, and makes their kernels ready.
@@ -158,29 +194,40 @@ func (l *Loader) readyKernels(ctx context.Context, limit *watch.Limit, p *Plan, 
 	if err != nil {
 		return err
 	}
-	c := l.config.Compiler
-	if c == nil {
-		c = &gpu.Compiler{Logger: l.config.Logger}
-	}
 	free, err := l.free(ctx, limit)
 	if err != nil {
 		return err
 	}
-	several := len(l.devices) > 1
 	for _, d := range p.Groups[i].Devices {
-		dev := l.devices[d]
 		if err := l.fits(p, d, free[d], all[i].scratchBytes()); err != nil {
 			return err
 		}
-		if ready[d], err = l.kernels[d].get(watch.With(ctx, limit), dev, c, keys); errors.Is(err, ErrStalled) {
-			l.calls.Hang()
-			l.leave(LeftError{Kernels: 1})
-		}
-		if err != nil {
-			return onDevice(dev, several, err)
+		if ready[d], err = l.readyOn(ctx, limit, d, l.compiler(), keys); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// compiler makes kernels for the devices.
+func (l *Loader) compiler() *gpu.Compiler {
+	if c := l.config.Compiler; c != nil {
+		return c
+	}
+	return &gpu.Compiler{Logger: l.config.Logger}
+}
+
+// readyOn makes kernels ready on device d.
+func (l *Loader) readyOn(ctx context.Context, limit *watch.Limit, d int, c *gpu.Compiler, keys []gpu.Key) (kernelSet,
+	error,
+) {
+	dev := l.devices[d]
+	ready, err := l.kernels[d].get(watch.With(ctx, limit), dev, c, keys)
+	if errors.Is(err, ErrStalled) {
+		l.calls.Hang()
+		l.leave(LeftError{Kernels: 1})
+	}
+	return ready, onDevice(dev, len(l.devices) > 1, err)
 }
 
 // expandable returns which tensors of g a device converts, the kernels for them, and how many bytes the link is spared.

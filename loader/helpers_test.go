@@ -49,10 +49,13 @@ type options struct {
 	Stall       time.Duration
 	Logger      *slog.Logger
 	autoAlways  bool
+	autoProve   bool
 	readAt      func(f *os.File, b []byte, off int64) (int, error)
 
 	Check    bool
 	Hash     bool
+	HashWith HashAlgorithm
+	Prove    Prove
 	Share    bool
 	Progress func(done, total int64)
 	Trace    *trace.Trace
@@ -67,12 +70,15 @@ func (o options) config() Config {
 		Streams: o.Streams, Threads: o.Threads, Staging: o.Staging, Chunk: o.Chunk, Connections: o.Connections, IO: o.IO,
 		ISA:     o.ISA,
 		Dequant: o.Dequant, Compiler: o.Compiler, Stall: o.Stall, Logger: o.Logger, autoAlways: o.autoAlways,
-		readAt: o.readAt,
+		autoProve: o.autoProve, readAt: o.readAt,
 	}
 }
 
 func (o options) request() Request {
-	return Request{Check: o.Check, Hash: o.Hash, Share: o.Share, Progress: o.Progress, Trace: o.Trace}
+	return Request{
+		Check: o.Check, Hash: o.Hash, HashWith: o.HashWith, Prove: o.Prove, Share: o.Share, Progress: o.Progress,
+		Trace: o.Trace,
+	}
 }
 
 // on returns the options with staging memory for n devices, where it was for one.

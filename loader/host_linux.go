@@ -1,13 +1,6 @@
 package loader
 
-import (
-	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
-
-	"github.com/gguf2gpu/gguf2gpu/internal/cgroup"
-)
+import "github.com/gguf2gpu/gguf2gpu/internal/cgroup"
 
 // hostAvailable is how many bytes the host can give this process without swapping: a container may have less than the
 // host has.
@@ -19,24 +12,10 @@ const ownMemory = 64 << 20
 
 // availableBelow is hostAvailable with the files of the kernel below root.
 func availableBelow(root string) (n uint64, ok bool) {
-	n, ok = memAvailable(root)
+	n, ok = cgroup.Host(root)
 	most, limited := cgroup.Available(root)
 	if !limited || ok && n <= most {
 		return n, ok
 	}
 	return most - min(most/2, ownMemory), true
-}
-
-// memAvailable is what the kernel estimates for the whole host.
-func memAvailable(root string) (n uint64, ok bool) {
-	text, err := os.ReadFile(filepath.Join(root, "proc/meminfo"))
-	if err != nil {
-		return 0, false
-	}
-	for line := range strings.Lines(string(text)) {
-		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &n); err == nil {
-			return n * 1024, true
-		}
-	}
-	return 0, false
 }

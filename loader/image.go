@@ -8,6 +8,7 @@ import (
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
 	"github.com/gguf2gpu/gguf2gpu/loader/internal/read"
 	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
@@ -22,6 +23,7 @@ type Image struct {
 	slabs  []*amdhip.HostMemory
 	starts []int64 // of each slab, in the Image; and the end of the last one
 	places map[string]imagePlace
+	prints map[string]fingerprints // of the tensors' bytes, as Fill has read them
 	bytes  int64
 	filled atomic.Bool
 	stuck  atomic.Bool
@@ -53,7 +55,7 @@ func imagePlaces(p *plan.Plan) (map[string]imagePlace, int64) {
 // NewImage returns an empty Image for the tensors of p. The slabs must have ImageBytes(p) bytes together, else the
 // error matches ErrBadOption; a tensor may lie in several.
 func NewImage(p *plan.Plan, slabs []*amdhip.HostMemory) (*Image, error) {
-	im := &Image{slabs: slabs}
+	im := &Image{slabs: slabs, prints: make(map[string]fingerprints)}
 	im.places, im.bytes = imagePlaces(p)
 	at := int64(0)
 	for _, s := range slabs {
@@ -78,6 +80,7 @@ func (im *Image) Fill(ctx context.Context, f *gguf.File, p *plan.Plan) error {
 			return fmt.Errorf("%w: the image was made for another plan: tensor %q", ErrBadOption, t.Name)
 		}
 		im.clear(end, at.off)
+		prints := make(fingerprints, kernels.Fingerprints(t.Size))
 		block, _ := t.Block()
 		step := int64(max(1, fillBytes/block) * block)
 		for off := int64(0); off < t.Size; off += step {
@@ -89,7 +92,9 @@ func (im *Image) Fill(ctx context.Context, f *gguf.File, p *plan.Plan) error {
 			if err == nil {
 				err = f.Guard(func() error {
 					im.each(at.off+off, int64(n), func(slab, from, done, n int) {
-						copy(im.slabs[slab].Bytes()[from:from+n], data[done:])
+						begin := off + int64(done)
+						kernels.CopyAddFingerprint(im.slabs[slab].Bytes()[from:from+n], data[done:done+n],
+							prints[begin/kernels.FingerprintBlock:], begin)
 					})
 					return nil
 				})
@@ -99,11 +104,26 @@ func (im *Image) Fill(ctx context.Context, f *gguf.File, p *plan.Plan) error {
 			}
 			read.LetGo(f, t, off, n)
 		}
-		end = at.off + t.Size
+		im.prints[t.Name], end = prints, at.off+t.Size
 	}
 	im.clear(end, im.bytes)
 	im.filled.Store(true)
 	return nil
+}
+
+// damaged reports whether a block of t has changed since the Image was filled.
+func (im *Image) damaged(t *plan.Tensor, block int) bool {
+	return im.sumOf(t, block) != im.prints[t.Name][block]
+}
+
+// sumOf is the fingerprint that a block of t has now.
+func (im *Image) sumOf(t *plan.Tensor, block int) uint64 {
+	off := int64(block) * kernels.FingerprintBlock
+	var sum [1]uint64
+	im.each(im.places[t.Name].off+off, min(kernels.FingerprintBlock, t.Size-off), func(slab, from, done, n int) {
+		kernels.AddFingerprint(sum[:], int64(done), im.slabs[slab].Bytes()[from:from+n])
+	})
+	return sum[0]
 }
 
 // Stuck reports whether a load from the Image has ended while a device may still be reading it. Its memory must not be

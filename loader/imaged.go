@@ -125,7 +125,7 @@ func (t *imaged) submit(wk *worker, i int, c *plan.Chunk) error {
 	p := t.p
 	p.flying.Add(1)
 	for n, o := range t.outlets {
-		if err := t.copy(n, o, i%len(o.streams), f, c); err != nil {
+		if err := t.copy(n, o, i, f, c); err != nil {
 			p.flying.Add(-1)
 			return onDevice(o.device, len(t.outlets) > 1, err) // the streams are drained before anything is freed
 		}
@@ -137,8 +137,9 @@ func (t *imaged) submit(wk *worker, i int, c *plan.Chunk) error {
 	return nil
 }
 
-// copy enqueues what brings c to the n-th device, on its stream number k, and the event behind it.
-func (t *imaged) copy(n int, o *outlet, k int, f *flight, c *plan.Chunk) error {
+// copy enqueues what brings c, chunk i, to the n-th device, and the event behind it.
+func (t *imaged) copy(n int, o *outlet, i int, f *flight, c *plan.Chunk) error {
+	k := i % len(o.streams)
 	to, stream := t.p.part.ptr(n, c.Arena, c.Offset), o.streams[k]
 	if c.Expand { // what belongs together follows each other on the stream
 		place := &o.scratch.places[k]
@@ -152,8 +153,8 @@ func (t *imaged) copy(n int, o *outlet, k int, f *flight, c *plan.Chunk) error {
 		}
 		return stream.CopyToDevice(to+amdhip.DevicePtr(at), t.image.slabs[slab], from, n)
 	})
-	if err == nil && c.Expand {
-		err = t.expand(n, stream, c, to)
+	if err == nil {
+		err = t.behind(n, stream, i, c, to)
 	}
 	if err == nil {
 		err = stream.Record(f.events[n])

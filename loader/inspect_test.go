@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"lukechampine.com/blake3"
+
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -30,22 +32,30 @@ var ways = []struct {
 	{"auto", load, IOAuto}, {"direct", load, IODirect}, {"mmap", load, IOMapped}, {"sync", loadSync, IOAuto},
 }
 
+// sumFuncs are the hashes of bytes that are in one place.
+var sumFuncs = map[HashAlgorithm]func([]byte) [HashSize]byte{SHA256: sha256.Sum256, BLAKE3: blake3.Sum256}
+
 // TestHashes compares the hashes with those of the file's bytes.
 func TestHashes(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{sample, allTypes, small} {
 		m := openModel(t, path)
-		want := make(map[string][sha256.Size]byte)
-		for _, x := range m.Tensors() {
-			want[x.Name] = sha256.Sum256(m.Data(&x))
+		want := make(map[HashAlgorithm]map[string][HashSize]byte)
+		for with, sum := range sumFuncs {
+			want[with] = make(map[string][HashSize]byte)
+			for _, x := range m.Tensors() {
+				want[with][x.Name] = sum(m.Data(&x))
+			}
 		}
 		for _, way := range ways {
-			for _, d := range plan.Policies() {
-				t.Run(fmt.Sprintf("%s/%s/%v", filepath.Base(path), way.name, d), func(t *testing.T) {
+			for i, d := range plan.Policies() {
+				with := HashAlgorithm((i + len(way.name)) % len(sumFuncs))
+				t.Run(fmt.Sprintf("%s/%s/%v/%v", filepath.Base(path), way.name, d, with), func(t *testing.T) {
 					t.Parallel()
+					want := want[with]
 					dev, _ := openDevice(t, soft.Options{})
 					o := tight
-					o.Policy, o.IO, o.Hash, o.Check = d, way.io, true, path != allTypes
+					o.Policy, o.IO, o.Hash, o.HashWith, o.Check = d, way.io, true, with, path != allTypes
 					w, err := way.load(t.Context(), m, o, dev)
 					if err != nil {
 						t.Fatal(err)
@@ -241,8 +251,11 @@ func BenchmarkInspect(b *testing.B) {
 		path := filepath.Join(b.TempDir(), from.String())
 		writeTensor(b, path, from, elems, data)
 		m := openModel(b, path)
-		for _, inspect := range []string{"none", "check", "hash"} {
-			r := Request{Check: inspect == "check", Hash: inspect == "hash"}
+		for _, inspect := range []string{"none", "check", "sha256", "blake3"} {
+			r := Request{Check: inspect == "check", Hash: inspect == "sha256" || inspect == "blake3"}
+			if inspect == "blake3" {
+				r.HashWith = BLAKE3
+			}
 			b.Run(fmt.Sprintf("type=%v/inspect=%s", from, inspect), func(b *testing.B) {
 				ker, err := kernels.For(kernels.Auto)
 				if err != nil {
@@ -252,15 +265,15 @@ func BenchmarkInspect(b *testing.B) {
 				out := make([]byte, defaultChunk)
 				b.SetBytes(2 * elems)
 				for b.Loop() {
-					chunks := g.Cut(plan.CutOptions{Bytes: len(out), Ordered: r.Hash})
+					chunks := g.Cut(plan.CutOptions{Bytes: len(out), Ordered: r.hashInOrder()})
 					src, err := read.Open(m, g, chunks, read.Options{})
 					if err != nil {
 						b.Fatal(err)
 					}
-					fill := filler{group: g, kernels: ker, inspect: newInspector(g, r, newSums(g))}
+					fill := filler{group: g, kernels: ker, inspect: newInspector(g, r, newHashes(g, r))}
 					reader := src.Reader(&fill, "worker")
 					for i := range chunks {
-						fill.begin(out[:chunks[i].Bytes], false)
+						fill.begin(out[:chunks[i].Bytes], false, nil)
 						if err := reader.Read(b.Context(), chunks[i].Segs, nil); err != nil {
 							b.Fatal(err)
 						}

@@ -27,10 +27,12 @@ type Loader struct {
 	calls        *watch.Calls   // of the runtime that do not return
 	making       chan struct{}  // has room for one: whoever makes a stage
 
-	mu     sync.Mutex
-	closed bool
-	stages []*stage
-	left   LeftError // what devices that hang may use for ever, and was not freed
+	mu      sync.Mutex
+	closed  bool
+	stages  []*stage
+	closing []*stage  // that are being freed
+	summers []*summer // that no load uses
+	left    LeftError // what devices that hang may use for ever, and was not freed
 }
 
 // New returns a Loader for devices, which must be different ones of one runtime. It allocates nothing yet.
@@ -228,12 +230,12 @@ func (l *Loader) Start(ctx context.Context, p *Plan, r Request) (*Model, error) 
 		return nil, err
 	}
 	limit := l.limit()
-	m, x, err := l.prepare(ctx, limit, p, r, began, l.config.Dequant)
+	m, x, by, err := l.prepare(ctx, limit, p, r, began, l.config.Dequant)
 	if err != nil {
 		l.running.Done()
 		return nil, err
 	}
-	t := &team{model: m, loader: l, limit: limit}
+	t := &team{model: m, loader: l, limit: limit, prover: by}
 	if err := t.open(ctx, p, r, x, began); err != nil {
 		err = errors.Join(err, t.close(), m.free(limit))
 		l.running.Done()
@@ -262,31 +264,37 @@ func (l *Loader) begin(ctx context.Context, p *Plan) error {
 	return nil
 }
 
-// prepare sees that the plan fits, decides what the devices convert, and allocates device memory.
+// prepare sees that the plan fits, decides what the devices convert and whether the load is proved, and allocates
+// device memory.
 func (l *Loader) prepare(ctx context.Context, limit *watch.Limit, p *Plan, r Request, began time.Time, by Dequant) (
-	*Model, expansion, error,
+	*Model, expansion, *prover, error,
 ) {
 	if err := errors.Join(p.fits(ctx, limit), p.suits(r, false)); err != nil {
-		return nil, expansion{}, err
+		return nil, expansion{}, nil, err
 	}
 	planned := time.Now()
 	x, err := l.expand(ctx, limit, p, by)
 	if err != nil {
-		return nil, x, err
+		return nil, x, nil, err
+	}
+	proves, err := l.prover(ctx, limit, p, r.Prove, &x)
+	if err != nil {
+		return nil, x, nil, err
 	}
 	compiled := time.Now()
 	m := newModel(p.Plan, l.devices)
 	m.share, m.allocator, m.config, m.calls = r.Share || r.Allocate != nil, r.Allocate, l.config, l.calls
 	if err := m.allocate(ctx, limit); err != nil {
-		return nil, x, err
+		return nil, x, nil, err
 	}
 	m.report.Plan, m.report.Kernels = planned.Sub(began), compiled.Sub(planned)
-	if r.Hash {
-		for _, part := range m.parts {
-			part.sums = newSums(part.group)
-		}
+	if proves.why != nil {
+		m.report.Unproved = proves.why.Error()
 	}
-	return m, x, nil
+	for _, part := range m.parts {
+		part.hashes = newHashes(part.group, r)
+	}
+	return m, x, proves, nil
 }
 
 // open makes a pipeline for each group.
@@ -300,6 +308,9 @@ func (t *team) open(ctx context.Context, p *Plan, r Request, x expansion, began 
 			loader: t.loader, model: t.model, part: part, plan: p, file: p.file, request: r, sizes: all[i],
 			expand: x.of(i),
 			began:  began, team: t,
+		}
+		if kernels := t.prover.of(part.group); kernels != nil {
+			pipe.proof = &proof{loader: t.loader, part: part, kernels: kernels, image: p.image}
 		}
 		if pipe.expand != nil {
 			for _, d := range part.group.Devices {
@@ -326,6 +337,14 @@ func (l *Loader) Close() error {
 	l.running.Wait()
 	limit := l.rest()
 	err := l.closeIdle(limit, nil, false)
+	if l.calls.Hanging() { // the device may be using them
+		for _, s := range l.summers {
+			l.leave(sum(s.things()))
+		}
+	} else {
+		err = errors.Join(err, l.freeSummers(limit, l.summers))
+	}
+	l.summers = nil
 	var kernels []thing
 	for i, k := range l.kernels {
 		kernels = append(kernels, k.things(l.devices[i])...)

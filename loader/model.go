@@ -2,7 +2,6 @@ package loader
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -62,7 +61,8 @@ type part struct {
 	on     []*resident // by device of the group
 	ready  *latch      // tensors that have arrived
 	issued *latch      // tensors whose copies are enqueued
-	sums   [][sha256.Size]byte
+	hashes *hashes
+	prints [][]fingerprints // by device of the group, by tensor; nil: not proved. Under Model.mu until the load has ended.
 
 	// Under Model.mu.
 
@@ -336,7 +336,9 @@ func (m *Model) end(t *team) {
 		m.report.add(&p.groupReport)
 	}
 	m.report.Total = time.Since(t.pipes[0].began)
-	m.err = t.err
+	if m.err = t.err; m.err == nil {
+		m.err = m.report.prove(t.prover)
+	}
 	for m.err != nil && m.users > 0 {
 		m.idle.Wait()
 	}

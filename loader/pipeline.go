@@ -26,13 +26,17 @@ type pipeline struct {
 	file    *gguf.File // nil: the plan is loaded from an Image
 	request Request
 	sizes   sizes
-	expand  []bool      // by tensor: the devices convert it; nil: none
-	kernels []kernelSet // that they convert with, by device of the group
-	skip    []bool      // by tensor: it has arrived in an earlier attempt; nil: none has
-	kept    int         // how many of these the devices converted
-	began   time.Time
-	label   string // what its tracks in a trace begin with
-	team    *team
+	expand  []bool // by tensor: the devices convert it; nil: none
+	proof   *proof // nil: nothing is proved
+	round   *round // of proof, of this attempt; nil without one
+
+	unexpand bool        // the device has failed to convert
+	kernels  []kernelSet // that they convert with, by device of the group
+	skip     []bool      // by tensor: it has arrived in an earlier attempt; nil: none has
+	kept     int         // how many of these the devices converted
+	began    time.Time
+	label    string // what its tracks in a trace begin with
+	team     *team
 
 	stage     *stage // nil: nothing is staged
 	transport transport
@@ -65,7 +69,9 @@ type groupReport struct {
 	scratch                                        uint64 // of each device
 	expanded, streams, threads, connections, chunk int
 	pinned, unpinned                               int64
-	pin, pinTotal, transfer                        time.Duration
+	pin, pinTotal, transfer, prove                 time.Duration
+	provedTensors                                  int
+	provedBytes                                    uint64 // of all devices
 }
 
 // open makes what the pipeline works with.
@@ -98,8 +104,17 @@ func (p *pipeline) open(ctx context.Context) error {
 		cut -= pageBytes // so that a chunk can begin anywhere in the first page of its buffer
 	}
 	p.chunks = group.Cut(plan.CutOptions{
-		Bytes: cut, Ramp: p.sizes.threads, Expand: p.expand, Skip: p.skip, Ordered: p.request.Hash,
+		Bytes: cut, Ramp: p.sizes.threads, Expand: p.expand, Skip: p.skip, Ordered: p.request.hashInOrder(),
 	})
+	if p.proof != nil {
+		var err error
+		p.round, err = p.proof.begin(ctx, p.team.limit, p.chunks, p.transport.streams)
+		if errors.Is(err, ErrInsufficientMemory) && p.request.Prove == ProveAuto {
+			p.unprove(err)
+		} else if err != nil {
+			return err
+		}
+	}
 	p.part.ready.expect(p.chunks)
 	p.part.issued.expect(p.chunks)
 	if p.plan.image == nil {
@@ -113,7 +128,7 @@ func (p *pipeline) open(ctx context.Context) error {
 		p.src = src
 	}
 	switch {
-	case p.request.Hash:
+	case p.request.hashInOrder():
 		p.runs = hashRuns(p.chunks)
 	case p.plan.remote():
 		p.runs = p.src.Requests(p.chunks)
@@ -186,23 +201,55 @@ func add(a, b read.Stats) read.Stats {
 // run drives the load of the group to its end, good or bad. It is the one goroutine that ends it.
 func (p *pipeline) run(ctx context.Context) {
 	stuck, err := p.transfer(ctx)
-	c := &p.loader.config
-	if err != nil && !stuck && p.failed.Load() && p.expand != nil && c.Dequant == DequantAuto && ctx.Err() == nil {
-		c.Logger.Warn("the device failed to convert, the CPU does it", "error", err)
+	for err != nil && !stuck && p.failed.Load() && ctx.Err() == nil && p.doesWithout(err) {
 		if err = p.startOver(ctx); err == nil {
 			stuck, err = p.transfer(ctx)
+		}
+	}
+	if err == nil && p.proof != nil {
+		start := time.Now()
+		stuck, err = p.groupReport.proving(ctx, p.team.limit, p.model, p.proof)
+		if p.request.Trace != nil {
+			p.request.Trace.Add(p.label+"proof", "compare", start, time.Now(), "", sumSize*p.round.slots)
 		}
 	}
 	p.groupReport.upload, p.groupReport.unpinned = p.uploaded.Load(), p.unpinned.Load()
 	if !p.model.noStreams(p.part, p.team.limit) { // nobody may be using the streams when they are closed
 		stuck = true
 	}
-	err = errors.Join(err, p.close(p.team.limit, stuck))
+	err = errors.Join(err, p.proof.close(p.team.limit, err != nil, stuck), p.close(p.team.limit, stuck))
 	p.team.ended(p, err, stuck)
 }
 
-// startOver prepares for another attempt, in which the CPU converts what has not arrived. Tensors that have been
-// reported as ready stay as they are: somebody may be using them.
+// doesWithout decides what another attempt does without, after a device has failed at something that it need not do: to
+// convert, or to compute fingerprints. False: there is nothing of the kind.
+func (p *pipeline) doesWithout(err error) bool {
+	c := &p.loader.config
+	_, unsummed := errors.AsType[*unsummed](err)
+	switch {
+	case unsummed && p.proof != nil && p.request.Prove == ProveAuto:
+		c.Logger.Warn("the device failed to compute fingerprints, the load is not proved", "error", err)
+		p.unprove(err)
+	case p.expand != nil && c.Dequant == DequantAuto:
+		c.Logger.Warn("the device failed to convert, the CPU does it", "error", err)
+		p.unexpand = true
+	default:
+		return false
+	}
+	return true
+}
+
+// unprove gives up proving what the group gets. What an attempt has enqueued has ended.
+func (p *pipeline) unprove(why error) {
+	if err := p.proof.close(p.team.limit, true, false); err != nil {
+		p.loader.config.Logger.Warn("freeing memory of fingerprints failed", "error", err)
+	}
+	p.proof, p.round = nil, nil
+	p.model.unprove(why)
+}
+
+// startOver prepares for another attempt. Tensors that have been reported as ready stay as they are: somebody may be
+// using them.
 func (p *pipeline) startOver(ctx context.Context) error {
 	if !p.model.noStreams(p.part, p.team.limit) {
 		return fmt.Errorf("%w: another stream is being made to wait for those of the load", ErrStalled)
@@ -216,13 +263,18 @@ func (p *pipeline) startOver(ctx context.Context) error {
 	for i := range p.skip {
 		if p.skip[i] = p.part.ready.has(i); p.skip[i] {
 			have += int64(group.Tensors[i].Bytes)
-			if p.expand[i] {
+			if p.unexpand && p.expand != nil && p.expand[i] {
 				p.kept++
 			}
 		}
 	}
-	p.expand, p.kernels = nil, nil
-	all, err := p.plan.sizes(p.loader.config, nil)
+	p.proof.keep(p.skip)
+	if p.unexpand {
+		p.expand, p.kernels = nil, nil
+	}
+	expand := make([][]bool, len(p.plan.Groups))
+	expand[p.part.index] = p.expand
+	all, err := p.plan.sizes(p.loader.config, expand)
 	if err != nil {
 		return err
 	}
@@ -313,7 +365,7 @@ func (p *pipeline) chunkError(c *plan.Chunk, err error) error {
 		op = "expand"
 	}
 	return &TensorError{
-		Tensor: p.name(c), Op: op, Offset: int64(p.part.group.TensorOffset(&c.Segs[0])), Bytes: c.Bytes, Err: err,
+		Tensor: p.name(c), Op: opOf(op, err), Offset: int64(p.part.group.TensorOffset(&c.Segs[0])), Bytes: c.Bytes, Err: err,
 	}
 }
 

@@ -412,7 +412,7 @@ func TestRemoteExpanded(t *testing.T) {
 	buf, expanded := make([]byte, 64<<10), 0
 	for i := range chunks {
 		c := &chunks[i]
-		fill.begin(buf[:c.Bytes], c.Expand)
+		fill.begin(buf[:c.Bytes], c.Expand, nil)
 		if err := r.Read(t.Context(), c.Segs, chunks[i+1:]); err != nil {
 			t.Fatal(err)
 		}

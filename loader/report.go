@@ -22,6 +22,10 @@ type Report struct {
 	DeviceBytes    uint64 // allocated on the devices
 	ScratchBytes   uint64 // device memory beside the model during the load, for blocks that the devices convert
 	Expanded       int    // tensors that the devices converted
+	Proved         bool   // the fingerprints of all bytes that the devices got are right
+	ProvedTensors  int    // whose fingerprints are right, on all devices that they are on
+	ProvedBytes    uint64 // of these, as they travelled to all devices, without padding
+	Unproved       string // why a load was not proved that ProveAuto leaves open; ""
 	Streams        int
 	Threads        int
 	Connections    int // ranges of a remote model that were read at the same time; 0 for other models
@@ -35,6 +39,7 @@ type Report struct {
 	Pin      time.Duration // staging memory, as far as the transfer waited for it; 0 when an earlier load made it
 	PinTotal time.Duration // staging memory in all; the rest overlaps the transfer
 	Transfer time.Duration // from the first read to the end of the last copy, on the device that took longest
+	Prove    time.Duration // after the transfer, until fingerprints were compared, on the device that took longest
 	Check    time.Duration // after the transfer, until it was clear that the bytes are what a gguf.CheckedSource says
 	Total    time.Duration // from Start to the end
 
@@ -71,6 +76,9 @@ func (r *Report) add(g *groupReport) {
 	r.Pin += g.pin
 	r.PinTotal += g.pinTotal
 	r.Transfer = max(r.Transfer, g.transfer)
+	r.Prove = max(r.Prove, g.prove)
+	r.ProvedTensors += g.provedTensors
+	r.ProvedBytes += g.provedBytes
 	for _, d := range g.devices {
 		r.Devices[d].UploadBytes, r.Devices[d].Transfer = g.upload, g.transfer
 	}

@@ -97,12 +97,45 @@ func (l *Loader) closeIdle(limit *watch.Limit, devices []*amdhip.Device, unstage
 		idle = append(idle, s)
 		return true
 	})
+	l.closing = append(l.closing, idle...)
 	l.mu.Unlock()
 	var errs []error
 	for _, s := range idle {
 		errs = append(errs, l.closeStage(limit, s))
 	}
 	return errors.Join(errs...)
+}
+
+// ScratchBytes is how much device memory the Loader has on each device for blocks that devices convert, and no load
+// uses at present. Trim frees it.
+func (l *Loader) ScratchBytes() []uint64 {
+	all := make([]uint64, len(l.devices))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range slices.Concat(l.stages, l.closing) {
+		for _, o := range s.outlets {
+			if d := slices.Index(l.devices, o.device); s.users == 0 && o.scratch != nil {
+				all[d] += o.scratch.mem.Size()
+			}
+		}
+	}
+	return all
+}
+
+// Trim frees what the Loader has made for loads and none uses at present: staging memory, streams, and memory for
+// blocks that devices convert. The next load makes them again. Kernels stay. It waits for
+// other calls of it, and for loads that are making these things.
+func (l *Loader) Trim() error {
+	l.making <- struct{}{} // whoever has it gives it back within the limit of its own
+	defer func() { <-l.making }()
+	return l.closeIdle(l.rest(), nil, false)
+}
+
+// gone notes that a stage is freed, or never will be.
+func (l *Loader) gone(s *stage) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closing = slices.DeleteFunc(l.closing, func(x *stage) bool { return x == s })
 }
 
 // giveBack ends one use of a stage. A broken one is freed when its last user has gone, once its streams are at rest; if
@@ -114,6 +147,7 @@ func (l *Loader) giveBack(limit *watch.Limit, s *stage, broken, stuck bool) erro
 	free := s.broken && s.users == 0
 	if free {
 		l.stages = slices.DeleteFunc(l.stages, func(x *stage) bool { return x == s })
+		l.closing = append(l.closing, s)
 	}
 	l.mu.Unlock()
 	if !free {
@@ -123,6 +157,7 @@ func (l *Loader) giveBack(limit *watch.Limit, s *stage, broken, stuck bool) erro
 		return l.closeStage(limit, s)
 	}
 	l.calls.Hang()
+	l.gone(s)
 	l.leave(sum(s.things()))
 	if s.pool == nil {
 		return nil
@@ -150,6 +185,7 @@ func atRest(limit *watch.Limit, idle func(deadline time.Time) bool) bool {
 // closeStage frees a stage whose streams are at rest. What the devices do not let go within the limit is left; the
 // Loader's Close tells.
 func (l *Loader) closeStage(limit *watch.Limit, s *stage) error {
+	defer l.gone(s)
 	var err error
 	if s.pool != nil {
 		left := limit.Left()

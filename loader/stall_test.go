@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +20,10 @@ import (
 
 // stallTime is Config.Stall of these tests, on the clock of their bubbles.
 const stallTime = 10 * time.Second
+
+// allFaults is the variable of the environment that makes the tests of faults try every call, and every second fault
+// with it, where they take a sample otherwise: 'make faults' sets it.
+const allFaults = "GGUF2GPU_ALL_FAULTS"
 
 // steps makes the calls of one piece of work, one after the other, and wants each of them to end in time.
 type steps struct {
@@ -225,8 +230,11 @@ func TestEverythingBlocks(t *testing.T) {
 // stallCases are the cases for work that makes so many calls of each function.
 func stallCases(calls map[string]int) (cases []stallCase) {
 	names := slices.Sorted(maps.Keys(calls))
-	most := 16
-	if testing.Short() {
+	most, seconds := 16, 4
+	switch {
+	case os.Getenv(allFaults) != "":
+		most, seconds = 1<<20, len(names)
+	case testing.Short():
 		most = 3
 	}
 	number := 0
@@ -241,8 +249,11 @@ func stallCases(calls map[string]int) (cases []stallCase) {
 					cases = append(cases, stallCase{waits, []soft.Fault{f}})
 				}
 				// The second fault: a call that fails every time, or once. All functions take turns.
-				for k := range 4 {
+				for k := range seconds {
 					second := soft.Fault{Func: names[(number+k*5)%len(names)], N: k % 2, Code: amdhip.ErrUnknown}
+					if seconds > 4 {
+						second.Func, second.N = names[k], (k+number)%2
+					}
 					if second.Func == "hipGetDeviceCount" || second.Func == name {
 						continue
 					}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 	"github.com/gguf2gpu/gguf2gpu/loader/internal/read"
@@ -26,12 +27,15 @@ func (l *Loader) LoadSync(ctx context.Context, p *Plan, r Request) (*Model, erro
 		return nil, err
 	}
 	limit := l.limit()
-	m, _, err := l.prepare(ctx, limit, p, r, began, DequantCPU)
+	m, _, by, err := l.prepare(ctx, limit, p, r, began, DequantCPU)
 	if err != nil {
 		return nil, err
 	}
 	s := &syncLoad{Loader: l, model: m, file: p.file, request: r, limit: limit}
 	for _, part := range m.parts {
+		if kernels := by.of(part.group); kernels != nil {
+			s.proof = &proof{loader: l, part: part, kernels: kernels}
+		}
 		if err := s.load(ctx, part); err != nil {
 			err = onDevice(part.on[0].device, len(m.parts) > 1, err)
 			if s.stuck {
@@ -40,7 +44,11 @@ func (l *Loader) LoadSync(ctx context.Context, p *Plan, r Request) (*Model, erro
 			return nil, errors.Join(err, m.free(limit))
 		}
 	}
-	if err := m.check(ctx, p.file); err != nil {
+	err = m.check(ctx, p.file)
+	if err == nil {
+		err = m.report.prove(by)
+	}
+	if err != nil {
 		return nil, errors.Join(err, m.free(limit))
 	}
 	m.report.Total = time.Since(began)
@@ -68,6 +76,8 @@ type syncLoad struct {
 	stage   *stage
 	buf     *pinned.Buffer
 	inspect *inspector
+	proof   *proof // nil: nothing is proved
+	round   *round // likewise
 	scratch []byte
 	report  groupReport
 }
@@ -92,7 +102,8 @@ func (s *syncLoad) load(ctx context.Context, part *part) (err error) {
 		if err != nil && !s.stuck {
 			s.stuck = !atRest(s.limit, s.stage.idle)
 		}
-		err = errors.Join(err, s.giveBack(s.limit, s.stage, err != nil, s.stuck))
+		err = errors.Join(err, s.proof.close(s.limit, err != nil, s.stuck),
+			s.giveBack(s.limit, s.stage, err != nil, s.stuck))
 	}()
 	if s.buf, err = s.stage.pool.Acquire(ctx); err != nil {
 		return err
@@ -103,18 +114,30 @@ func (s *syncLoad) load(ctx context.Context, part *part) (err error) {
 		}
 	}()
 	start := time.Now()
-	s.part, s.inspect = part, newInspector(g, s.request, part.sums)
+	s.part, s.inspect = part, newInspector(g, s.request, part.hashes)
 	stats := s.stage.pool.Stats()
 	s.report = groupReport{
 		devices: g.Devices, streams: 1, threads: 1, chunk: s.stage.chunkBytes(z),
 		pinned: stats.PinnedBytes, pin: start.Sub(pinning), pinTotal: stats.TotalPin,
 	}
-	for i := range g.Tensors {
-		if err := s.tensor(ctx, i); err != nil {
+	chunks := piecesOf(g, s.report.chunk)
+	if s.proof != nil {
+		streams := func(n int) []*amdhip.Stream { return s.stage.outlets[n].streams }
+		if s.round, err = s.proof.begin(ctx, s.limit, chunks, streams); err != nil {
+			return err
+		}
+	}
+	for i := range chunks {
+		if err := s.chunk(ctx, i, &chunks[i]); err != nil {
 			return err
 		}
 	}
 	s.report.transfer = time.Since(start)
+	if s.proof != nil {
+		if s.stuck, err = s.report.proving(ctx, s.limit, s.model, s.proof); err != nil {
+			return err
+		}
+	}
 	if s.report.read.Mapped = int64(g.ReadBytes); s.file.Remote() {
 		s.report.read, s.report.connections = read.Stats{Remote: int64(g.ReadBytes)}, 1
 	}
@@ -122,44 +145,70 @@ func (s *syncLoad) load(ctx context.Context, part *part) (err error) {
 	return nil
 }
 
-// tensor loads tensor i of the group.
-func (s *syncLoad) tensor(ctx context.Context, i int) error {
-	t := &s.part.group.Tensors[i]
-	src, dst := t.Block()
-	for off, done := int64(0), uint64(0); off < t.Size; {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		n := min(int(t.Size-off)/src, s.report.chunk/max(src, dst)) // blocks
-		out := s.buf.Bytes()[:n*dst]
-		if err := s.fill(ctx, i, t, off, n*src, out); err != nil {
-			return err
-		}
-		for k := range s.part.on {
-			stream := s.stage.outlets[k].streams[0]
-			to := s.part.ptr(k, t.Arena, t.DeviceOffset+done)
-			err := watch.Call(ctx, s.limit, "copying", func() error {
-				if err := s.buf.CopyToDevice(stream, to, len(out)); err != nil {
-					return err
-				}
-				return stream.Synchronize()
+// piecesOf cuts the tensors of a group into chunks of one piece each, of at most so many bytes in the file and on the
+// device.
+func piecesOf(g *plan.Group, most int) (all []plan.Chunk) {
+	for i := range g.Tensors {
+		t := &g.Tensors[i]
+		src, dst := t.Block()
+		for off := int64(0); off < t.Size; {
+			n := min(int(t.Size-off)/src, most/max(src, dst)) // blocks
+			seg := plan.Segment{Tensor: i, Src: off, SrcBytes: n * src, DstBytes: n * dst}
+			at := t.DeviceOffset + g.TensorOffset(&seg)
+			all = append(all, plan.Chunk{
+				Arena: t.Arena, Offset: at, Bytes: n * dst, Delivered: n * dst, Segs: []plan.Segment{seg},
 			})
-			if err != nil {
-				s.stuck = s.stuck || watch.Lost(err)
-				err = onDevice(s.part.on[k].device, len(s.part.on) > 1, err)
-				return &TensorError{Tensor: t.Name, Op: "copy", Offset: int64(done), Bytes: len(out), Err: err}
+			off += int64(n * src)
+		}
+	}
+	return all
+}
+
+// chunk loads chunk i of the group.
+func (s *syncLoad) chunk(ctx context.Context, i int, c *plan.Chunk) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	seg := &c.Segs[0]
+	t := &s.part.group.Tensors[seg.Tensor]
+	out := s.buf.Bytes()[:c.Bytes]
+	if err := s.fill(ctx, seg.Tensor, t, seg.Src, seg.SrcBytes, out); err != nil {
+		return err
+	}
+	if s.round != nil {
+		x := s.round.of(i)[0].travel
+		s.round.write(x, x.at, out)
+	}
+	for k := range s.part.on {
+		stream := s.stage.outlets[k].streams[0]
+		to := s.part.ptr(k, c.Arena, c.Offset)
+		err := watch.Call(ctx, s.limit, "copying", func() error {
+			err := s.buf.CopyToDevice(stream, to, len(out))
+			if err == nil {
+				err = s.round.travelled(k, stream, i, to)
 			}
-			if !s.buf.Pinned() {
-				s.report.unpinned++
+			if err == nil {
+				err = stream.Synchronize()
+			}
+			return err
+		})
+		if err != nil {
+			s.stuck = s.stuck || watch.Lost(err)
+			op := opOf("copy", err)
+			err = onDevice(s.part.on[k].device, len(s.part.on) > 1, err)
+			return &TensorError{
+				Tensor: t.Name, Op: op, Offset: int64(s.part.group.TensorOffset(seg)), Bytes: len(out), Err: err,
 			}
 		}
-		read.LetGo(s.file, t, off, n*src)
-		off, done = off+int64(n*src), done+uint64(len(out))
-		s.report.upload += uint64(len(out))
-		s.done += int64(len(out))
-		if s.request.Progress != nil {
-			s.request.Progress(s.done, int64(s.model.plan.TensorBytes()))
+		if !s.buf.Pinned() {
+			s.report.unpinned++
 		}
+	}
+	read.LetGo(s.file, t, seg.Src, seg.SrcBytes)
+	s.report.upload += uint64(len(out))
+	s.done += int64(len(out))
+	if s.request.Progress != nil {
+		s.request.Progress(s.done, int64(s.model.plan.TensorBytes()))
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ type team struct {
 	ctx    context.Context // of all; its end ends them
 	cancel context.CancelCauseFunc
 	limit  *watch.Limit // of what the load calls besides the workers
+	prover *prover
 
 	told sync.Once // that a file is not read in the usual way
 
@@ -105,7 +106,7 @@ func (t *team) ended(p *pipeline, err error, stuck bool) {
 func (t *team) close() error {
 	var errs []error
 	for _, p := range t.pipes {
-		errs = append(errs, p.close(t.limit, false))
+		errs = append(errs, p.proof.close(t.limit, true, false), p.close(t.limit, false))
 	}
 	return errors.Join(errs...)
 }

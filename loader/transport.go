@@ -86,7 +86,7 @@ func (s *staged) submitTo(buf *pinned.Buffer, shift, i int, c *plan.Chunk, to pi
 			place.taken <- struct{}{}
 			defer func() { <-place.taken }()
 		}
-		copied, err := s.issue(n, o, k, buf, shift, c)
+		copied, err := s.issue(n, o, k, buf, shift, i, c)
 		if err != nil {
 			if n == 0 && !copied {
 				buf.Release() // else the streams are drained before the buffer is freed
@@ -107,9 +107,11 @@ func (s *staged) submitTo(buf *pinned.Buffer, shift, i int, c *plan.Chunk, to pi
 	return nil
 }
 
-// issue enqueues what brings the chunk at byte shift of buf to the n-th device, on its stream number k. Copied is
+// issue enqueues what brings chunk i, at byte shift of buf, to the n-th device, on its stream number k. Copied is
 // whether the device may be reading buf.
-func (s *staged) issue(n int, o *outlet, k int, buf *pinned.Buffer, shift int, c *plan.Chunk) (copied bool, err error) {
+func (s *staged) issue(n int, o *outlet, k int, buf *pinned.Buffer, shift, i int, c *plan.Chunk) (copied bool,
+	err error,
+) {
 	to := s.p.part.ptr(n, c.Arena, c.Offset)
 	if c.Expand {
 		to = o.scratch.places[k].ptr
@@ -117,10 +119,19 @@ func (s *staged) issue(n int, o *outlet, k int, buf *pinned.Buffer, shift int, c
 	if err := buf.CopyRangeToDevice(o.streams[k], to, shift, c.Bytes); err != nil {
 		return false, err
 	}
-	if c.Expand {
-		return true, s.expand(n, o.streams[k], c, to)
+	return true, s.behind(n, o.streams[k], i, c, to)
+}
+
+// behind enqueues what is done with chunk i when its bytes have come to the address at of the n-th device: they are
+// summed up if the load is proved, and made into tensors if the device converts them.
+func (s *staged) behind(n int, stream *amdhip.Stream, i int, c *plan.Chunk, at amdhip.DevicePtr) error {
+	err := s.p.round.travelled(n, stream, i, at)
+	if err == nil && c.Expand {
+		if err = s.expand(n, stream, c, at); err == nil {
+			err = s.p.round.expanded(n, stream, i)
+		}
 	}
-	return true, nil
+	return err
 }
 
 // expand enqueues the kernels that turn c, whose bytes are at from when they run, into tensors.
@@ -180,7 +191,8 @@ func (s *staged) idle(deadline time.Time) bool {
 	return !s.p.failed.Load() || s.stage.idle(deadline)
 }
 
-// shared writes into memory that the device shares with the host: nothing is staged, nothing copied.
+// shared writes into memory that the device shares with the host: nothing is staged, nothing copied. What a proof of it
+// enqueues on the device is waited for in the end.
 type shared struct {
 	p  *pipeline
 	mu sync.Mutex // chunks arrive one at a time, as they do from a pool
@@ -199,7 +211,12 @@ func (s *shared) fill(wk *worker, c *plan.Chunk, ahead []plan.Chunk) error {
 
 func (s *shared) release(*worker) {}
 
-func (s *shared) submit(_ *worker, _ int, c *plan.Chunk) error {
+func (s *shared) submit(_ *worker, i int, c *plan.Chunk) error {
+	if r := s.p.round; r != nil { // the device reads what has just been written, through its own caches
+		if err := r.travelled(0, r.on[0].stream, i, s.p.part.ptr(0, c.Arena, c.Offset)); err != nil {
+			return err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.p.part.issued.pass(c)

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -28,8 +29,8 @@ type worker struct {
 
 func newWorker(p *pipeline, i int) *worker {
 	wk := &worker{p: p, track: fmt.Sprintf("%sworker %d", p.label, i)}
-	wk.fill = filler{group: p.part.group, kernels: p.loader.kernelsOfCPU, around: p.transport.uncached()}
-	wk.fill.inspect = newInspector(p.part.group, p.request, p.part.sums)
+	wk.fill = filler{group: p.part.group, kernels: p.loader.kernelsOfCPU, around: p.transport.uncached(), round: p.round}
+	wk.fill.inspect = newInspector(p.part.group, p.request, p.part.hashes)
 	if p.src != nil {
 		wk.read = p.src.Reader(&wk.fill, fmt.Sprintf("%sreader %d", p.label, i))
 	}
@@ -79,9 +80,13 @@ func (wk *worker) run() {
 
 // fillBuffer puts into buf what the devices get for c. ahead is the chunks that the worker reads next.
 func (wk *worker) fillBuffer(buf []byte, c *plan.Chunk, ahead []plan.Chunk) error {
-	wk.fill.begin(buf, c.Expand)
+	wk.fill.begin(buf, c.Expand, wk.p.round.of(int(wk.filling.Load())))
 	if wk.read != nil {
-		return wk.read.Read(wk.p.ctx, c.Segs, ahead)
+		err := wk.read.Read(wk.p.ctx, c.Segs, ahead)
+		if err == nil {
+			wk.fill.end(c)
+		}
+		return err
 	}
 	for i := range c.Segs {
 		s := &c.Segs[i]
@@ -127,24 +132,50 @@ type filler struct {
 	group   *plan.Group
 	kernels *kernels.Kernels
 	inspect *inspector
-	around  bool // write around the caches
-	expand  bool // the devices convert: blocks are copied as they are
+	around  bool          // write around the caches
+	round   *round        // nil: nothing is proved
+	slots   []segmentSums // of the segments of the chunk
+	bounce  []byte        // what convert needs
+	expand  bool          // the devices convert: blocks are copied as they are
 	buf     []byte
-	end     int // of what has been filled
+	filled  int // up to here
 	short   shortRuns
 }
 
-// begin starts a new chunk, which buf is to hold.
-func (f *filler) begin(buf []byte, expand bool) {
-	f.buf, f.end, f.expand = buf, 0, expand
+// begin starts a new chunk, which buf is to hold. slots are those of its segments if the load is proved.
+func (f *filler) begin(buf []byte, expand bool, slots []segmentSums) {
+	f.buf, f.filled, f.expand, f.slots = buf, 0, expand, slots
 	f.short.bytes = f.short.bytes[:0]
+}
+
+// end sums up what was too scattered to be summed up on its way.
+func (f *filler) end(c *plan.Chunk) {
+	for i := range f.slots {
+		if s := &c.Segs[i]; f.scattered(&f.group.Tensors[s.Tensor]) {
+			f.round.write(f.slots[i].travel, f.slots[i].travel.at, f.buf[s.Dst:s.Dst+s.DstBytes])
+		}
+	}
+}
+
+// scattered reports whether the bytes of t come in runs that may be a few bytes long.
+func (f *filler) scattered(t *plan.Tensor) bool { return t.Pieces() && f.asIs(t) }
+
+// proves returns the slots of a tensor whose bytes are to be summed up on their way; nil: they are not. Those of an
+// Image that stay as they are have been summed up when it was filled.
+func (f *filler) proves(tensor int) *segmentSums {
+	t := &f.group.Tensors[tensor]
+	if len(f.slots) == 0 || f.scattered(t) || f.round.image != nil && f.asIs(t) {
+		return nil
+	}
+	i := slices.IndexFunc(f.slots, func(x segmentSums) bool { return x.tensor == tensor })
+	return &f.slots[i]
 }
 
 // place returns where a segment goes, and clears the padding before it. Segments are to be placed in order.
 func (f *filler) place(s *plan.Segment) []byte {
-	clear(f.buf[f.end:s.Dst])
-	f.end = s.Dst + s.DstBytes
-	return f.buf[s.Dst:f.end]
+	clear(f.buf[f.filled:s.Dst])
+	f.filled = s.Dst + s.DstBytes
+	return f.buf[s.Dst:f.filled]
 }
 
 // asIs reports whether the devices get the bytes of t as they are in the file.
@@ -177,7 +208,7 @@ func (f *filler) Room(s *plan.Segment) ([]byte, error) {
 }
 
 // Looks reports whether somebody wants to see bytes that have been read to their places.
-func (f *filler) Looks() bool { return f.inspect != nil }
+func (f *filler) Looks() bool { return f.inspect != nil || f.round != nil }
 
 // PutPart turns src, which begins at byte at of the segment's tensor, into dst.
 func (f *filler) PutPart(s *plan.Segment, at int64, dst, src []byte) error {
@@ -200,21 +231,60 @@ func (f *filler) PutPart(s *plan.Segment, at int64, dst, src []byte) error {
 // piece turns src, which begins at byte at of a tensor, into dst.
 func (f *filler) piece(tensor int, at int64, dst, src []byte) error {
 	t := &f.group.Tensors[tensor]
+	sums := f.proves(tensor)
 	if f.asIs(t) {
-		if len(src) > 0 && &dst[0] != &src[0] { // else it has been read there
+		switch inPlace := len(src) == 0 || &dst[0] == &src[0]; { // it has been read there
+		case sums == nil && !inPlace:
 			kernels.Copy(dst, src)
+		case sums != nil && inPlace:
+			f.round.write(sums.travel, at, dst)
+		case sums != nil:
+			f.round.copy(sums.travel, at, dst, src)
 		}
 		return f.inspect.see(tensor, at, dst)
 	}
 	if err := f.inspect.see(tensor, at, src); err != nil {
 		return err
 	}
-	dequantize := f.kernels.Dequantize
-	if f.around {
-		dequantize = f.kernels.DequantizeNT
-	}
-	if err := dequantize(dst, t.Target, src, t.Type); err != nil {
+	if err := f.convert(t, at, dst, src, sums); err != nil {
 		return &TensorError{Tensor: t.Name, Op: "dequantize", Offset: at, Bytes: len(src), Err: err}
+	}
+	if sums != nil && sums.source.slots > 0 {
+		f.round.write(sums.source, at, src)
+	}
+	return nil
+}
+
+// bounceBytes is how much is converted at a time, where it is summed up and then written around the caches: so much
+// stays in those that a core has for itself.
+const bounceBytes = 64 << 10
+
+// convert converts src, which begins at byte at of t, to dst, and sums up what becomes of it if it has slots.
+func (f *filler) convert(t *plan.Tensor, at int64, dst, src []byte, sums *segmentSums) error {
+	if sums == nil {
+		if f.around {
+			return f.kernels.DequantizeNT(dst, t.Target, src, t.Type)
+		}
+		return f.kernels.Dequantize(dst, t.Target, src, t.Type)
+	}
+	in, out := t.Block()
+	to := at / int64(in) * int64(out)
+	if !f.around {
+		err := f.kernels.Dequantize(dst, t.Target, src, t.Type)
+		f.round.write(sums.travel, to, dst)
+		return err
+	}
+	if f.bounce == nil {
+		f.bounce = read.AlignedBytes(bounceBytes)
+	}
+	for len(src) > 0 {
+		n := min(len(src)/in, max(1, bounceBytes/out))
+		piece := f.bounce[:n*out]
+		if err := f.kernels.Dequantize(piece, t.Target, src[:n*in], t.Type); err != nil {
+			return err
+		}
+		f.round.copy(sums.travel, to, dst[:n*out], piece)
+		dst, src, to = dst[n*out:], src[n*in:], to+int64(n*out)
 	}
 	return nil
 }
@@ -253,5 +323,5 @@ func (f *filler) Flush() error {
 	}
 	src := r.bytes
 	r.bytes = r.bytes[:0]
-	return f.piece(r.tensor, r.at, f.buf[r.dst:f.end], src)
+	return f.piece(r.tensor, r.at, f.buf[r.dst:f.filled], src)
 }

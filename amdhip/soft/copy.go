@@ -107,6 +107,9 @@ func (s *stream) copy(op *operation) hip.Status {
 			return st
 		}
 	}
+	if op.links == [2]*link{&op.toDev.up} {
+		s.sw.deliver(op.toDev, dst.mem)
+	}
 	if way != nil && way.rate > 0 {
 		s.end = begin + way.duration(n)
 		s.wakeAt(s.end)

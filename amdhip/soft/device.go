@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip/internal/hip"
@@ -27,6 +28,7 @@ type device struct {
 	streams  map[*stream]struct{} // also those being destroyed
 	peers    map[int32]bool       // that this device was given access to
 	up, down link                 // host to device, device to host
+	touched  time.Duration        // when something was last allocated or copied here, for Flip; 0: never
 }
 
 func newDevice(i int, o Options) *device {

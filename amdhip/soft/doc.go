@@ -11,8 +11,8 @@
 // It does work later, in order and on other goroutines, as a GPU does: a copy reads its source when it executes, so a
 // staging buffer that is used again too early corrupts data. Device memory has a capacity; addresses are checked for
 // out-of-range, double free and use after free. Options can model a link with a speed and a latency. Software, which Of
-// returns, counts what is there and what was done, makes calls fail and stall (Inject), flips bits (FlipBit) and runs
-// Go functions in place of kernels (Offer).
+// returns, counts what is there and what was done, makes calls fail and stall (Inject), flips bits (Flip, FlipBit) and
+// runs Go functions in place of kernels (Offer).
 //
 // It answers as HIP 6.2 does, only more strictly where HIP would go on in a way that is slow or undefined. Software
 // says where.

@@ -188,6 +188,9 @@ func (sw *Software) insert(r *region) {
 	list := sw.regions(r.addr)
 	*list = slices.Insert(*list, list.at(r.addr), r)
 	sw.count(r, 1)
+	if r.onDevice() || sw.opts.Integrated {
+		sw.touch(r.dev)
+	}
 }
 
 // remove takes r out of the regions. The caller releases its block after unlocking sw.mu.

@@ -41,6 +41,8 @@ type Options struct {
 	Waits Waits
 	// Shared lets other processes open allocations by their IPC handles. Linux only.
 	Shared bool
+	// Flips are bits that get damaged, as Software.Flip does it.
+	Flips []Flip
 	// Logger receives, at debug level, what was not released before Close. Nil is silent.
 	Logger *slog.Logger
 }
@@ -84,6 +86,7 @@ type Stats struct {
 	CopiedBytes     uint64 // by them
 	UnpinnedCopies  int64  // calls whose host side was not wholly pinned
 	Stray           int64  // copies and memsets that found their memory freed, unmapped or out of reach
+	Flips           int64  // bits that were flipped
 }
 
 // Software is a machine with software devices: its counters, and its switches for tests. It may be used from several
@@ -115,7 +118,7 @@ type Software struct {
 	otherClock       atomic.Bool // time.Now does not tell the system's time
 	copies, unpinned atomic.Int64
 	copied           atomic.Uint64
-	stray            atomic.Int64
+	stray, flipped   atomic.Int64
 
 	// mu guards everything below, the regions of the devices and the fields of regions, blocks and events. It is never
 	// held while memory is copied or something is waited for. A stream's own lock is taken inside it, never around it.
@@ -129,6 +132,7 @@ type Software struct {
 	handle  uintptr // the last handle given out; none is used twice
 	stats   Stats
 	stalls  []chan struct{} // of Stall and Block, of the faults injected since the last ClearFaults
+	flips   []Flip          // of copies that are still to come; Copy says how many
 
 	kernels   map[string]kernel // that Offer made known
 	programs  map[uintptr]*program
@@ -256,6 +260,16 @@ func newSoftware(o Options) (*Software, error) {
 	for i := range o.Devices {
 		sw.devices = append(sw.devices, newDevice(i, o))
 	}
+	for _, f := range o.Flips {
+		if err := f.check(o.Devices); err != nil {
+			return nil, fmt.Errorf("software device: %w", err)
+		}
+	}
+	for _, f := range o.Flips {
+		if err := sw.Flip(f); err != nil {
+			return nil, err
+		}
+	}
 	return sw, nil
 }
 
@@ -364,22 +378,8 @@ func (sw *Software) Stats() Stats {
 	defer sw.mu.Unlock()
 	s := sw.stats
 	s.Copies, s.CopiedBytes, s.UnpinnedCopies = sw.copies.Load(), sw.copied.Load(), sw.unpinned.Load()
-	s.Stray = sw.stray.Load()
+	s.Stray, s.Flips = sw.stray.Load(), sw.flipped.Load()
 	return s
-}
-
-// FlipBit inverts one bit (0 to 7) of the byte at p, an address of device memory or of pinned host memory.
-func (sw *Software) FlipBit(p amdhip.DevicePtr, bit uint8) error {
-	if bit > 7 {
-		return fmt.Errorf("flip bit %d of a byte", bit)
-	}
-	b, st := sw.hold(uintptr(p), 1, func(*region) bool { return true })
-	if st != hip.Success {
-		return fmt.Errorf("flip a bit at %#x: %w", uintptr(p), st)
-	}
-	defer sw.release(b.block)
-	b.mem[0] ^= 1 << bit
-	return nil
 }
 
 // close ends all streams without executing what is queued, waits for their goroutines, and unmaps what is still

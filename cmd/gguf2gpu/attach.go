@@ -36,6 +36,7 @@ type attachReport struct {
 	Verified     bool                `json:"verified"`
 	VerifiedN    int                 `json:"verified_tensors"`
 	ModelTensors int                 `json:"model_tensors"`
+	Shard        *shardReport        `json:"shard,omitempty"` // the part of the model that is held; missing: all of it
 }
 
 type attachedTensor struct {
@@ -45,6 +46,15 @@ type attachedTensor struct {
 	Bytes  uint64   `json:"bytes"`
 	Ptr    string   `json:"ptr"`    // in this process, hexadecimal
 	Device int      `json:"device"` // number of the device that it is on
+
+	Slice *attachedSlice `json:"slice,omitempty"` // which part of the tensor it is; missing: all of it
+}
+
+// attachedSlice is the part of a tensor that a rank has.
+type attachedSlice struct {
+	Dim    int         `json:"dim"`    // that is divided, in ggml's order
+	Ranges [][2]uint64 `json:"ranges"` // of its indices, each from the first to the one behind the last
+	Shape  []uint64    `json:"shape"`  // of the whole tensor
 }
 
 // attachSeconds is where the time went. The parts follow each other: connect, open, map.
@@ -72,6 +82,7 @@ the name that it is held under; it may be left out if there is only one.`,
 	file := fs.String("file", "", "the model, if it is not where it was loaded from: a file, or what else load takes")
 	export := addExportFlags(fs, "")
 	far := addRemoteFlags(cmd)
+	stall := fs.Duration("stall", time.Minute, "give up when nothing at all has happened for so long")
 	stay := fs.Bool("stay", false, "stay attached until interrupted, or until the holder has gone (which is a failure)")
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
@@ -90,13 +101,13 @@ the name that it is held under; it may be left out if there is only one.`,
 			return err
 		}
 		w, err := hold.Attach(ctx, hold.AttachOptions{
-			Socket: *socket, Model: model, Open: openShared, Waiting: waiting(notices(cmd)),
+			Socket: *socket, Model: model, Open: openShared, Waiting: waiting(notices(cmd)), Stall: *stall,
 		})
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, w.Close()) }()
-		r, err := describeAttached(w)
+		r, err := describeAttached(ctx, w)
 		if err != nil {
 			return err
 		}
@@ -132,7 +143,7 @@ func openShared(kind string, count int) (*amdhip.Runtime, error) {
 	return soft.OpenRuntime(soft.Options{Devices: count, Shared: true})
 }
 
-func describeAttached(w *hold.Attached) (*attachReport, error) {
+func describeAttached(ctx context.Context, w *hold.Attached) (*attachReport, error) {
 	info, report := w.Info, w.Report()
 	r := &attachReport{
 		Model: info.Name, Architecture: info.Architecture, DType: info.Policy.String(), Share: info.Share.String(),
@@ -143,21 +154,36 @@ func describeAttached(w *hold.Attached) (*attachReport, error) {
 			Open: info.Open.Seconds(), Connect: info.Connect.Seconds(), Map: info.Map.Seconds(), Total: info.Total.Seconds(),
 		},
 	}
-	for _, dev := range w.Devices() {
-		free, _, err := dev.MemInfo()
-		if err != nil {
-			return nil, err
+	free := make(chan uint64, len(w.Devices()))
+	err := w.Guard(ctx, "asking for free device memory", func() error {
+		for _, dev := range w.Devices() {
+			n, _, err := dev.MemInfo()
+			if err != nil {
+				return err
+			}
+			free <- n
 		}
-		r.FreeAfter += free
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, dev := range w.Devices() {
+		r.FreeAfter += <-free
 		r.Devices = append(r.Devices, describeDevice(dev))
 	}
 	r.Device = r.Devices[0]
 	for _, t := range w.Tensors() {
-		r.Tensors = append(r.Tensors, attachedTensor{
+		x := attachedTensor{
 			Name: t.Name, DType: t.Type.String(), Shape: t.Shape, Bytes: t.Bytes, Ptr: fmt.Sprintf("%#x", uintptr(t.Ptr)),
 			Device: t.Device.Index(),
-		})
+		}
+		if t.Slice != nil {
+			x.Slice = &attachedSlice{t.Slice.Dim, t.Slice.Ranges, t.Slice.Shape}
+		}
+		r.Tensors = append(r.Tensors, x)
 	}
+	r.Shard = reportShard(w.Plan().Spec.Shard, w.Tensors())
 	return r, nil
 }
 
@@ -214,6 +240,9 @@ func (r *attachReport) print(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "%d tensors, %s on %s, attached in %v: connecting %v, starting the device %v, mapping %v\n", len(r.Tensors),
 		humanize.Bytes(r.DeviceBytes), r.Device.Name, ms(r.Seconds.Total), ms(r.Seconds.Connect), ms(r.Seconds.Open),
 		ms(r.Seconds.Map))
+	if err == nil {
+		r.Shard.print(w)
+	}
 	if err == nil && r.Verified {
 		_, err = fmt.Fprintf(w, "verified: %d of %d tensors\n", r.VerifiedN, r.ModelTensors)
 	}

@@ -31,6 +31,9 @@ what share of that each reaches. All figures come from this process; runs are re
 measured again after each group of loads: --chart draws what it reached before and after them as a band, and the single
 runs from the slowest to the fastest.
 
+After 40 seconds no other kind of load is begun, and before that loads of large models are repeated less often; --limit
+sets another time. Types that do not fit onto the device are left out.
+
 The model should be in the page cache: it is read once before. MODEL may be on a server; file read is then a plain download. Without MODEL a synthetic one is made in the directory for
 temporary files and removed afterwards.
 
@@ -46,6 +49,7 @@ On a GPU with hipRTC loads that convert are measured both ways, by the CPU (asyn
 	cmd.AddCommand(newBenchKernelsCommand())
 	f := addLoadFlags(cmd)
 	runs := cmd.Flags().Int("runs", 5, "loads of each kind; medians are shown")
+	limit := cmd.Flags().Duration("limit", 40*time.Second, "leave out what this `TIME` does not suffice for; 0s: nothing, as with --runs")
 	scaling := cmd.Flags().Bool("scaling", true, "also load with other numbers of threads and streams and other chunk sizes")
 	cold := cmd.Flags().Bool("cold", true, "also load with the file not in the page cache (Linux)")
 	preset := textFlag(cmd.Flags(), "preset", synth.Llama1B, "NAME", "what to make when there is no MODEL, as for synth")
@@ -54,7 +58,8 @@ On a GPU with hipRTC loads that convert are measured both ways, by the CPU (asyn
 		if *runs < 1 {
 			return usageErrorf("--runs %d: at least 1", *runs)
 		}
-		if err := f.dequant.check(*f.sync); err != nil {
+		config := f.config(newLogger(cmd, slog.LevelWarn))
+		if err := firstError([]error{f.dequant.check(*f.sync), config.Check()}); err != nil {
 			return err
 		}
 		sayUselessFlags(notices(cmd), cmd.Flags(), f, args)
@@ -80,6 +85,9 @@ On a GPU with hipRTC loads that convert are measured both ways, by the CPU (asyn
 		}
 		loads := b.loads(cmd.Flags().Changed("dtype"))
 		loads.Runs, loads.Scaling = *runs, *scaling
+		if loads.Limit = *limit; cmd.Flags().Changed("runs") && !cmd.Flags().Changed("limit") {
+			loads.Limit = 0
+		}
 		if !*cold {
 			loads.Evict = nil
 		}
@@ -168,6 +176,12 @@ func (r *benchReport) printEnd(out io.Writer) error {
 	disk := ""
 	if c.ReadCold > 0 {
 		disk = fmt.Sprintf(", file read from disk %.2f", c.ReadCold)
+	}
+	if len(r.Late) > 0 {
+		fmt.Fprintf(out, "\nleft out, for want of time (--limit): %s\n", strings.Join(r.Late, ", "))
+	}
+	for _, why := range r.TooLarge {
+		fmt.Fprintf(out, "\nleft out: %s\n", term.Safe(why))
 	}
 	_, err := fmt.Fprintf(out, "\nmore ceilings: memory copy %.2f GB/s%s\nhost memory: %s resident at most, %s when the device was open\n",
 		c.Memcpy, disk, humanize.IBytes(r.PeakRSS), humanize.IBytes(r.OpenRSS))

@@ -101,7 +101,7 @@ func measureOnDevice(cmd *cobra.Command, device deviceSpec, cache string, types,
 		return nil, usageErrorf("there is no GPU kernel between these types")
 	}
 	log := newLogger(cmd, slog.LevelWarn)
-	flags := deviceFlags{device: &device, softMemory: new(uint64), softLink: new(float64)}
+	flags := deviceFlags{device: &device, softMemory: new(uint64), softLink: new(float64), softFlip: new(softFlips)}
 	rt, dev, err := flags.open(cmd.Context(), notices(cmd), log)
 	if err != nil {
 		return nil, err

@@ -74,6 +74,7 @@ func (b *benchTarget) loads(onlyDType bool) *bench.Loads {
 	l := &bench.Loads{
 		Load:    b.load,
 		Expands: b.expands,
+		Fits:    b.fits,
 		LinkSpeed: func(ctx context.Context) (float64, error) {
 			b.settle()
 			link := func() (float64, error) { return measure.Link(ctx, b.dev) }
@@ -162,8 +163,9 @@ func (b *benchTarget) load(ctx context.Context, s bench.Setup) (_ bench.Result, 
 	}
 	r := w.Report()
 	return bench.Result{
-		Transfer: r.Transfer, Total: r.Total, ReadBytes: r.ReadBytes, UploadBytes: r.UploadBytes, DeviceBytes: r.DeviceBytes,
-		PinnedBytes: r.PinnedBytes, Dequant: dequantizedBy(w, b.file),
+		Transfer: r.Transfer + r.Prove, Proved: r.Proved, Total: r.Total,
+		ReadBytes: r.ReadBytes, UploadBytes: r.UploadBytes, DeviceBytes: r.DeviceBytes, PinnedBytes: r.PinnedBytes,
+		Dequant: dequantizedBy(w, b.file),
 	}, w.Close()
 }
 
@@ -188,6 +190,24 @@ func (b *benchTarget) expands(dtype string) bool {
 		return false // the load will return the error
 	}
 	return slices.ContainsFunc(p.Tensors(), func(t *plan.Tensor) bool { return gpu.Supported(t.Target, t.Type) })
+}
+
+// fits says why the model as dtype does not fit onto the device, if it does not.
+func (b *benchTarget) fits(dtype string) error {
+	spec, err := b.spec(dtype)
+	if err != nil {
+		return err
+	}
+	l, err := loader.New([]*amdhip.Device{b.dev}, b.config(bench.Setup{Mode: bench.Sync}))
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	p, err := l.Plan(b.file, spec)
+	if err != nil {
+		return err
+	}
+	return p.Fits()
 }
 
 // evict takes the model out of the page cache.

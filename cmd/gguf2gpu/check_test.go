@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,15 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader"
 )
+
+// readManifest reads a list of tensors.
+func readManifest(r io.Reader) (with loader.HashAlgorithm, m manifest, err error) {
+	list, err := readList(r)
+	if err != nil {
+		return with, nil, err
+	}
+	return list.tensors()
+}
 
 // TestManifest writes hashes of tensors with difficult names and reads them back.
 func TestManifest(t *testing.T) {
@@ -26,7 +36,7 @@ func TestManifest(t *testing.T) {
 		hashes, want[name] = append(hashes, h), h.Sum
 	}
 	var text bytes.Buffer
-	if err := writeManifest(&text, hashes); err != nil {
+	if err := writeManifest(&text, loader.SHA256, hashes); err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(text.String(), "\n"); n != len(hashes) {
@@ -35,26 +45,29 @@ func TestManifest(t *testing.T) {
 	for line := range strings.Lines(text.String()) {
 		isHarmless(t, line)
 	}
-	got, err := readManifest(&text)
+	with, got, err := readManifest(&text)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if with != loader.SHA256 {
+		t.Errorf("read back as %v", with)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("read back (-want +got):\n%s", diff)
 	}
 	all := func(string) bool { return true }
-	if err := got.compare(hashes, all); err != nil {
+	if err := got.compare(loader.SHA256, hashes, all); err != nil {
 		t.Error(err)
 	}
-	if err := got.compare(hashes[:2], all); err != nil {
+	if err := got.compare(loader.SHA256, hashes[:2], all); err != nil {
 		t.Errorf("two of the tensors: %v", err)
 	}
-	err = got.compare(hashes, func(name string) bool { return name != "line\nbreak" })
+	err = got.compare(loader.SHA256, hashes, func(name string) bool { return name != "line\nbreak" })
 	if err == nil || !strings.Contains(err.Error(), `tensor "line\nbreak" is listed and not there`) {
 		t.Errorf("a tensor that the file lacks: %v", err)
 	}
 	hashes[3].Sum[31] ^= 1
-	if err := got.compare(hashes, all); err == nil || !strings.Contains(err.Error(), `tensor " " has SHA-256`) {
+	if err := got.compare(loader.SHA256, hashes, all); err == nil || !strings.Contains(err.Error(), `tensor " " has SHA-256`) {
 		t.Errorf("one bit differs: %v", err)
 	}
 }

@@ -33,6 +33,8 @@ func choices(cmd *cobra.Command, flag string) []string {
 		return []string{"auto", "mmap", "direct"}
 	case "dequant":
 		return []string{"auto", "cpu", "gpu"}
+	case "prove":
+		return []string{"auto", "on", "off"}
 	case "split":
 		return []string{"layer", "none"}
 	case "shard":

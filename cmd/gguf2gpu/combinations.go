@@ -46,7 +46,7 @@ func firstError(errs []error) error {
 // sayPlanOnly says, beside --plan, what needs a load.
 func sayPlanOnly(w io.Writer, fs *pflag.FlagSet) {
 	sayWithout(w, fs, "with --plan, as nothing is loaded", "verify", "readback", "names",
-		"trace", "hash", "expect", "check", "sync")
+		"trace", "hash", "expect", "check", "prove", "sync")
 }
 
 // sayTalk says which flags of hold mean nothing where it talks to another process: all but what and allowed.

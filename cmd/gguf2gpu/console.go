@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"github.com/gguf2gpu/gguf2gpu/internal/term"
+	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 )
 
 // console is a standard stream for text. What could drive a terminal is escaped, wherever it comes from: file names,
@@ -87,7 +89,7 @@ func rawStream(w io.Writer) io.Writer {
 // errorText returns the text of an error. Paths with control characters are quoted, so that none of them looks like a
 // line of its own.
 func errorText(err error) string {
-	text := err.Error()
+	text := withFlags(err)
 	walkErrors(err, func(err error) {
 		var paths []string
 		switch e := err.(type) { //nolint:errorlint // walkErrors unwraps
@@ -103,6 +105,24 @@ func errorText(err error) string {
 		}
 	})
 	return text
+}
+
+// optionFlags are the flags behind the names of options in errors of the library.
+var optionFlags = strings.NewReplacer("Streams is", "--streams is", "Threads is", "--threads is",
+	"Connections is", "--connections is", "Chunk is", "--chunk is", "Staging is", "--staging is",
+	"fit Staging,", "fit --staging,", "Stall is", "--stall is")
+
+// withFlags returns the text of an error, with flags and commands where the library names options.
+func withFlags(err error) string {
+	text := err.Error()
+	switch {
+	case errors.Is(err, loader.ErrBadOption):
+		return optionFlags.Replace(strings.TrimPrefix(text, loader.ErrBadOption.Error()+": "))
+	case errors.Is(err, remote.ErrAddress):
+		return strings.Replace(text, "use https, or allow it", "use https, or --allow-http", 1)
+	}
+	return strings.Replace(text, "nobody holds models there:",
+		"nobody holds models there ('gguf2gpu hold MODEL' does, and --socket says where):", 1)
 }
 
 // walkErrors calls visit for an error and all that it wraps.

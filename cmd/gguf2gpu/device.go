@@ -25,20 +25,48 @@ type deviceFlags struct {
 	device     *deviceSpec
 	softMemory *uint64        // bytes; 0: the host's memory
 	softLink   *float64       // bytes per second; 0: unlimited
+	softFlip   *softFlips     // damage, for tests
 	shared     bool           // other processes must be able to open the device memory
 	stall      *time.Duration // how long calls of the runtime may take; nil: a minute
 	local      int            // the number among the ranks of this host; 0 or less where ranks do not matter
 }
 
 func addDeviceFlags(fs *pflag.FlagSet) *deviceFlags {
-	return &deviceFlags{
+	f := &deviceFlags{
 		device: parsedFlag(fs, "device", deviceSpec{kind: "auto"}, "DEVICE",
 			"auto (a GPU if one is usable, else the software device), soft, hip, or hip:N; for several hip:N,M, hip:all, soft:COUNT",
 			parseDevice),
 		softMemory: byteSizeFlag(fs, "soft-memory", "capacity of the software device, such as 16GiB (default the host's memory)"),
 		softLink:   byteRateFlag(fs, "soft-link", "link speed of the software device, such as 25GB/s (default unlimited)"),
-		local:      -1,
+		softFlip: parsedFlag(fs, "soft-flip", softFlips{}, "LIST",
+			"damage bits on the software device: WHEN:BYTE:BIT[:DEVICE], see soft.Flip; separated by commas", parseFlips),
+		local: -1,
 	}
+	_ = fs.MarkHidden("soft-flip") // it is there; only tests have a use for it
+	return f
+}
+
+// softFlips is the value of --soft-flip. It prints as the flag takes it.
+type softFlips []soft.Flip
+
+func (l softFlips) String() string {
+	words := make([]string, len(l))
+	for i, f := range l {
+		words[i] = f.String()
+	}
+	return strings.Join(words, ",")
+}
+
+func parseFlips(s string) (softFlips, error) {
+	var l softFlips
+	for word := range strings.SplitSeq(s, ",") {
+		var f soft.Flip
+		if err := f.UnmarshalText([]byte(word)); err != nil {
+			return nil, err
+		}
+		l = append(l, f)
+	}
+	return l, nil
 }
 
 // open opens the device that the flags name, for a command that works with one device. See openAll.
@@ -59,13 +87,15 @@ func (f *deviceFlags) open(ctx context.Context, stderr io.Writer, logger *slog.L
 // must close the runtime.
 func (f *deviceFlags) openAll(ctx context.Context, stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime,
 	[]*amdhip.Device, error) {
-	if f.device.kind == "hip" && (*f.softMemory != 0 || *f.softLink != 0) {
-		return nil, nil, usageErrorf("--soft-memory and --soft-link are for the software device, not for --device %v", *f.device)
+	forSoft := *f.softMemory != 0 || *f.softLink != 0 || len(*f.softFlip) > 0
+	if f.device.kind == "hip" && forSoft {
+		return nil, nil, usageErrorf("--soft-memory, --soft-link and --soft-flip are for the software device, not for --device %v",
+			*f.device)
 	}
 	if f.device.kind != "soft" {
 		rt, devs, err := f.openGPUs(ctx, stderr, logger)
-		if err == nil && (*f.softMemory != 0 || *f.softLink != 0) {
-			fmt.Fprintln(stderr, "gguf2gpu: --soft-memory and --soft-link have no effect: a GPU is used")
+		if err == nil && forSoft {
+			fmt.Fprintln(stderr, "gguf2gpu: --soft-memory, --soft-link and --soft-flip have no effect: a GPU is used")
 		}
 		wanted := f.device.kind == "hip" || namedLibrary() && !errors.Is(err, amdhip.ErrNoDevice)
 		if err == nil || watch.Lost(err) || ctx.Err() != nil || wanted {
@@ -78,7 +108,8 @@ func (f *deviceFlags) openAll(ctx context.Context, stderr io.Writer, logger *slo
 		count, _ = strconv.Atoi(f.device.list) // parseDevice has checked it
 	}
 	rt, err := soft.OpenRuntime(soft.Options{
-		Devices: count, Memory: *f.softMemory, LinkBytesPerSecond: *f.softLink, Shared: f.shared, Logger: logger,
+		Devices: count, Memory: *f.softMemory, LinkBytesPerSecond: *f.softLink, Shared: f.shared, Flips: *f.softFlip,
+		Logger: logger,
 	})
 	if err != nil {
 		return nil, nil, err

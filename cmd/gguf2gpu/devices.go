@@ -24,7 +24,8 @@ func newDevicesCommand() *cobra.Command {
 		Long: `Show which HIP library was found (or every path that was tried, and why not), where hipRTC is, which compiles what
 dequantizes on the GPU, which GPUs the library sees, and, when there is none, what to do about it: device files, groups,
 environment variables. Warn of what may make loads slow or wrong although a GPU is usable: the PCI Express link, limits on
-memory, kernels and GPUs with faults that others have reported.
+memory, kernels and GPUs with faults that others have reported. Name the defects that the library's version is known to
+have with the memory of held models, and what 'gguf2gpu hold' does about each.
 
 It is a diagnosis: finding nothing is a result, and the exit code is 0.`,
 		Example: `  gguf2gpu devices
@@ -81,6 +82,9 @@ func printDoctor(w io.Writer, r *doctor.Report) error {
 	}
 	for _, warning := range r.Warnings {
 		fmt.Fprintf(out, "%-12s %s\n", "warning", warning)
+	}
+	for _, defect := range r.Defects {
+		fmt.Fprintf(out, "%-12s %s\n", "defect", defect)
 	}
 	return out.Flush()
 }

@@ -21,9 +21,11 @@ import (
 type exitCode int
 
 const (
-	exitOK          exitCode = 0
-	exitFailed      exitCode = 1   // failed while running: a file that cannot be read or written, a HIP call that failed
-	exitUsage       exitCode = 2   // an unknown command or flag, a bad flag value, a wrong number of arguments
+	exitOK     exitCode = 0
+	exitFailed exitCode = 1 // failed while running: a file that cannot be read or written, a HIP call that failed
+	// An unknown command or flag, a bad flag value, a wrong number of arguments. The Go runtime ends a process with 2,
+	// too, when it finds no memory, threads or descriptors, or a fault in the program; it says so itself.
+	exitUsage       exitCode = 2
 	exitBadModel    exitCode = 3   // the model file was read and is damaged, hostile or of another format
 	exitNoDevice    exitCode = 4   // no HIP library, no GPU, no GPU of that number, or no hipRTC where it is needed
 	exitNoMemory    exitCode = 5   // the model does not fit into the device's free memory
@@ -35,7 +37,7 @@ const (
 var exitMeanings = map[exitCode]string{
 	exitOK:          "done",
 	exitFailed:      "failed while running",
-	exitUsage:       "wrong usage",
+	exitUsage:       "wrong usage; or Go's runtime died of a system limit",
 	exitBadModel:    "the model file is bad",
 	exitNoDevice:    "no usable device or library",
 	exitNoMemory:    "not enough device memory",
@@ -54,7 +56,7 @@ func exitCodes(cmd *cobra.Command) []exitCode {
 	case "attach":
 		all = append(all, exitBadModel, exitNoDevice, exitMismatch)
 	case "bench":
-		all = append(all, exitBadModel, exitNoDevice, exitNoMemory)
+		all = append(all, exitBadModel, exitNoDevice, exitNoMemory, exitMismatch)
 	case "kernels":
 		all = append(all, exitNoDevice, exitNoMemory)
 	case "devices", "synth":
@@ -101,6 +103,9 @@ func codeOf(ctx context.Context, err error) exitCode {
 	}
 	if _, ok := errors.AsType[*loader.ValueError](err); ok {
 		return exitBadModel
+	}
+	if _, ok := errors.AsType[*loader.ProveError](err); ok {
+		return exitMismatch
 	}
 	switch {
 	case errors.Is(err, amdhip.ErrNoLibrary), errors.Is(err, amdhip.ErrNoDevice):

@@ -134,6 +134,9 @@ func parseRate(s string) (float64, error) {
 	if err != nil {
 		return 0, errors.New("allowed are rates above zero such as 800MB/s, 25GB/s or 1GiB/s")
 	}
+	if n < 1000 {
+		return 0, fmt.Errorf("that is %d bytes a second: give it a unit, as in 800MB/s, 25GB/s or 1GiB/s", n)
+	}
 	return float64(n), nil
 }
 
@@ -159,7 +162,60 @@ func (f dequantFlags) check(sync bool) error {
 	return nil
 }
 
+// joinProve makes "--prove on" one argument, "--prove=on": a flag that needs no value takes only one that is joined to
+// it.
+func joinProve(args []string) []string {
+	var joined []string
+	for i := 0; i < len(args); i++ {
+		if args[i] == "--" {
+			return append(joined, args[i:]...)
+		}
+		joined = append(joined, args[i])
+		if args[i] == "--prove" && i+1 < len(args) && new(loader.Prove).UnmarshalText([]byte(args[i+1])) == nil {
+			i++
+			joined[len(joined)-1] += "=" + args[i]
+		}
+	}
+	return joined
+}
+
+// proveFlag registers --prove. Without a value it means on.
+func proveFlag(fs *pflag.FlagSet) *loader.Prove {
+	p := textFlag(fs, "prove", loader.ProveAuto, "WHEN", "compare fingerprints, made by the devices, of what they got with those of what "+
+		"was sent: on, off, auto (where that is free: models of servers); --prove alone means on; exit status 6 if one differs")
+	fs.Lookup("prove").NoOptDefVal = loader.ProveOn.String()
+	return p
+}
+
 func kernelCacheFlag(fs *pflag.FlagSet) *string {
 	return fs.String("kernel-cache", "",
 		"directory for compiled kernels, "+gpu.NoCache+" for none (default gguf2gpu/kernels in the user's cache directory)")
+}
+
+// rulesFlag collects the values of a flag that may be given several times.
+type rulesFlag[T fmt.Stringer] struct {
+	rules *[]T
+	kind  string // what the help calls a value
+	parse func(string) (T, error)
+}
+
+func (f rulesFlag[T]) Type() string { return f.kind }
+
+func (f rulesFlag[T]) String() string {
+	if f.rules == nil || len(*f.rules) == 0 {
+		return ""
+	}
+	texts := make([]string, len(*f.rules))
+	for i, rule := range *f.rules {
+		texts[i] = rule.String()
+	}
+	return strings.Join(texts, " ")
+}
+
+func (f rulesFlag[T]) Set(s string) error {
+	rule, err := f.parse(s)
+	if err == nil {
+		*f.rules = append(*f.rules, rule)
+	}
+	return err
 }

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"strings"
 	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/gguf2gpu/gguf2gpu/loader"
 )
 
 func TestParseBytes(t *testing.T) {
@@ -47,6 +52,7 @@ func TestParseRate(t *testing.T) {
 		{"25GB", 25e9},
 		{"0GB/s", 0},
 		{"25GB/h", 0},
+		{"5", 0},
 		{"/s", 0},
 		{"fast", 0},
 	}
@@ -58,5 +64,29 @@ func TestParseRate(t *testing.T) {
 				t.Errorf("parseRate(%q) = %g, %v; want %g", tt.in, got, err, tt.want)
 			}
 		})
+	}
+}
+
+// TestProveFlag: --prove alone means on, and takes one of its words with or without an equals sign.
+func TestProveFlag(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct{ args, want string }{
+		{"load m --prove", "load m --prove"}, {"load --prove m", "load --prove m"}, {"load --prove on m", "load --prove=on m"},
+		{"load m --prove OFF --json", "load m --prove=OFF --json"}, {"load --prove=auto on", "load --prove=auto on"},
+		{"load --prove --prove off -- --prove on", "load --prove --prove=off -- --prove on"},
+		{"load --prove maybe", "load --prove maybe"}, {"", ""},
+	} {
+		if got := strings.Join(joinProve(strings.Fields(x.args)), " "); got != x.want {
+			t.Errorf("%q becomes %q, want %q", x.args, got, x.want)
+		}
+	}
+	for text, want := range map[string]loader.Prove{
+		"": loader.ProveAuto, "--prove": loader.ProveOn, "--prove=off": loader.ProveOff, "--prove=On": loader.ProveOn,
+	} {
+		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+		p := proveFlag(fs)
+		if err := fs.Parse(strings.Fields(text)); err != nil || *p != want {
+			t.Errorf("%q: %v, %v, want %v", text, *p, err, want)
+		}
 	}
 }

@@ -52,22 +52,28 @@ func (s *simulated) with(env ...string) *simulated {
 // run runs the command and fails the test unless it ends with that exit code.
 func (s *simulated) run(code exitCode, args ...string) (stdout, stderr string) {
 	s.t.Helper()
+	got, stdout, stderr := s.try(args...)
+	if got != code {
+		s.t.Fatalf("%q: exit code %d, want %d; stderr:\n%s", args, got, code, stderr)
+	}
+	return stdout, stderr
+}
+
+// try runs the command.
+func (s *simulated) try(args ...string) (code exitCode, stdout, stderr string) {
+	s.t.Helper()
 	var out, errs bytes.Buffer
 	cmd := exec.Cmd{
 		Path: s.self, Args: append([]string{"gguf2gpu"}, args...), Env: append(os.Environ(), s.env...), Stdout: &out, Stderr: &errs,
 	}
-	got := exitOK
 	if err := cmd.Run(); err != nil {
 		exit, ok := errors.AsType[*exec.ExitError](err)
 		if !ok {
 			s.t.Fatal(err)
 		}
-		got = exitCode(exit.ExitCode())
+		code = exitCode(exit.ExitCode())
 	}
-	if got != code {
-		s.t.Fatalf("%q: exit code %d, want %d; stderr:\n%s", args, got, code, &errs)
-	}
-	return out.String(), errs.String()
+	return code, out.String(), errs.String()
 }
 
 // load runs load --json and returns the report and stderr.

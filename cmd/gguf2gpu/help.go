@@ -26,8 +26,8 @@ var topics = []struct {
 		"socket", "name", "vram", "ram", "share", "keep", "keeper", "grace", "allow-group", "metrics", "ready-fd", "stay",
 	}},
 	{"Orders to a holder", []string{"add", "drop", "sleep", "wake", "pin", "unpin", "list"}},
-	{"What is measured", []string{"runs", "scaling", "cold", "isa", "buffer"}},
-	{"Checks", []string{"check", "verify", "file", "hash", "expect"}},
+	{"What is measured", []string{"runs", "limit", "scaling", "cold", "isa", "buffer"}},
+	{"Checks", []string{"check", "prove", "verify", "scrub", "file", "hash", "expect"}},
 	{"How it is done", []string{"sync", "threads", "streams", "staging", "chunk", "io", "dequant", "kernel-cache", "stall"}},
 	{"Software device", []string{"soft-memory", "soft-link"}},
 	{"Models that are elsewhere", []string{"digest", "cache", "allow-http", "connections"}},
@@ -120,7 +120,11 @@ func valueName(f *pflag.Flag, kind string) string {
 func flagHead(f *pflag.Flag) string {
 	kind, _ := pflag.UnquoteUsage(f)
 	head := "--" + f.Name
-	if name := valueName(f, kind); name != "" {
+	switch name := valueName(f, kind); {
+	case name == "":
+	case f.NoOptDefVal != "": // it needs no value
+		head += "[=" + name + "]"
+	default:
 		head += " " + name
 	}
 	if f.Shorthand != "" {
@@ -132,7 +136,7 @@ func flagHead(f *pflag.Flag) string {
 // flagText returns what a flag does, with its default and its environment variable.
 func flagText(cmd *cobra.Command, f *pflag.Flag) string {
 	_, text := pflag.UnquoteUsage(f)
-	if !slices.Contains([]string{"", "0", "-1", "false", "[]", "<nil>"}, f.DefValue) {
+	if !slices.Contains([]string{"", "0", "0s", "-1", "false", "[]", "<nil>"}, f.DefValue) {
 		def := f.DefValue
 		if f.Value.Type() == "duration" {
 			def = strings.Replace(def, "m0s", "m", 1)

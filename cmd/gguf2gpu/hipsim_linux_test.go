@@ -81,6 +81,10 @@ func TestFaultsOfTheLibrary(t *testing.T) {
 		{fault: "hipMalloc:1:999", code: exitFailed, stderr: "hipMalloc"},
 		{fault: "hipSetDevice:1:101", code: exitOK}, // one device: it is never set
 		{fault: "hipStreamCreateWithFlags:2:999", code: exitFailed, stderr: "hipStreamCreateWithFlags"},
+		// No device memory is lacking: HIP says the same of hardware queues and of memory of the host.
+		{fault: "hipStreamCreateWithFlags:2:2", code: exitFailed, stderr: "hipErrorOutOfMemory"},
+		{fault: "hipEventCreateWithFlags:1:2", code: exitFailed, stderr: "hipErrorOutOfMemory"},
+		{fault: "hipMemcpyAsync:5:2", code: exitFailed, stderr: "hipErrorOutOfMemory"},
 		{fault: "hipEventCreateWithFlags:1:999", code: exitFailed, stderr: "hipEventCreateWithFlags"},
 		{fault: "hipHostRegister:0:801", code: exitOK},
 		{fault: "hipHostRegister:0:801,hipHostMalloc:0:2", code: exitOK, stderr: "locked-memory limit"},

@@ -27,7 +27,6 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/loader/measure"
 	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 	"github.com/gguf2gpu/gguf2gpu/loader/readback"
-	"github.com/gguf2gpu/gguf2gpu/loader/remote"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote/models"
 	"github.com/gguf2gpu/gguf2gpu/loader/trace"
 )
@@ -48,6 +47,7 @@ type holdFlags struct {
 	keep       *string
 	isKeeper   *bool
 	verify     *bool
+	scrub      *time.Duration
 	export     *exportFlags
 	trace      *string
 }
@@ -72,6 +72,7 @@ started.`,
   gguf2gpu hold --list
   gguf2gpu hold --add other.gguf --dtype raw
   gguf2gpu hold a.gguf b.gguf --vram 20GiB --ram 40GiB
+  gguf2gpu hold model.gguf --scrub 10s
   gguf2gpu hold --sleep assistant`,
 		Args: cobra.ArbitraryArgs,
 	}
@@ -92,6 +93,7 @@ started.`,
 		keep:       fs.String("keep", "", "leave device memory to the keeper on this socket when this process ends"),
 		isKeeper:   fs.Bool("keeper", false, "be a keeper on --socket: a small process that opens no device"),
 		verify:     fs.Bool("verify", false, "read device memory back before being ready, and compare it with the file"),
+		scrub:      fs.Duration("scrub", 0, "look again at the models' memory this often, and write what is damaged again (default never)"),
 		export:     addExportFlags(fs, ", before being ready"),
 		trace:      fs.String("trace", "", "write the loads' timeline to this file (Chrome trace events; opens in Perfetto)"),
 	}
@@ -108,7 +110,7 @@ started.`,
 			return usageErrorf("--keeper takes no MODEL and no other order")
 		case *f.isKeeper:
 			return f.keeper(cmd)
-		case (*f.name != "" || *f.export.to != "" || f.load.hashes.wanted()) && len(args) != 1:
+		case (*f.name != "" || *f.export.to != "" || f.load.hashes.given()) && len(args) != 1:
 			return usageErrorf("--name, --readback, --hash and --expect are for one MODEL")
 		case slices.ContainsFunc(args, models.IsStream):
 			return usageErrorf("hold takes no stream, since a model that is held may have to be loaded again: write it to a file first")
@@ -117,6 +119,8 @@ started.`,
 		case order:
 			f.sayTalk(cmd)
 			return f.talk(cmd, args)
+		case *f.scrub < 0:
+			return usageErrorf("--scrub %v: it takes a time above zero, such as 10s", *f.scrub)
 		case *f.keep != "" && *f.share == hold.ShareIPC:
 			return usageErrorf("--keep needs descriptors: --share fd or auto")
 		}
@@ -157,8 +161,12 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	if err != nil {
 		return err
 	}
-	err = errors.Join(f.load.hashes.prepare(), f.load.split.check(*f.load.device.device), f.load.shard.resolve(),
-		f.checkOutputs(paths))
+	first := ""
+	if len(paths) > 0 {
+		first = paths[0] // --hash and --expect are for one
+	}
+	err = errors.Join(f.load.hashes.prepare(first), f.load.split.check(*f.load.device.device), f.load.shard.resolve(),
+		f.checkOutputs(paths), f.load.config(log).Check())
 	if err != nil {
 		return err
 	}
@@ -194,6 +202,7 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	o := hold.Options{
 		Spec: f.load.spec(), Config: f.load.config(log), Request: f.load.request(update, tr), AllowGroup: *f.allowGroup,
 		Logger: log, VRAM: *f.vram, RAM: int64(min(*f.ram, math.MaxInt64)), Share: *f.share,
+		Scrub: *f.scrub,
 	}
 	if *f.keep != "" {
 		o.Keep = hold.KeeperClient{Socket: f.load.shard.expand(*f.keep)}
@@ -215,7 +224,25 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 		return err
 	}
 	defer opener.Close()
-	o.Opener = heldOpener{opener}
+	held := heldOpener{Opener: opener}
+	if expect := f.load.hashes.expect(); expect != nil { // of this model, and not of those that others add
+		flags := f.load.remote
+		flags.expect = expect
+		expecting, err := flags.opener(first, log)
+		if err != nil {
+			return err
+		}
+		defer expecting.Close()
+		if models.IsPath(first) {
+			err = checkFiles(ctx, expecting, first)
+		} else {
+			held.expecting, held.expected = expecting, first
+		}
+		if err != nil {
+			return err
+		}
+	}
+	o.Opener = held
 	h, err := hold.New(devs, o)
 	if err != nil {
 		return err
@@ -264,22 +291,6 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	err = errors.Join(err, <-served)
 	doing(ctx, waitFree, whyFree)
 	return err
-}
-
-// heldOpener opens models that are held: those that other processes name, too, whose streams are not this process's.
-type heldOpener struct{ *models.Opener }
-
-// Opens reports whether a name is for it.
-func (o heldOpener) Opens(name string) bool { return o.Opener.Opens(name) && !models.IsStream(name) }
-
-// firstAddress is the first of names that is an address, for which a token may be; "" if none is.
-func firstAddress(names []string) string {
-	for _, name := range names {
-		if remote.IsAddress(name) {
-			return name
-		}
-	}
-	return ""
 }
 
 // verifyWith compares w with the model of that name.
@@ -372,7 +383,7 @@ func (f *holdFlags) loadOne(ctx context.Context, h *hold.Holder, path string, se
 			return err
 		}
 	}
-	if !f.load.hashes.wanted() && *f.export.to == "" {
+	if !f.load.hashes.given() && *f.export.to == "" {
 		return nil
 	}
 	file, opener, err := f.load.remote.openModel(ctx, path, nil)
@@ -386,7 +397,7 @@ func (f *holdFlags) loadOne(ctx context.Context, h *hold.Holder, path string, se
 		}
 	}()
 	hf := func() (map[string][]plan.HFTensor, error) { return plan.HFTensors(file) }
-	if err := f.export.write(ctx, w, hf); err != nil || !f.load.hashes.wanted() {
+	if err := f.export.write(ctx, w, hf); err != nil {
 		return err
 	}
 	return f.load.hashes.finish(&loaded{path: path, file: file, weights: w})

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
@@ -136,6 +137,37 @@ func TestHoldSeveral(t *testing.T) {
 	r.start(t, "attach").exits(t, exitFailed, "nobody holds models there")
 }
 
+// TestAttachShard attaches to one rank's part: JSON and text say which part it is, and of each tensor which slice.
+func TestAttachShard(t *testing.T) {
+	r := newRig(t, "soft")
+	h := r.hold(t, samplePath, "--shard", "tensor", "--rank", "1", "--world", "2", "--shard-rule", "(ffn_down|attn_output)=replicate").isReady(t)
+	a := r.attach(t, "--verify")
+	if a.Shard == nil || a.Shard.By != "tensor" || a.Shard.Rank != 1 || a.Shard.World != 2 || a.Shard.Slices == 0 || !a.Verified {
+		t.Fatalf("shard %+v, verified %t", a.Shard, a.Verified)
+	}
+	slices := 0
+	for _, x := range a.Tensors {
+		s := x.Slice
+		if s == nil {
+			continue
+		}
+		slices++
+		if s.Dim >= len(s.Shape) || s.Shape[s.Dim] != 2*x.Shape[s.Dim] || len(s.Ranges) != 1 ||
+			s.Ranges[0] != [2]uint64{x.Shape[s.Dim], s.Shape[s.Dim]} {
+			t.Errorf("%s of %d is slice %+v", x.Name, x.Shape, s)
+		}
+	}
+	if slices != a.Shard.Slices {
+		t.Errorf("%d slices, the report says %d", slices, a.Shard.Slices)
+	}
+	p := r.start(t, "attach")
+	p.exits(t, exitOK, "")
+	if want := fmt.Sprintf("rank 1 of 2, by tensor: %d of the tensors are slices\n", slices); !strings.Contains(p.stdout.String(), want) {
+		t.Errorf("no %q in:\n%s", want, p.stdout)
+	}
+	h.ends(t, r)
+}
+
 // TestHoldUsage ends at once, and leaves no socket.
 func TestHoldUsage(t *testing.T) {
 	r := newRig(t, "soft")
@@ -156,8 +188,9 @@ func TestHoldUsage(t *testing.T) {
 		"--device soft none.gguf":    {exitFailed, "no such file"},
 		"--device soft main.go":      {exitBadModel, "main.go"},
 		"--device hip " + samplePath: {exitNoDevice, "none.so"},
-		"--device soft --soft-memory 1MiB " + samplePath:                            {exitNoMemory, "not enough device memory"},
-		"--device soft --verify --hash " + hash + " --expect main.go " + samplePath: {exitFailed, "line 1"},
+		"--device soft --soft-memory 1MiB " + samplePath:                               {exitNoMemory, "not enough device memory"},
+		"--device soft --verify --hash " + hash + " --expect main.go " + samplePath:    {exitFailed, "line 1"},
+		"--device soft --expect sha256:" + strings.Repeat("ab", 32) + " " + samplePath: {exitMismatch, "wrong digest"},
 	} {
 		p := r.command(t, "hold", append(strings.Fields(args), "--progress", "none")...)
 		p.Env = append(p.Env, "GGUF2GPU_HIP_LIBRARY="+filepath.Join(r.dir, "none.so"))
@@ -180,6 +213,20 @@ func TestHoldUsage(t *testing.T) {
 		t.Errorf("the trace: %v, %.100s", err, b)
 	}
 	r.hold(t, samplePath, "--expect", hash).isReady(t).ends(t, r)
+	blake3 := filepath.Join(r.dir, "blake3")
+	r.hold(t, samplePath, "--hash", "blake3:"+blake3).isReady(t).ends(t, r)
+	r.hold(t, samplePath, "--expect", blake3).isReady(t).ends(t, r)
+	// The digest of the file is of this model alone.
+	b, err := os.ReadFile(samplePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h = r.hold(t, samplePath, "--expect", fmt.Sprintf("sha256:%x", sha256.Sum256(b))).isReady(t)
+	r.attach(t, "--verify")
+	if m := r.list(t, "--add", filepath.Join("..", "..", "testdata", "gguf", "all-types.gguf"), "--dtype", "raw"); len(m) != 2 {
+		t.Errorf("%+v", m)
+	}
+	h.ends(t, r)
 	r.start(t, "attach", "--file", "x").exits(t, exitUsage, "--file is for --verify")
 }
 

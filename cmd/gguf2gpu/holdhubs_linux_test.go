@@ -1,6 +1,9 @@
 package main
 
 import (
+	"crypto/sha256"
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
@@ -37,5 +40,16 @@ func TestHoldFromElsewhere(t *testing.T) {
 	r.start(t, "hold", "--add", "ollama:"+env["REGISTRY"]+"/library/none").exits(t, exitFailed, "no such model")
 	r.start(t, "hold", "--add", "-", "--name", "x").exits(t, exitUsage, "hold takes no stream")
 	h.ends(t, r)
+	b, err := os.ReadFile(samplePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	right := fmt.Sprintf("sha256:%x", sha256.Sum256(b))
+	h = r.hold(t, "hf:org/tiny:Q4_K_M", "--expect", right).isReady(t)
+	r.list(t, "--add", "s3://models/m/other-Q8_0.gguf")
+	h.ends(t, r)
+	wrong := "sha256:" + strings.Repeat("ab", 32)
+	r.start(t, "hold", "s3://models/m/other-Q8_0.gguf", "--expect", wrong, "--device", "soft", "--progress", "none").exits(
+		t, exitMismatch, "wrong digest")
 	r.start(t, "hold", "ollama:"+env["REGISTRY"]+"/library/liar", "--device", "soft", "--progress", "none").exits(t, exitMismatch, "wrong digest")
 }

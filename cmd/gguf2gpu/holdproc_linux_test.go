@@ -110,6 +110,12 @@ func (p *process) run(t *testing.T) {
 	if err := p.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	p.follow(t)
+}
+
+// follow is the rest of run, for a process that was started.
+func (p *process) follow(t *testing.T) {
+	t.Helper()
 	for _, f := range append(p.ExtraFiles, p.Cmd.Stdout.(*os.File), p.Cmd.Stderr.(*os.File)) {
 		f.Close()
 	}

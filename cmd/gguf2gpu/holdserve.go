@@ -7,8 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/netutil"
 
 	"github.com/gguf2gpu/gguf2gpu/loader/hold"
 )
@@ -29,13 +32,31 @@ func listen(path string, group bool, passed []net.Listener) (l *net.UnixListener
 	return l, func() error { return nil }, nil
 }
 
+const (
+	// metricsConnections bounds the connections of those who ask for metrics. Others wait until one ends.
+	metricsConnections = 64
+	// metricsTime bounds how long one may take to ask, and to take the answer.
+	metricsTime = 10 * time.Second
+)
+
+// listenTCP listens on an address. For 0.0.0.0 that is IPv4 alone, which net.Listen takes for all addresses of IPv6,
+// too.
+func listenTCP(addr string) (net.Listener, error) {
+	network := "tcp"
+	host, _, err := net.SplitHostPort(addr)
+	if ip, parsed := netip.ParseAddr(host); err == nil && parsed == nil && ip.Is4() {
+		network = "tcp4"
+	}
+	return net.Listen(network, addr)
+}
+
 // serveMetrics serves h's metrics on addr until the function that it returns is called, and whether it is ready on
 // /healthz. An empty address: it does nothing.
 func serveMetrics(addr string, h *hold.Holder, ready *atomic.Bool, log *slog.Logger) (stop func(), err error) {
 	if addr == "" {
 		return func() {}, nil
 	}
-	l, err := net.Listen("tcp", addr)
+	l, err := listenTCP(addr)
 	if err != nil {
 		return nil, fmt.Errorf("--metrics: %w", err)
 	}
@@ -56,12 +77,13 @@ func serveMetrics(addr string, h *hold.Holder, ready *atomic.Bool, log *slog.Log
 		}
 		_, _ = w.Write([]byte("ok\n")) // who asked may have gone
 	})
-	server := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
-		MaxHeaderBytes: 64 << 10}
+	server := &http.Server{Handler: mux, ReadTimeout: metricsTime, WriteTimeout: metricsTime, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)} // else it writes past what makes text harmless
+	server.SetKeepAlivesEnabled(false) // so that nobody keeps a connection
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(netutil.LimitListener(l, metricsConnections)); !errors.Is(err, http.ErrServerClosed) {
 			log.Error("the metrics are served no more", "error", err)
 		}
 	}()

@@ -119,6 +119,9 @@ func printHeld(w io.Writer, models []hold.Model) error {
 		if m.Pinned {
 			state += ", pinned"
 		}
+		if s := m.Scrub; s != nil && s.Now > 0 {
+			state += ", damaged"
+		}
 		if m.Error != "" {
 			state += ": " + term.Safe(firstLine(m.Error))
 		}

@@ -15,6 +15,9 @@ import (
 // TestInspectMemory inspects files with large headers, each in a process of its own: it needs at most 64 MiB beside the
 // mapping of the file and of its own program.
 func TestInspectMemory(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector takes memory of its own")
+	}
 	t.Parallel()
 	self, err := os.Executable()
 	if err != nil {

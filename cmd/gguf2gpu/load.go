@@ -4,19 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"regexp"
 	"regexp/syntax"
-	"strings"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
-	"github.com/gguf2gpu/gguf2gpu/internal/term"
 	"github.com/gguf2gpu/gguf2gpu/loader"
 	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 	"github.com/gguf2gpu/gguf2gpu/loader/readback"
@@ -41,6 +37,7 @@ type loadFlags struct {
 	twice    string // what reads the model a second time; "": nothing
 	conns    *int
 	dequant  dequantFlags
+	prove    *loader.Prove
 	check    *bool
 	stall    *time.Duration
 	progress *string
@@ -67,6 +64,7 @@ func addLoadFlags(cmd *cobra.Command) *loadFlags {
 		remote:   addRemoteFlags(cmd),
 		conns:    fs.Int("connections", 0, "ranges of a remote MODEL that are read at the same time (default 32)"),
 		dequant:  addDequantFlags(fs),
+		prove:    proveFlag(fs),
 		check:    fs.Bool("check", false, "fail if a value is not finite, in the file or as what it is converted to"),
 		stall:    fs.Duration("stall", time.Minute, "give up when nothing at all has happened for so long"),
 		progress: progressFlag(fs),
@@ -84,34 +82,6 @@ func parseNames(s string) (*regexp.Regexp, error) {
 		return nil, fmt.Errorf("no regular expression: %v at %q", e.Code, e.Expr)
 	}
 	return re, err
-}
-
-// rulesFlag collects the values of a flag that may be given several times.
-type rulesFlag[T fmt.Stringer] struct {
-	rules *[]T
-	kind  string // what the help calls a value
-	parse func(string) (T, error)
-}
-
-func (f rulesFlag[T]) Type() string { return f.kind }
-
-func (f rulesFlag[T]) String() string {
-	if f.rules == nil || len(*f.rules) == 0 {
-		return ""
-	}
-	texts := make([]string, len(*f.rules))
-	for i, rule := range *f.rules {
-		texts[i] = rule.String()
-	}
-	return strings.Join(texts, " ")
-}
-
-func (f rulesFlag[T]) Set(s string) error {
-	rule, err := f.parse(s)
-	if err == nil {
-		*f.rules = append(*f.rules, rule)
-	}
-	return err
 }
 
 // spec is what is wanted of the model, as the flags say.
@@ -134,14 +104,18 @@ func (f *loadFlags) config(log *slog.Logger) loader.Config {
 
 // request is what is wanted of one load besides, as the flags say.
 func (f *loadFlags) request(progress func(done, total int64), tr *trace.Trace) loader.Request {
-	return loader.Request{Check: *f.check, Hash: f.hashes.wanted(), Progress: progress, Trace: tr}
+	r := loader.Request{Check: *f.check, Hash: f.hashes.wanted(), Prove: *f.prove, Progress: progress, Trace: tr}
+	if r.Hash {
+		r.HashWith = f.hashes.with
+	}
+	return r
 }
 
 // loaded is a model that a command has loaded.
 type loaded struct {
 	path    string
 	file    *gguf.File
-	opener  *models.Opener // nil: the model is a file
+	opener  *models.Opener // nil: the model is a file of which nothing is expected
 	rt      *amdhip.Runtime
 	weights *loader.Model
 	open    time.Duration // opening the file and the device
@@ -150,8 +124,10 @@ type loaded struct {
 
 	shard *shardFlags
 
-	checked, asExpected bool            // by --check and --expect
-	verified            readback.Result // after verify
+	checked    bool            // by --check
+	hash       string          // what tensors were hashed with; "": they were not
+	asExpected string          // what --expect has compared; "": nothing
+	verified   readback.Result // after verify
 }
 
 // load opens the model and the device and loads one into the other. The caller must close it.
@@ -165,10 +141,11 @@ func (f *loadFlags) load(cmd *cobra.Command, path string, tr *trace.Trace) (_ *l
 	}()
 	if err := firstError([]error{
 		f.dequant.check(*f.sync), f.split.check(*f.device.device), f.shard.resolve(),
-		f.export.check(nil), f.hashes.prepare(),
+		f.export.check(nil), f.hashes.prepare(path), f.config(newLogger(cmd, slog.LevelWarn)).Check(),
 	}); err != nil {
 		return nil, err
 	}
+	f.remote.expect, s.hash = f.hashes.expect(), f.hashes.algorithm()
 	f.sayCombinations(notices(cmd), cmd.Flags())
 	start := time.Now()
 	log := newLogger(cmd, slog.LevelWarn)
@@ -304,15 +281,22 @@ type loadReport struct {
 	OpenRSSBytes   uint64       `json:"open_rss_bytes"` // resident once the device was open
 	UnpinnedCopies int64        `json:"unpinned_copies"`
 	Verified       bool         `json:"verified"`
-	VerifiedCount  int          `json:"verified_tensors"` // that were compared and found equal
-	ModelTensors   int          `json:"model_tensors"`    // that the whole model has
-	Checked        bool         `json:"checked"`          // every value is finite
-	AsExpected     bool         `json:"as_expected"`      // every tensor has the hash that was expected
+	VerifiedCount  int          `json:"verified_tensors"`   // that were compared and found equal
+	ModelTensors   int          `json:"model_tensors"`      // that the whole model has
+	Proved         bool         `json:"proved"`             // all fingerprints of what the devices got are right
+	ProvedBytes    uint64       `json:"proved_bytes"`       // that travelled, to all devices
+	ProvedCount    int          `json:"proved_tensors"`     // whose fingerprints are right, on all their devices
+	Unproved       string       `json:"unproved,omitempty"` // with --prove=auto: why it is not proved
+	Checked        bool         `json:"checked"`            // every value is finite
+	AsExpected     bool         `json:"as_expected"`        // every tensor, or every file, has the hash that was expected
+	Hash           string       `json:"hash,omitempty"`     // what tensors were hashed with: "sha256" or "blake3"
 	Shard          *shardReport `json:"shard,omitempty"`
 	Split          string       `json:"split,omitempty"` // with several devices
 	// Devices are those that the other fields are about together; Device is the first of them.
 	Devices []deviceShare `json:"devices"`
 	remoteReport
+
+	expected string // what was compared
 }
 
 // deviceReport says which device a command used.
@@ -331,6 +315,7 @@ type loadSeconds struct {
 	Pin      float64 `json:"pin"`
 	PinTotal float64 `json:"pin_total"` // pinning in all; what is beyond pin overlapped the transfer
 	Transfer float64 `json:"transfer"`
+	Prove    float64 `json:"prove"` // after the transfer, until the fingerprints were compared
 	Check    float64 `json:"check"` // after the transfer, until the digest was compared
 	Total    float64 `json:"total"`
 }
@@ -352,19 +337,24 @@ func (s *loaded) report() loadReport {
 		Seconds: loadSeconds{
 			Open: s.open.Seconds(), Plan: r.Plan.Seconds(), Kernels: r.Kernels.Seconds(), Alloc: r.Alloc.Seconds(),
 			Pin: r.Pin.Seconds(), PinTotal: r.PinTotal.Seconds(), Transfer: r.Transfer.Seconds(), Check: r.Check.Seconds(),
+			Prove: r.Prove.Seconds(),
 			Total: s.total.Seconds(),
 		},
 		Streams: r.Streams, Threads: r.Threads, ChunkBytes: r.ChunkBytes, PinnedBytes: r.PinnedBytes,
 		PeakRSSBytes: peakRSS(), OpenRSSBytes: s.openRSS, UnpinnedCopies: r.UnpinnedCopies,
-		Checked: s.checked, AsExpected: s.asExpected, Shard: s.shard.report(s.weights.Tensors()),
+		Checked: s.checked, AsExpected: s.asExpected != "", Hash: s.hash, Shard: s.shard.report(s.weights.Tensors()),
 		Devices: shares(r.Devices), ModelTensors: r.ModelTensors, VerifiedCount: s.verified.Tensors,
-		Verified: s.verified.Of > 0,
+		Verified: s.verified.Of > 0, expected: s.asExpected,
+		Proved: r.Proved, ProvedBytes: r.ProvedBytes, ProvedCount: r.ProvedTensors, Unproved: r.Unproved,
 	}
 	if len(r.Devices) > 1 {
 		out.Split = s.weights.Plan().Spec.Split.By.String()
 	}
 	if s.opener != nil {
 		out.remoteReport = remoteReport{RemoteBytes: r.RemoteBytes, Connections: r.Connections}
+		if models.IsPath(s.path) { // a file that is read by ranges, for the sake of its digest
+			out.RemoteBytes, out.PlainBytes = 0, out.PlainBytes+r.RemoteBytes
+		}
 		out.reportRemote(s.file, s.opener)
 	}
 	if r.Transfer > 0 {
@@ -372,42 +362,6 @@ func (s *loaded) report() loadReport {
 		out.DeviceGBps = float64(r.DeviceBytes) / r.Transfer.Seconds() / 1e9
 	}
 	return out
-}
-
-// print is the report for people.
-func (r *loadReport) print(w io.Writer) {
-	fmt.Fprintf(w, "%d tensors of %s as %s on %s\n", r.Tensors, term.Safe(r.Model), r.DType, names(r.Devices))
-	r.Shard.print(w)
-	fmt.Fprintf(w, "  %s read, %s uploaded in %.3f s: %.2f GB/s\n", humanize.Bytes(r.ReadBytes), humanize.Bytes(r.UploadBytes),
-		r.Seconds.Transfer, r.UploadGBps)
-	if len(r.Devices) > 1 {
-		for _, d := range r.Devices {
-			fmt.Fprintf(w, "  %s:%d: %d tensors, %s on the device, %s uploaded in %.3f s: %.2f GB/s\n", d.Kind, d.Index, d.Tensors,
-				humanize.IBytes(d.DeviceBytes), humanize.Bytes(d.UploadBytes), d.Transfer, d.UploadGBps)
-		}
-	}
-	for _, d := range r.Devices {
-		if d.Tensors == 0 && r.ModelTensors > 0 {
-			fmt.Fprintf(w, "  %s:%d gets nothing: there are fewer layers than devices or ranks\n", d.Kind, d.Index)
-		}
-	}
-	if r.Expanded > 0 {
-		fmt.Fprintf(w, "  %d tensors dequantized on the device: %.2f GB/s delivered\n", r.Expanded, r.DeviceGBps)
-	}
-	fmt.Fprintf(w, "  %.3f s in all: open %.3f, plan %.3f, kernels %.3f, alloc %.3f, pin %.3f, transfer %.3f\n", r.Seconds.Total,
-		r.Seconds.Open, r.Seconds.Plan, r.Seconds.Kernels, r.Seconds.Alloc, r.Seconds.Pin, r.Seconds.Transfer)
-	fmt.Fprintf(w, "  %d threads, %d streams, chunks of %s, %s pinned, %s resident at most\n", r.Threads, r.Streams,
-		humanize.IBytes(uint64(r.ChunkBytes)), humanize.IBytes(uint64(r.PinnedBytes)), humanize.IBytes(r.PeakRSSBytes))
-	r.remoteReport.print(w)
-	if r.Verified {
-		fmt.Fprintf(w, "  verified: %d of %d tensors\n", r.VerifiedCount, r.ModelTensors)
-	}
-	if r.Checked {
-		fmt.Fprintln(w, "  checked: every value is finite")
-	}
-	if r.AsExpected {
-		fmt.Fprintln(w, "  as expected: every tensor has its SHA-256")
-	}
 }
 
 func newLoadCommand() *cobra.Command {
@@ -427,6 +381,7 @@ What is not on this machine is read by ranges, and nothing is written to disk un
 HTTPS_PROXY. --verify fetches it a second time.`,
 		Example: `  gguf2gpu load model.gguf --verify
   gguf2gpu load model.gguf --dtype bf16 --dtype-for 'norm=f32' --json
+  gguf2gpu load model.gguf --prove
   gguf2gpu load model.gguf --device hip:0,1 --plan
   gguf2gpu load hf:ORG/REPO:Q4_K_M --dtype raw`,
 		Args: cobra.ExactArgs(1),

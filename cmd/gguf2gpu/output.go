@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -221,6 +222,9 @@ func checkOutputs(model *gguf.File, outputs ...plannedOutput) error {
 	for _, p := range outputs {
 		if p.path == "" || p.path == "-" {
 			continue
+		}
+		if strings.HasPrefix(p.path, "-") {
+			return usageErrorf("%s takes a file, and %q looks like a flag: a file of that name is ./%s", p.flag, p.path, p.path)
 		}
 		d, err := findDestination(p.path)
 		if err != nil {

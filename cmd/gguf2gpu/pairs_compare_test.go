@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"lukechampine.com/blake3"
 )
 
 // reference is what the plain load of the whole model gives: from the file, by one thread, onto one software device.
@@ -64,7 +66,8 @@ func manifestIn(path string) (manifest, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return readManifest(f)
+	_, m, err := readManifest(f)
+	return m, err
 }
 
 // writeExpected writes the file for --expect of one rank: the hashes of the whole tensors, as the plain load gives
@@ -92,13 +95,22 @@ func (r *pairsRig) writeExpected(ctx context.Context, c combination, dir string,
 	return os.Link(from, filepath.Join(dir, fmt.Sprint("expected", rank)))
 }
 
-// hashesOfRank returns a file with the hashes of what a plain load of one rank has.
+// hashesOfRank returns a file with the hashes of what a plain load of one rank has: of its slices, or of all tensors.
 func (r *pairsRig) hashesOfRank(ctx context.Context, c combination, rank int) (string, error) {
 	p := plain()
-	for _, name := range []string{"model", "tensors", "shard", "shard-rule"} {
+	same := []string{"model", "tensors"}
+	if by, _ := c.world(); by == "tensor" {
+		same = append(same, "shard", "shard-rule")
+	} else {
+		rank = 0 // all tensors are whole
+	}
+	for _, name := range same {
 		p[numberOf(name)] = c[numberOf(name)]
 	}
 	p.set("dtype=raw sync=yes hash=write")
+	if c.is("hash", "blake3") {
+		p.set("hash=blake3")
+	}
 	key := fmt.Sprint(p, rank)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -124,7 +136,11 @@ func (r *pairsRig) compareHashes(ctx context.Context, c combination, dir string,
 		return err
 	}
 	want := ref.hashes
-	if by, _ := c.world(); by == "tensor" {
+	sum := sha256.Sum256
+	if c.is("hash", "blake3") {
+		sum = blake3.Sum256
+	}
+	if by, _ := c.world(); by == "tensor" || c.is("hash", "blake3") {
 		path, err := r.hashesOfRank(ctx, c, rank)
 		if err != nil {
 			return err
@@ -149,7 +165,7 @@ func (r *pairsRig) compareHashes(ctx context.Context, c combination, dir string,
 		return fmt.Errorf("%d tensors have hashes, and %d were loaded", len(got), len(f.tensors))
 	}
 	for name, t := range f.tensors {
-		if t.DType == "U8" && sha256.Sum256(f.bytes(t)) != got[name] {
+		if t.DType == "U8" && sum(f.bytes(t)) != got[name] {
 			return fmt.Errorf("tensor %q has the hash of other bytes than those on the device", name)
 		}
 	}
@@ -189,6 +205,10 @@ func (c combination) checkReport(r *loadReport, rank int, ref *reference) error 
 	if verifies {
 		verified = r.Tensors
 	}
+	proved := 0
+	if c.is("prove", "on") {
+		proved = r.Tensors
+	}
 	whole := world == 1
 	for _, check := range []struct {
 		what string
@@ -219,6 +239,11 @@ func (c combination) checkReport(r *loadReport, rank int, ref *reference) error 
 		{"dequant", r.Dequant != "gpu" || c.is("dequant", "gpu")},
 		{"expanded_tensors", (r.Expanded > 0) == (r.Dequant == "gpu")},
 		{"verified", r.Verified == verifies && r.VerifiedCount == verified},
+		{"proved", r.Proved == c.is("prove", "on") && (r.Unproved != "") == (c.is("prove", "auto") && r.Tensors > 0)},
+		{"proved_tensors", r.ProvedCount == proved},
+		{"proved_bytes", (r.ProvedBytes > 0) == (proved > 0 && r.ReadBytes > 0)},
+		{"proved_bytes of raw tensors", r.ProvedBytes == r.ReadBytes*uint64(copies) || !c.is("dtype", "raw") || proved == 0 ||
+			!c.is("dtype-for", "none")},
 		{"checked", r.Checked == c.is("check", "yes")},
 		{"as_expected", r.AsExpected == c.is("hash", "expect", "both")},
 		{"shard", shard == wantShard},

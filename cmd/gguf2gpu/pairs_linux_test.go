@@ -160,6 +160,7 @@ func (r *pairsRig) attach(
 func (a *attachReport) compare(c combination, held []hold.Model) error {
 	if len(held) == 1 && held[0].Tensors == len(a.Tensors) && held[0].Bytes == a.DeviceBytes &&
 		len(a.Devices) == c.count() &&
+		held[0].Proved == (c.is("prove", "on") && held[0].State == "resident") &&
 		a.Verified && a.VerifiedN == len(a.Tensors) && a.DType == c.value("dtype") {
 		return nil
 	}

@@ -236,7 +236,7 @@ func (r *pairsRig) tryRank(ctx context.Context, c combination, dir string, rank 
 			}
 		}
 	}
-	if c.is("hash", "write", "both") {
+	if c.is("hash", "write", "both", "blake3") {
 		return r.compareHashes(ctx, c, dir, rank, ref)
 	}
 	return nil
@@ -289,6 +289,9 @@ func (r *pairsRig) args(c combination, dir string, rank int) []string {
 	in := func(name string) string { return filepath.Join(dir, name+strconv.Itoa(rank)) }
 	if c.is("hash", "write", "both") {
 		add("hash", in("sums"))
+	}
+	if c.is("hash", "blake3") {
+		add("hash", "blake3:"+in("sums"))
 	}
 	if c.is("hash", "expect", "both") {
 		add("expect", in("expected"))
@@ -389,7 +392,7 @@ func (r *pairsRig) start(ctx context.Context, c combination, dir string, args []
 }
 
 // notice matches what the command says of flags that have no effect beside others, or for a model.
-var notice = regexp.MustCompile(`(?m)^gguf2gpu: --[a-z-]+( has no effect | and --soft-link have no effect|: no tensor's name matches |: earlier rules match all ).*\n`)
+var notice = regexp.MustCompile(`(?m)^gguf2gpu: --[a-z-]+( has no effect |(, --soft-link)? and --soft-[a-z]+ have no effect|: no tensor's name matches |: earlier rules match all ).*\n`)
 
 // withoutNotices returns what was said on stderr besides that.
 func withoutNotices(stderr string) string { return notice.ReplaceAllString(stderr, "") }

@@ -60,7 +60,8 @@ var dimensions = []dimension{
 	}},
 	{"connections", []value{{"unset", ""}, {"1", "--connections 1"}, {"3", "--connections 3"}}},
 	{"check", []value{{"no", ""}, {"yes", "--check"}}},
-	{"hash", []value{{"none", ""}, {"write", ""}, {"expect", ""}, {"both", ""}, {"stdout", "--hash -"}}},
+	{"hash", []value{{"none", ""}, {"write", ""}, {"expect", ""}, {"both", ""}, {"blake3", ""}, {"stdout", "--hash -"}}},
+	{"prove", []value{{"auto", ""}, {"on", "--prove"}, {"off", "--prove=off"}}},
 	{"sync", []value{{"no", ""}, {"yes", "--sync"}}},
 	{"output", []value{{"json", "--progress none"}, {"progress", "--progress plain"}, {"trace", "--progress none"}}},
 }
@@ -92,7 +93,7 @@ var refusals = []refusal{
 	{when: "source=http,http-parts io=mmap,direct", code: exitUsage, says: "is remote"},
 	{when: "staging=least devices=2,3 split=unset,layer,ratio", code: exitUsage, says: "do not hold a chunk"},
 	{when: "by=load,load-verify,verify,hold hash=stdout", code: exitUsage, says: "both want stdout"},
-	{when: "by=add hash=write,expect,both,stdout", code: exitUsage, says: "are for one MODEL"},
+	{when: "by=add hash=write,expect,both,blake3,stdout", code: exitUsage, says: "are for one MODEL"},
 	{when: "by=load,load-verify,verify,hold check=yes model=nan", code: exitBadModel, says: "is NaN", some: true},
 	{when: "device=hip,hip5,hip7,apu memory=enough,little", code: exitUsage, says: "are for the software device"},
 	{when: "device=soft memory=little", code: exitNoMemory, says: "not enough device memory", some: true},
@@ -110,6 +111,7 @@ var found = []string{
 	"model=fork dtype=raw shard=tensor/3 shard-rule=columns", // likewise
 	"model=llama shard=layer/5 devices=3 tensors=ends",       // more ranks and devices than there are tensors
 	"device=apu devices=3 split=none dequant=gpu dtype=bf16", // copies on devices that share the host's memory
+	"device=apu devices=3 dequant=gpu prove=on",              // sums of what the device converted, in shared memory
 	"device=apu devices=3 tensors=ends shard=tensor/2",       // --plan said another split, by what is free at the moment
 }
 

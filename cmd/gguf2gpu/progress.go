@@ -151,6 +151,9 @@ func (l *plainLines) update(done, total int64, elapsed time.Duration) {
 }
 
 func (l *plainLines) end(done, total int64, elapsed time.Duration, aborted bool) {
+	if aborted && total == 0 {
+		return // it never began: there is nothing to say but the error
+	}
 	how := "done"
 	if aborted {
 		how = "stopped"
@@ -233,15 +236,20 @@ func (b *bar) update(done, total int64, _ time.Duration) {
 	b.bar.SetCurrent(done)
 }
 
-func (b *bar) end(done, total int64, elapsed time.Duration, aborted bool) {
-	b.update(done, total, elapsed)
-	if aborted {
-		b.bar.Abort(false)
-	} else {
-		b.bar.SetTotal(total, true)
-	}
-	b.pool.Wait() // draws the last state
+// wait draws the last state.
+func (b *bar) wait() {
+	b.pool.Wait()
 	if b.console != nil {
 		b.console.showBar(nil)
 	}
+}
+
+func (b *bar) end(done, total int64, elapsed time.Duration, aborted bool) {
+	b.update(done, total, elapsed)
+	if aborted {
+		b.bar.Abort(total == 0) // a bar that never began is removed
+	} else {
+		b.bar.SetTotal(total, true)
+	}
+	b.wait()
 }

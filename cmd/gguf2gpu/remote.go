@@ -28,6 +28,8 @@ type remoteFlags struct {
 	allowHTTP *bool
 	digests   *remote.Digests
 	cache     *string
+	// expect says what the files of a model have to be; nil: nothing is expected.
+	expect func(name string) (remote.Expected, error)
 }
 
 func addRemoteFlags(cmd *cobra.Command) remoteFlags {
@@ -42,9 +44,9 @@ func addRemoteFlags(cmd *cobra.Command) remoteFlags {
 }
 
 // openModel opens the model of that name, whatever kind of name it is; see package models. The opener is nil for the
-// path of a file. The caller must close both, the model first.
+// path of a file, unless something is expected of it. The caller must close both, the model first.
 func (f remoteFlags) openModel(ctx context.Context, name string, log *slog.Logger) (*gguf.File, *models.Opener, error) {
-	if models.IsPath(name) {
+	if models.IsPath(name) && f.expect == nil {
 		m, err := gguf.Open(name)
 		return m, nil, err
 	}
@@ -71,7 +73,8 @@ func (f remoteFlags) opener(name string, log *slog.Logger) (*models.Opener, erro
 	}
 	return models.New(models.Options{
 		Remote: remote.Options{
-			Tokens: tokens, AllowHTTP: *f.allowHTTP, Digests: *f.digests, Cache: *f.cache, Logger: log,
+			Tokens: tokens, AllowHTTP: *f.allowHTTP, Digests: *f.digests, Cache: *f.cache, Expect: f.expect,
+			Logger: log,
 		},
 		Stdin: f.cmd.InOrStdin(),
 	}), nil
@@ -209,8 +212,10 @@ type remoteReport struct {
 	Requests    int64  `json:"requests"`     // sent from opening the model to the end of the load
 	Retries     int64  `json:"retries"`      // how often a request was sent again after a failure
 	// Digests is how many files were compared with their digests, and found right.
-	Digests  int    `json:"digests"`
-	Revision string `json:"revision,omitempty"` // of what the model is part of, such as a commit
+	Digests int `json:"digests"`
+	// Unchecked is how many have a digest that they were not compared with.
+	Unchecked int    `json:"digests_unchecked"`
+	Revision  string `json:"revision,omitempty"` // of what the model is part of, such as a commit
 }
 
 // reportRemote fills in what is known of a model that is not a file.
@@ -219,19 +224,28 @@ func (r *remoteReport) reportRemote(m *gguf.File, o *models.Opener) {
 	r.Requests, r.Retries = st.Requests, st.Retries
 	for _, p := range m.Parts() {
 		if id, ok := remote.Identify(p); ok {
-			if id.Checked {
+			switch {
+			case id.Checked:
 				r.Digests++
+			case id.Digest != "":
+				r.Unchecked++
 			}
 			r.Revision = id.Revision
 		}
 	}
 }
 
-func (r *remoteReport) print(w io.Writer) {
+// print says it to people. A share of a model, of which so many of all bytes were read, is not compared with a digest
+// unless that is asked for; all of a model of a registry is, so that this is worth saying.
+func (r *remoteReport) print(w io.Writer, share bool, read, all uint64) {
 	if r.Requests > 0 {
 		fmt.Fprintf(w, "  %d requests on up to %d connections, %d of them again after a failure\n", r.Requests, r.Connections, r.Retries)
 	}
 	if r.Digests > 0 {
 		fmt.Fprintf(w, "  %d files have the right digest\n", r.Digests)
+	}
+	if share && r.Unchecked > 0 {
+		fmt.Fprintf(w, "  digest not checked: %s of %s were read; --digest always fetches the rest for it\n",
+			humanize.Bytes(read), humanize.Bytes(all))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -23,6 +24,7 @@ func run(args []string) exitCode {
 	defer stop()
 	ctx, current := withActivity(ctx)
 	stderr := newConsole(os.Stderr)
+	log.SetOutput(stderr) // packages such as net/http log what servers send
 	ended, patience := make(chan exitCode, 1), make(chan struct{})
 	done := make(chan struct{})
 	defer close(done)
@@ -50,7 +52,7 @@ func Main(ctx context.Context, args []string, stdin io.Reader, toStdout, toStder
 	stdout, stderr := newConsole(toStdout), newConsole(toStderr)
 	defer stderr.finish()
 	root := newRootCommand()
-	root.SetArgs(args)
+	root.SetArgs(joinProve(args))
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

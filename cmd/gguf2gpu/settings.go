@@ -62,7 +62,7 @@ func notices(cmd *cobra.Command) io.Writer {
 // fromEnvironment are the flags that can also be set by an environment variable: what belongs to a machine or a user
 // more than to one command line.
 var fromEnvironment = []string{
-	"device", "dtype", "dequant", "kernel-cache", "io", "threads", "streams", "staging", "chunk", "connections", "stall",
+	"device", "dtype", "dequant", "kernel-cache", "prove", "io", "threads", "streams", "staging", "chunk", "connections", "stall",
 	"progress", "socket", "grace", "log-level",
 }
 

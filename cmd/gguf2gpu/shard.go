@@ -86,10 +86,18 @@ type shardReport struct {
 
 // report is nil when everything was loaded.
 func (f *shardFlags) report(tensors []loader.Tensor) *shardReport {
-	if f == nil || f.shard.By == plan.ShardNone {
+	if f == nil {
 		return nil
 	}
-	r := &shardReport{By: f.shard.By.String(), Rank: f.shard.Rank, World: f.shard.World}
+	return reportShard(f.shard, tensors)
+}
+
+// reportShard is what JSON says about s, of which these tensors are there; nil when it is everything.
+func reportShard(s plan.Shard, tensors []loader.Tensor) *shardReport {
+	if s.By == plan.ShardNone {
+		return nil
+	}
+	r := &shardReport{By: s.By.String(), Rank: s.Rank, World: s.World}
 	for _, t := range tensors {
 		if t.Slice != nil {
 			r.Slices++

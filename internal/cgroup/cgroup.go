@@ -1,5 +1,5 @@
-// Package cgroup reads the memory limits of Linux's control groups, which containers and services have. Elsewhere, and
-// where there are none, it finds nothing.
+// Package cgroup reads the memory limits of Linux's control groups, which containers and services have, and what the
+// host has left. Elsewhere, and where there are none, it finds nothing.
 package cgroup
 
 import (
@@ -75,6 +75,18 @@ func Available(root string) (bytes uint64, limited bool) {
 		}
 	}
 	return bytes, limited
+}
+
+// Host returns how many bytes the whole host can give without swapping, as the kernel estimates it, whatever control
+// groups allow.
+func Host(root string) (bytes uint64, ok bool) {
+	for line := range strings.Lines(read(root, "/proc/meminfo")) {
+		if rest, found := strings.CutPrefix(line, "MemAvailable:"); found {
+			n, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+			return n * 1024, err == nil
+		}
+	}
+	return 0, false
 }
 
 // limitOf reads the limit of the group in dir.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,10 +41,10 @@ func TestLost(t *testing.T) {
 		var calls Calls
 		l := calls.Limit(stall)
 		release := make(chan struct{})
-		undone := 0
+		var undone atomic.Int32
 		for i, want := range []time.Duration{stall, Moment, Moment} {
 			start := time.Now()
-			_, err := Do(t.Context(), l, "counting", func() (int, error) { <-release; return 7, nil }, func(int) { undone++ })
+			_, err := Do(t.Context(), l, "counting", func() (int, error) { <-release; return 7, nil }, func(int) { undone.Add(1) })
 			if took := time.Since(start); took != want {
 				t.Errorf("call %d was given up after %v, want %v", i, took, want)
 			}
@@ -69,8 +70,8 @@ func TestLost(t *testing.T) {
 		}
 		close(release)
 		synctest.Wait()
-		if undone != 3 || calls.Hanging() {
-			t.Errorf("%d of 3 undone, hanging %v", undone, calls.Hanging())
+		if undone.Load() != 3 || calls.Hanging() {
+			t.Errorf("%d of 3 undone, hanging %v", undone.Load(), calls.Hanging())
 		}
 	})
 }
@@ -85,11 +86,11 @@ func TestCancelled(t *testing.T) {
 			gone := errors.New("gone")
 			time.AfterFunc(time.Second, func() { cancel(gone) })
 			start := time.Now()
-			undone := false
+			var undone atomic.Bool
 			_, err := Do(ctx, calls.Limit(time.Minute), "counting", func() (int, error) {
 				time.Sleep(time.Second + takes)
 				return 7, nil
-			}, func(int) { undone = true })
+			}, func(int) { undone.Store(true) })
 			if !errors.Is(err, gone) {
 				t.Errorf("%v, want the cause", err)
 			}
@@ -97,7 +98,7 @@ func TestCancelled(t *testing.T) {
 				t.Errorf("took %v, want %v", took, want)
 			}
 			time.Sleep(2 * time.Hour)
-			if !undone {
+			if !undone.Load() {
 				t.Error("what the call made was not undone")
 			}
 			if _, err := Do(ctx, calls.Limit(time.Minute), "x", func() (int, error) { t.Error("called"); return 0, nil },

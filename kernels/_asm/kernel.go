@@ -87,7 +87,8 @@ func (k *kernel) routine() routine {
 }
 
 // build emits the function: a loop around the format's decoder.
-func (k *kernel) build() {
+func (k *kernel) build(f *file) {
+	k.file = f
 	k.Function(k.name())
 	k.SignatureExpr("func(dst, src *byte, steps int)")
 	k.Attributes(attr.NOSPLIT)

@@ -72,18 +72,29 @@ func main() {
 		for _, k := range family.kernels {
 			routines = append(routines, k.routine())
 		}
-		if err := os.WriteFile(filepath.Join(*dir, family.name+"_amd64.s"), b, 0o666); err != nil {
-			log.Fatal(err)
-		}
+		write(filepath.Join(*dir, family.name+"_amd64.s"), b)
 	}
+	sums, err := assemble(fingerprints)
+	if err != nil {
+		log.Fatalf("fingerprint: %v", err)
+	}
+	write(filepath.Join(*dir, "fingerprint_amd64.s"), sums)
 	b, err := stubs(routines)
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(*dir, "stubs_amd64.go"), b, 0o666); err != nil {
+	write(filepath.Join(*dir, "stubs_amd64.go"), b)
+}
+
+// write writes a file.
+func write(path string, text []byte) {
+	if err := os.WriteFile(path, text, 0o666); err != nil {
 		log.Fatal(err)
 	}
 }
+
+// function is one function to be emitted.
+type function interface{ build(f *file) }
 
 // routine is what the template has to know of one generated function.
 type routine struct {
@@ -93,12 +104,11 @@ type routine struct {
 }
 
 // assemble returns the text of one .s file.
-func assemble(kernels []*kernel) ([]byte, error) {
+func assemble[F function](functions []F) ([]byte, error) {
 	out := &file{Context: build.NewContext(), constants: map[string]operand.Mem{}}
 	out.ConstraintExpr("!purego")
-	for _, k := range kernels {
-		k.file = out
-		k.build()
+	for _, f := range functions {
+		f.build(out)
 	}
 	ir, err := out.Result()
 	if err != nil {

@@ -34,7 +34,7 @@ func report(t *testing.T, arch string, kernels map[string]resources) {
 	var out strings.Builder
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "%s\tvector registers\tscalar\tspills\tscratch\n", arch)
-	for _, k := range Keys() {
+	for _, k := range allKeys() {
 		r, ok := kernels[k.Name()]
 		if !ok {
 			t.Errorf("%s: the code has no %s", arch, k.Name())
@@ -48,6 +48,16 @@ func report(t *testing.T, arch string, kernels map[string]resources) {
 	t.Log("\n" + out.String())
 }
 
+// allKeys returns all kernels.
+func allKeys() []Key { return append(Keys(), Key{Fingerprint: true}) }
+
+// allByFile returns all kernels, by the file that has them.
+func allByFile() map[string][]Key {
+	files := keysByFile()
+	files["fingerprint"] = []Key{{Fingerprint: true}}
+	return files
+}
+
 // require skips the test, or fails it where AMDHIP_REQUIRE names what is missing.
 func require(t *testing.T, what, why string) {
 	t.Helper()
@@ -57,8 +67,18 @@ func require(t *testing.T, what, why string) {
 	t.Skipf("%s (AMDHIP_REQUIRE=%s makes this a failure)", why, what)
 }
 
-// TestAMDCompiles compiles all kernels with AMD's own hipRTC, which needs no GPU, for architectures that its oldest
-// version knows: GCN and CDNA with wavefronts of 64 threads, RDNA with 32.
+// architectures are those that AMD's hipRTC compiles for in tests, and the version of HIP from which on Debian's knows
+// them. To ask an older one for them would end the process.
+var architectures = []struct {
+	name  string
+	since int
+}{
+	{"gfx906", 5_02_00000}, {"gfx90a", 5_02_00000}, {"gfx1030", 5_02_00000}, // GCN, CDNA, RDNA (32 threads a wavefront)
+	{"gfx942", 5_07_00000}, {"gfx1100", 5_07_00000},
+	{"gfx950", 6_04_00000}, {"gfx1201", 6_04_00000},
+}
+
+// TestAMDCompiles compiles all kernels with AMD's own hipRTC, which needs no GPU, for each architecture that it knows.
 func TestAMDCompiles(t *testing.T) {
 	for _, key := range []string{"GGUF2GPU_HIP_LIBRARY", "GGUF2GPU_HIPRTC_LIBRARY", "ROCM_PATH", "HIP_PATH"} {
 		t.Setenv(key, "")
@@ -74,11 +94,18 @@ func TestAMDCompiles(t *testing.T) {
 	if _, err := rt.Compiler(); errors.Is(err, amdhip.ErrUnsupported) {
 		require(t, "amd", "AMD's runtime is there without hipRTC")
 	}
-	for _, arch := range []string{"gfx906", "gfx90a", "gfx1030"} {
-		t.Run(arch, func(t *testing.T) {
+	version, _, err := rt.Version()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, arch := range architectures {
+		t.Run(arch.name, func(t *testing.T) {
+			if version < arch.since {
+				t.Skipf("the compiler of HIP %s does not know %s", amdhip.VersionString(version), arch.name)
+			}
 			all := map[string]resources{}
-			for file, keys := range keysByFile() {
-				code, err := rt.Compile(file, program(keys), options(arch)...)
+			for file, keys := range allByFile() {
+				code, err := rt.Compile(file, program(keys), options(arch.name)...)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -88,7 +115,7 @@ func TestAMDCompiles(t *testing.T) {
 				}
 				maps.Copy(all, kernels)
 			}
-			report(t, arch, all)
+			report(t, arch.name, all)
 		})
 	}
 }
@@ -104,7 +131,7 @@ func TestClangCompiles(t *testing.T) {
 				t.Skipf("%s does not know %s:\n%s", clang, arch, out)
 			}
 			all := map[string]resources{}
-			for file, keys := range keysByFile() {
+			for file, keys := range allByFile() {
 				out, err := clangCompile(t, clang, arch, file, program(keys))
 				if err != nil {
 					t.Fatalf("%v\n%s", err, out)
@@ -159,7 +186,7 @@ func metadata(asm string) map[string]resources {
 		_, _ = fmt.Sscan(value, &n) // zero is what is missing
 		switch key {
 		case ".name":
-			if v := strings.TrimSpace(value); strings.HasPrefix(v, "dequantize_") {
+			if v := strings.TrimSpace(value); strings.HasPrefix(v, "dequantize_") || v == "fingerprint" {
 				name = v
 			}
 		case ".private_segment_fixed_size":

@@ -29,7 +29,7 @@ const (
 // CheckError says that a kernel gives other numbers than the CPU.
 type CheckError struct {
 	Key       Key
-	Element   int    // the first one that differs
+	Element   int    // the first one that differs; for fingerprints, the number of the fingerprint
 	Got, Want []byte // its little-endian bytes, from the device and from the CPU
 }
 
@@ -43,6 +43,7 @@ func (e *CheckError) Error() string {
 type check struct {
 	trials    []trial
 	ins, outs int // bytes of all inputs and of all outputs, with padding
+	copied    int // of the inputs, how many are copied from the host; the others are made on the device
 	stream    *amdhip.Stream
 	host      *amdhip.HostMemory // all inputs, then all outputs
 	mem       *amdhip.Memory     // the same on the device
@@ -54,6 +55,31 @@ type trial struct {
 	in, out int // offset among all inputs, and among all outputs
 	src     int // bytes of input
 	dst     int // bytes of output
+	// fill makes the input, launch enqueues the kernel, and want writes the output that it must have. make enqueues what
+	// makes the same input on the device; nil: it is copied there.
+	fill   func(src []byte) error
+	make   func(stream *amdhip.Stream, in amdhip.DevicePtr) error
+	launch func(s *Set, stream *amdhip.Stream, out, in amdhip.DevicePtr) error
+	want   func(dst, src []byte) error
+}
+
+// conversion is the check of a kernel that converts.
+func conversion(k Key) trial {
+	blocks := checkElems / k.From.BlockElems()
+	return trial{
+		key: k, src: blocks * k.From.BlockBytes(), dst: checkElems * k.To.BlockBytes(),
+		fill: func(src []byte) error { return fill(src, k.From) },
+		launch: func(s *Set, stream *amdhip.Stream, out, in amdhip.DevicePtr) error {
+			return s.Launch(stream, k, out, in, uint64(blocks))
+		},
+		want: func(dst, src []byte) error {
+			cpu, err := kernels.For(kernels.Auto)
+			if err != nil {
+				return err
+			}
+			return cpu.Dequantize(dst, k.To, src, k.From)
+		},
+	}
 }
 
 // check lets every kernel convert some blocks and compares the result with that of the CPU. Where it is not known that
@@ -110,14 +136,32 @@ func (c *check) run(ctx context.Context, limit *watch.Limit, s *Set) error {
 	return err
 }
 
-// newCheck decides where in the buffers each input and output is. There is padding on both sides of every input.
+// newCheck decides where in the buffers each input and output is. There is padding on both sides of every input. Those
+// that are made on the device come last.
 func newCheck(keys []Key) *check {
 	c := &check{}
+	keys = slices.Clone(keys)
+	slices.SortStableFunc(keys, func(a, b Key) int {
+		switch {
+		case a.Fingerprint == b.Fingerprint:
+			return 0
+		case b.Fingerprint:
+			return -1
+		}
+		return 1
+	})
 	for _, k := range keys {
-		blocks := checkElems / k.From.BlockElems()
-		t := trial{key: k, in: alignUp(c.ins + Padding), out: c.outs}
-		t.src, t.dst = blocks*k.From.BlockBytes(), checkElems*k.To.BlockBytes()
+		var t trial
+		if k.Fingerprint {
+			t = fingerprintTrial()
+		} else {
+			t = conversion(k)
+		}
+		t.in, t.out = alignUp(c.ins+Padding), c.outs
 		c.ins, c.outs = t.in+t.src+Padding, alignUp(t.out+t.dst)
+		if t.make == nil {
+			c.copied = alignUp(c.ins)
+		}
 		c.trials = append(c.trials, t)
 	}
 	c.ins = alignUp(c.ins)
@@ -160,17 +204,24 @@ func (c *check) enqueue(s *Set) error {
 	out := in + amdhip.DevicePtr(c.ins)
 	for i := range c.trials {
 		t := &c.trials[i]
-		if err := fill(host[t.in:][:t.src], t.key.From); err != nil {
+		if err := t.fill(host[t.in:][:t.src]); err != nil {
+			return err
+		}
+		if t.make == nil {
+			continue
+		}
+		if err := t.make(c.stream, in+amdhip.DevicePtr(t.in)); err != nil {
 			return err
 		}
 	}
-	if err := c.stream.CopyToDevice(in, c.host, 0, c.ins); err != nil {
-		return err
+	if c.copied > 0 {
+		if err := c.stream.CopyToDevice(in, c.host, 0, c.copied); err != nil {
+			return err
+		}
 	}
 	for i := range c.trials {
 		t := &c.trials[i]
-		blocks := uint64(t.src) / t.key.inBytes()
-		if err := s.Launch(c.stream, t.key, out+amdhip.DevicePtr(t.out), in+amdhip.DevicePtr(t.in), blocks); err != nil {
+		if err := t.launch(s, c.stream, out+amdhip.DevicePtr(t.out), in+amdhip.DevicePtr(t.in)); err != nil {
 			return err
 		}
 	}
@@ -231,18 +282,14 @@ func (c *check) wait(ctx context.Context, deadline time.Time) (rest bool, err er
 
 // compare compares all outputs with those of the CPU.
 func (c *check) compare() error {
-	cpu, err := kernels.For(kernels.Auto)
-	if err != nil {
-		return err
-	}
 	host := c.host.Bytes()
-	want := make([]byte, checkElems*4)
 	for i := range c.trials {
 		t := &c.trials[i]
-		if err := cpu.Dequantize(want[:t.dst], t.key.To, host[t.in:][:t.src], t.key.From); err != nil {
+		want := make([]byte, t.dst)
+		if err := t.want(want, host[t.in:][:t.src]); err != nil {
 			return err
 		}
-		if err := same(t.key, host[c.ins+t.out:][:t.dst], want[:t.dst]); err != nil {
+		if err := same(t.key, host[c.ins+t.out:][:t.dst], want); err != nil {
 			return err
 		}
 	}
@@ -255,9 +302,13 @@ func same(k Key, got, want []byte) error {
 		return nil
 	}
 	size := k.To.BlockBytes()
+	if k.Fingerprint {
+		size = sumBytes
+	}
 	for i := 0; i < len(want); i += size {
 		g, w := got[i:i+size], want[i:i+size]
-		if !bytes.Equal(g, w) && (!elementIsNaN(k.To, g) || !elementIsNaN(k.To, w)) {
+		nans := !k.Fingerprint && elementIsNaN(k.To, g) && elementIsNaN(k.To, w)
+		if !bytes.Equal(g, w) && !nans {
 			return &CheckError{Key: k, Element: i / size, Got: bytes.Clone(g), Want: bytes.Clone(w)}
 		}
 	}

@@ -127,7 +127,7 @@ func (c *Compiler) Load(ctx context.Context, dev *amdhip.Device, keys []Key) (*S
 // distinct returns keys without repetitions.
 func distinct(keys []Key) (all []Key, err error) {
 	for _, k := range keys {
-		if !Supported(k.To, k.From) {
+		if !k.exists() {
 			return nil, fmt.Errorf("gpu: there is no kernel %v: %w", k, amdhip.ErrUnsupported)
 		}
 		if !slices.Contains(all, k) {

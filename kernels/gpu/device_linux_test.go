@@ -11,7 +11,7 @@ import (
 )
 
 // openGPU opens the first GPU of this machine, or skips.
-func openGPU(t *testing.T) *amdhip.Device {
+func openGPU(t testing.TB) *amdhip.Device {
 	t.Helper()
 	rt, err := amdhip.Open(amdhip.Options{})
 	if errors.Is(err, amdhip.ErrNoLibrary) {

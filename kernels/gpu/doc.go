@@ -28,6 +28,11 @@
 // Each kernel that is loaded first converts some blocks, which are compared with the result of the CPU. So a device or
 // a compiler that computes wrongly gives a [*CheckError], and not a wrong model.
 //
+// # Fingerprints
+//
+// One kernel converts nothing: Key{Fingerprint: true} is that of [Set.Fingerprint], which computes the fingerprints of
+// package kernels over device memory.
+//
 // # The software device
 //
 // On the software device, package kernels does the work of the kernels. It refuses addresses that are not aligned and

@@ -37,7 +37,7 @@ func cxx(t *testing.T) string {
 	return ""
 }
 
-// keysByFile returns all kernels, by the file that has them.
+// keysByFile returns all kernels that convert, by the file that has them.
 func keysByFile() map[string][]Key {
 	files := map[string][]Key{}
 	for _, k := range Keys() {

@@ -21,7 +21,11 @@ const (
 )
 
 // Key identifies a kernel by the types that it converts from and to. To is F32, F16 or BF16.
-type Key struct{ To, From gguf.Type }
+type Key struct {
+	To, From gguf.Type
+	// Fingerprint is the kernel of [Set.Fingerprint], which converts nothing: To and From are zero then.
+	Fingerprint bool
+}
 
 // format says which HIP C++ file has a source type.
 type format struct {
@@ -50,13 +54,21 @@ var sources embed.FS
 // outputs are the types that kernels write.
 var outputs = []gguf.Type{gguf.F32, gguf.F16, gguf.BF16}
 
+// exists reports whether there is a kernel k.
+func (k Key) exists() bool {
+	if k.Fingerprint {
+		return k == Key{Fingerprint: true}
+	}
+	return Supported(k.To, k.From)
+}
+
 // Supported reports whether there is a kernel that converts from one type to the other.
 func Supported(to, from gguf.Type) bool {
 	_, ok := formats[from]
 	return ok && to != from && (to == gguf.F32 || to == gguf.F16 || to == gguf.BF16)
 }
 
-// Keys returns all kernels, ordered by source type.
+// Keys returns all kernels that convert, ordered by source type.
 func Keys() []Key {
 	var keys []Key
 	for _, from := range gguf.Types() {
@@ -69,11 +81,21 @@ func Keys() []Key {
 	return keys
 }
 
-// Name returns the kernel's name, such as "dequantize_q4_k_f16".
-func (k Key) Name() string { return "dequantize_" + lower(k.From) + "_" + lower(k.To) }
+// Name returns the kernel's name, such as "dequantize_q4_k_f16" or "fingerprint".
+func (k Key) Name() string {
+	if k.Fingerprint {
+		return "fingerprint"
+	}
+	return "dequantize_" + lower(k.From) + "_" + lower(k.To)
+}
 
-// String returns source and output, such as "Q4_K to F16".
-func (k Key) String() string { return fmt.Sprintf("%v to %v", k.From, k.To) }
+// String returns source and output, such as "Q4_K to F16", or "fingerprint".
+func (k Key) String() string {
+	if k.Fingerprint {
+		return k.Name()
+	}
+	return fmt.Sprintf("%v to %v", k.From, k.To)
+}
 
 // lower returns the name of t in lower case, as HIP C++ has it.
 func lower(t gguf.Type) string { return strings.ToLower(t.String()) }
@@ -83,20 +105,29 @@ func lower(t gguf.Type) string { return strings.ToLower(t.String()) }
 //	extern "C" __global__ void dequantize_...(T *out, const u8 *in, u64 blocks)
 //
 // whose addresses must be multiples of Align, and which may read Padding bytes before and after its input. For plain
-// types blocks is the number of elements. A launch has one dimension: any number of blocks of Threads threads. Source
-// panics if the kernel is not Supported.
+// types blocks is the number of elements. That of fingerprints is
+//
+//	extern "C" __global__ void fingerprint(u64 *out, const u8 *in, u64 bytes, u64 at)
+//
+// where at, less than a block, is where in its block the input begins.
+//
+// A launch has one dimension: any number of blocks of Threads threads. Source panics if there is no such kernel.
 func (k Key) Source() string {
-	if !Supported(k.To, k.From) {
+	if !k.exists() {
 		panic(fmt.Sprintf("gpu: there is no kernel %v", k))
 	}
 	return program([]Key{k})
 }
 
-// program returns a HIP C++ program with several kernels, whose source types must be in one file.
+// program returns a HIP C++ program with several kernels, which must be in one file.
 func program(keys []Key) string {
 	var b strings.Builder
-	f := formats[keys[0].From]
 	b.WriteString(source("common"))
+	if keys[0].Fingerprint {
+		fingerprintProgram(&b)
+		return b.String()
+	}
+	f := formats[keys[0].From]
 	if f.grids {
 		b.WriteString(grids())
 	}

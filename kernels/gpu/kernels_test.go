@@ -24,7 +24,7 @@ func TestKeysAreAllConversions(t *testing.T) {
 			want := (isFloat || from.BlockElems() > 1) && to != from && (to == gguf.F32 || to == gguf.F16 || to == gguf.BF16)
 			if Supported(to, from) != want || keys[Key{To: to, From: from}] != want {
 				t.Errorf("%v to %v: supported %v, among the keys %v, want %v",
-					from, to, Supported(to, from), keys[Key{to, from}], want)
+					from, to, Supported(to, from), keys[Key{To: to, From: from}], want)
 			}
 		}
 	}

@@ -51,7 +51,7 @@ func nothingLeft(t *testing.T, sw *soft.Software) {
 }
 
 // mustLoad loads kernels, and unloads them at the end of the test.
-func mustLoad(t *testing.T, c *Compiler, dev *amdhip.Device, keys ...Key) *Set {
+func mustLoad(t testing.TB, c *Compiler, dev *amdhip.Device, keys ...Key) *Set {
 	t.Helper()
 	s, err := c.Load(t.Context(), dev, keys)
 	if err != nil {
@@ -61,7 +61,7 @@ func mustLoad(t *testing.T, c *Compiler, dev *amdhip.Device, keys ...Key) *Set {
 	return s
 }
 
-func closed(t *testing.T, all ...interface{ Close() error }) {
+func closed(t testing.TB, all ...interface{ Close() error }) {
 	t.Helper()
 	for _, c := range all {
 		if err := c.Close(); err != nil {

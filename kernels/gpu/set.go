@@ -64,6 +64,8 @@ func (s *Set) Launch(stream *amdhip.Stream, k Key, out, in amdhip.DevicePtr, blo
 	switch {
 	case !ok:
 		return fmt.Errorf("gpu: kernel %v was not loaded: %w", k, amdhip.ErrUnsupported)
+	case k.Fingerprint:
+		return fmt.Errorf("gpu: kernel %v converts nothing, Set.Fingerprint launches it: %w", k, amdhip.ErrInvalidValue)
 	case out%Align != 0 || in%Align != 0:
 		return fmt.Errorf("gpu: kernel %v, from %#x to %#x: the addresses must be multiples of %d: %w",
 			k, in, out, Align, amdhip.ErrInvalidValue)

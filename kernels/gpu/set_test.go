@@ -16,7 +16,7 @@ import (
 func setOf(t *testing.T, dev *amdhip.Device, k Key, run func(*amdhip.KernelCall) amdhip.Status) *Set {
 	t.Helper()
 	rt := dev.Runtime()
-	soft.Of(rt).Offer(k.Name(), 3, run)
+	soft.Of(rt).Offer(k.Name(), k.params(), run)
 	object, err := rt.Compile(k.Name(), k.Source())
 	if err != nil {
 		t.Fatal(err)

@@ -8,8 +8,20 @@ import (
 // offer gives the software device Go functions that stand in for kernels.
 func offer(s amdhip.StandIns, keys []Key) {
 	for _, k := range keys {
-		s.Offer(k.Name(), 3, k.standIn)
+		run := k.standIn
+		if k.Fingerprint {
+			run = fingerprintStandIn
+		}
+		s.Offer(k.Name(), k.params(), run)
 	}
+}
+
+// params returns how many parameters kernel k has.
+func (k Key) params() int {
+	if k.Fingerprint {
+		return 4
+	}
+	return 3
 }
 
 // standIn does on the CPU what kernel k does on a GPU. It refuses arguments that Launch must not pass to a kernel.

@@ -51,7 +51,7 @@ func ask(ctx context.Context, conn *net.UnixConn, r request, silent, within time
 		}
 		closeAll(files)
 		if waiting != nil {
-			waiting(answer.Waiting)
+			waiting(cut(answer.Waiting, maxErrorText))
 		}
 	}
 }

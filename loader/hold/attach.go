@@ -56,7 +56,7 @@ type Info struct {
 	FreeBytes uint64 // of the memory of the model's devices together, before the model was mapped
 
 	Connect time.Duration // to the Holder, and hearing what there is
-	Open    time.Duration // starting the runtime and the devices in this process
+	Open    time.Duration // starting the runtime and the devices in this process, and decoding what is held meanwhile
 	Map     time.Duration // opening the model's memory
 	Total   time.Duration
 }
@@ -93,6 +93,9 @@ type Attached struct {
 // AttachOptions.Open, the cause of ctx's end, and what matches ErrGone, or amdhip.ErrNoDevice or
 // amdhip.ErrInvalidDevice when this process does not have the model's devices.
 func Attach(ctx context.Context, o AttachOptions) (_ *Attached, err error) {
+	if o.Stall < 0 {
+		return nil, fmt.Errorf("%w: Stall is %v: use a positive time, or 0 for the default", loader.ErrBadOption, o.Stall)
+	}
 	began := time.Now()
 	conn, err := dial(ctx, o.Socket)
 	if err != nil {
@@ -124,14 +127,21 @@ func Attach(ctx context.Context, o AttachOptions) (_ *Attached, err error) {
 	if m == nil {
 		return nil, errors.New("hold: the holder sent no manifest")
 	}
-	p, err := m.plan()
-	if err != nil {
+	if err := m.check(); err != nil {
 		return nil, fmt.Errorf("hold: the holder's manifest: %w", err)
 	}
 	connected := time.Now()
-	devices, err := a.open(ctx, limit, m.Devices, o)
+	var devices []*amdhip.Device
+	var failed error
+	var opening sync.WaitGroup // while the manifest is decoded
+	opening.Go(func() { devices, failed = a.open(ctx, limit, m.Devices, o) })
+	p, err := m.plan()
+	opening.Wait()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("hold: the holder's manifest: %w", err)
+	}
+	if failed != nil {
+		return nil, failed
 	}
 	sum := func() (uint64, error) { return freeBytes(devices) }
 	free, err := watch.Do(ctx, limit, "asking for free device memory", sum, func(uint64) {})
@@ -212,7 +222,7 @@ func (a *Attached) open(ctx context.Context, limit *watch.Limit, named []manifes
 	for i := range named {
 		dev := named[i].among(have)
 		if dev == nil {
-			return nil, fmt.Errorf("hold: the model is on the %s device %s (%s), which is not among the %d devices here: %w",
+			return nil, fmt.Errorf("hold: the model is on the %s device %.100q (%.100q), which is not among the %d devices here: %w",
 				named[i].Kind, named[i].Name, named[i].UUID, len(have), missing)
 		}
 		devices = append(devices, dev)
@@ -282,7 +292,7 @@ func (a *Attached) mapped(ctx context.Context, limit *watch.Limit, m *manifest, 
 	memory, err := watch.Do(ctx, limit, "mapping the model's memory", func() (memory [][]loader.Mapping, err error) {
 		defer func() { closeAll(files) }()
 		if m.Share == ShareFD {
-			memory, err = a.mapDescriptors(m.Allocations, devices, &files)
+			memory, err = a.mapDescriptors(m, devices, &files)
 		} else {
 			memory, err = mapMemory(m.Allocations, devices)
 		}
@@ -304,101 +314,6 @@ func (a *Attached) mapped(ctx context.Context, limit *watch.Limit, m *manifest, 
 	return memory, err
 }
 
-// mapMemory opens the Holder's allocations. The result is by device, also with an error: it then has what is mapped
-// already.
-func mapMemory(all []manifestAllocation, devices []*amdhip.Device) ([][]loader.Mapping, error) {
-	memory := make([][]loader.Mapping, len(devices))
-	for i := range all {
-		var h amdhip.IPCHandle
-		if err := h.UnmarshalBinary(all[i].Handle); err != nil {
-			return memory, err
-		}
-		d := all[i].Device
-		mem, err := devices[d].OpenIPC(h)
-		if errors.Is(err, amdhip.ErrInvalidContext) {
-			return memory, fmt.Errorf("hold: HIP takes this process for the holder: in that process, Holder.Model returns the model; %s: %w",
-				inContainers, err)
-		}
-		if errors.Is(err, amdhip.ErrInvalidDevicePointer) {
-			return memory, fmt.Errorf("hold: HIP does not find the holder's memory: %s: %w", inContainers, err)
-		}
-		if err != nil {
-			return memory, fmt.Errorf("hold: allocation %d of the holder's %d: %w%s", i+1, len(all), err, ipcHint(devices[d],
-				err))
-		}
-		memory[d] = append(memory[d], loader.Mapping{Ptr: mem.Ptr(), Memory: mem})
-		if err := checkSize(mem, all[i].Bytes); err != nil {
-			return memory, fmt.Errorf("hold: allocation %d of the holder's %d: %w", i+1, len(all), err)
-		}
-	}
-	return memory, nil
-}
-
-// checkSize compares what was mapped with what the Holder says of it, where the runtime knows how much that is.
-func checkSize(mem *amdhip.Memory, want uint64) error {
-	base, size, err := mem.Device().AddressRangeOf(mem.Ptr())
-	switch {
-	case errors.Is(err, amdhip.ErrUnsupported):
-		return nil
-	case err != nil:
-		return err
-	case base > mem.Ptr() || size-uint64(mem.Ptr()-base) < want:
-		return fmt.Errorf("%d bytes are mapped, the holder says %d: it is damaged or hostile", size, want)
-	}
-	return nil
-}
-
-// ipcHint says what commonly keeps memory of another process from being opened, for an error of doing so.
-func ipcHint(dev *amdhip.Device, err error) string {
-	if !errors.Is(err, amdhip.ErrInvalidDevicePointer) || dev.Runtime().Kind() != "hip" {
-		return ""
-	}
-	version, _, verr := dev.Runtime().Version()
-	if verr != nil || version < 7e7 {
-		return ""
-	}
-	return "; HIP 7 hands memory over by a socket that belongs to a network namespace, so both processes must share their " +
-		"network, PID and IPC namespaces (docker run --network=host --pid=host --ipc=host), and the one that attaches needs " +
-		"CAP_SYS_PTRACE; HSA_ENABLE_IPC_MODE_LEGACY=1 in the environment of both processes brings the older way back, which " +
-		"needs no common network namespace"
-}
-
-// mapDescriptors maps what the descriptors are for, each at the Holder's address if the device allows it. It takes
-// over the files that it has mapped. The result is as that of mapMemory.
-func (a *Attached) mapDescriptors(all []manifestAllocation, devices []*amdhip.Device,
-	files *[]*os.File) ([][]loader.Mapping, error) {
-	memory := make([][]loader.Mapping, len(devices))
-	if len(*files) != len(all) {
-		return memory, fmt.Errorf("hold: the holder sent %d descriptors for %d allocations", len(*files), len(all))
-	}
-	shared := newSharedMemory(devices, &a.ranges)
-	for i := range all {
-		d, file := all[i].Device, (*files)[0]
-		*files = (*files)[1:]
-		m, err := shared.adopt(d, len(memory[d]), file, all[i].Size, amdhip.DevicePtr(all[i].Address))
-		if err != nil {
-			return memory, fmt.Errorf("hold: allocation %d of the holder's %d: %w", i+1, len(all), err)
-		}
-		memory[d] = append(memory[d], m)
-	}
-	return memory, nil
-}
-
-// inContainers says what HIP's IPC needs, by what its errors 201 and 17 have been seen to come from.
-const inContainers = "containers that share memory by HIP's IPC need one PID, one IPC and one network namespace " +
-	"(docker run --pid, --ipc and --network, hostPID, hostIPC and hostNetwork of a pod), or --share fd"
-
-// unmap undoes mapMemory and mapDescriptors.
-func unmap(memory [][]loader.Mapping) error {
-	var errs []error
-	for _, of := range memory {
-		for _, m := range of {
-			errs = append(errs, m.Memory.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // listen hears from the Holder which tensors have arrived, how the load ended, and at last that the Holder is gone.
 // Where the memory stays without it, it then looks for the next one.
 func (a *Attached) listen() {
@@ -408,12 +323,12 @@ func (a *Attached) listen() {
 		switch said, _ := errors.AsType[*Error](err); {
 		case a.leaving.Load():
 			err = loader.ErrClosed
-		case said != nil:
-		case a.Info.Share == ShareFD && a.loaded:
+		case a.Info.Share == ShareFD && a.loaded: // whatever the Holder said, the memory is there
 			if a.rejoin() {
 				continue
 			}
 			err = loader.ErrClosed
+		case said != nil:
 		default:
 			err = fmt.Errorf("hold: %w: %w", ErrGone, err)
 		}

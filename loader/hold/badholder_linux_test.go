@@ -53,7 +53,7 @@ func TestBadHolder(t *testing.T) {
 		"endless memory":        {change(`,"bytes":`, `,"bytes":99999999999`), "allocations of more than"},
 		"a group elsewhere":     {change(`"groups":[{"devices":[0]`, `"groups":[{"devices":[1]`), "on device 1"},
 		"a group nowhere":       {change(`"groups":[{"devices":[0]`, `"groups":[{"devices":[]`), "a group of 0"},
-		"a group twice":         {change(`"groups":[`, `"groups":[{"devices":[0]},`), "two groups"},
+		"a group twice":         {change(`"groups":[`, `"groups":[{"devices":[0]},`), "2 groups of 1 devices"},
 		"another policy":        {change(`"policy":"f16"`, `"policy":"f15"`), "unknown"},
 		"another type":          {change(`"target":"F16"`, `"target":"F15"`), "not the name"},
 		"blocks as a target":    {change(`"target":"F16"`, `"target":"Q8_0"`), "cannot become"},
@@ -112,13 +112,15 @@ func TestHalfReply(t *testing.T) {
 	if _, err := Attach(t.Context(), hang(good[:100])); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the first reply: %v", err)
 	}
-	a, err := Attach(t.Context(), hang(good+good[:100]))
-	if err != nil {
-		t.Fatal(err)
+	for _, n := range []int{1, 4, 100} { // in its length, behind it, and in its text
+		a, err := Attach(t.Context(), hang(good+good[:n]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-a.Gone()
+		if err := a.WaitAll(t.Context()); !errors.Is(err, ErrGone) || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a later reply, after %d bytes: %v", n, err)
+		}
+		mustClose(t, a)
 	}
-	<-a.Gone()
-	if err := a.WaitAll(t.Context()); !errors.Is(err, ErrGone) || !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("a later reply: %v", err)
-	}
-	mustClose(t, a)
 }

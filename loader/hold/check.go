@@ -19,6 +19,7 @@ const (
 	maxDims       = 8       // ggml has 4
 	maxTensorName = 1024    // bytes; ggml has 63
 	handleBytes   = 64      // of hipIpcMemHandle_t
+	maxText       = 4096    // bytes of what is shown to people; the longest path that Linux takes
 )
 
 // plan is that of the model that m describes. Nothing of m is trusted: afterwards tensors are inside of their
@@ -27,9 +28,18 @@ func (m *manifest) plan() (*plan.Plan, error) {
 	if err := m.check(); err != nil {
 		return nil, err
 	}
+	if err := m.decode(); err != nil {
+		return nil, err
+	}
+	if m.tensors() > m.ModelTensors {
+		return nil, fmt.Errorf("%d tensors of a model that has %d", m.tensors(), m.ModelTensors)
+	}
 	memory, err := m.memory()
 	if err != nil {
 		return nil, err
+	}
+	if len(m.Groups) > len(m.Devices) { // so that comparing what their devices have takes no longer than reading it
+		return nil, fmt.Errorf("%d groups of %d devices", len(m.Groups), len(m.Devices))
 	}
 	groups := make([]plan.Group, 0, len(m.Groups))
 	for i := range m.Groups {
@@ -59,14 +69,24 @@ func (m *manifest) check() error {
 		return fmt.Errorf("%d allocations shared by descriptors, the limit is %d", len(m.Allocations), maxDescriptors)
 	case len(m.Residence) > 2*maxName:
 		return fmt.Errorf("a residence of %d bytes", len(m.Residence))
-	case m.tensors() > m.ModelTensors:
-		return fmt.Errorf("%d tensors of a model that has %d", m.tensors(), m.ModelTensors)
 	}
 	if err := checkName(m.Name); err != nil {
 		return err
 	}
+	texts := []string{m.Architecture}
+	for _, d := range m.Devices {
+		texts = append(texts, d.Kind, d.UUID, d.PCI, d.Name)
+	}
+	for _, text := range texts {
+		if len(text) > maxText {
+			return fmt.Errorf("a text of %d bytes, the limit is %d: %.100q", len(text), maxText, text)
+		}
+	}
 	var sum uint64
 	for _, f := range m.Files {
+		if len(f.Path) > maxText || len(f.Name) > maxText {
+			return fmt.Errorf("a path of %d bytes and a name of %d, the limit is %d", len(f.Path), len(f.Name), maxText)
+		}
 		hash, err := hex.DecodeString(f.HeaderSHA256)
 		if !filepath.IsAbs(f.Path) && f.Source == nil || err != nil || len(hash) != 32 || f.Size < 0 {
 			return fmt.Errorf("file %.300q of %d bytes with the hash %.100q: what is wanted is an absolute path, a size and a SHA-256",
@@ -83,9 +103,9 @@ func (m *manifest) check() error {
 		id := identity{d.Kind, d.UUID, d.PCI}
 		switch {
 		case seen[id]:
-			return fmt.Errorf("device %s (%s) is there twice", d.Name, d.UUID)
+			return fmt.Errorf("device %.100q (%.100q) is there twice", d.Name, d.UUID)
 		case d.Kind != m.Devices[0].Kind:
-			return fmt.Errorf("devices of the kinds %q and %q", m.Devices[0].Kind, d.Kind)
+			return fmt.Errorf("devices of the kinds %.100q and %.100q", m.Devices[0].Kind, d.Kind)
 		case d.Index < 0 || d.Index >= maxDevices:
 			return fmt.Errorf("device number %d: devices are numbered from 0 to %d", d.Index, maxDevices-1)
 		}
@@ -124,10 +144,15 @@ func (m *manifest) group(g *manifestGroup, memory [][]uint64) (plan.Group, error
 	if len(g.Devices) == 0 || len(g.Devices) > len(m.Devices) {
 		return plan.Group{}, fmt.Errorf("a group of %d devices", len(g.Devices))
 	}
+	seen := make([]bool, len(m.Devices))
 	for _, d := range g.Devices {
 		if d < 0 || d >= len(m.Devices) {
 			return plan.Group{}, fmt.Errorf("a group on device %d of %d", d, len(m.Devices))
 		}
+		if seen[d] {
+			return plan.Group{}, fmt.Errorf("device %d is in two groups", d)
+		}
+		seen[d] = true
 		if !slices.Equal(memory[d], memory[g.Devices[0]]) {
 			return plan.Group{}, fmt.Errorf("devices %d and %d have the same tensors, but not the same allocations", d, g.Devices[0])
 		}

@@ -35,8 +35,11 @@ func writeWithFiles(conn *net.UnixConn, v any, files []*os.File) error {
 	return err
 }
 
-// readLengthAndFiles is readLength, and takes the descriptors that come with the message. The caller closes the files.
-func readLengthAndFiles(conn *net.UnixConn, limit int) (length int64, files []*os.File, err error) {
+// readLengthAndFiles is readLength, and takes the descriptors that come with the message. begun is called when the
+// first byte has come. The caller closes the files.
+func readLengthAndFiles(conn *net.UnixConn, limit int, begun func() error) (
+	length int64, files []*os.File, err error,
+) {
 	defer func() {
 		if err != nil {
 			closeAll(files)
@@ -53,6 +56,9 @@ func readLengthAndFiles(conn *net.UnixConn, limit int) (length int64, files []*o
 		return 0, nil, io.EOF
 	}
 	if files, err = filesOf(control[:c]); err != nil {
+		return 0, files, err
+	}
+	if err := begun(); err != nil {
 		return 0, files, err
 	}
 	if flags&unix.MSG_CTRUNC != 0 {

@@ -19,7 +19,7 @@ func writeWithFiles(conn *net.UnixConn, v any, files []*os.File) error {
 	return writeMessage(conn, v)
 }
 
-func readLengthAndFiles(conn *net.UnixConn, limit int) (int64, []*os.File, error) {
+func readLengthAndFiles(conn *net.UnixConn, limit int, _ func() error) (int64, []*os.File, error) {
 	n, err := readLength(conn, limit)
 	return n, nil, err
 }

@@ -32,10 +32,10 @@ var (
 type Options struct {
 	Spec    plan.Spec      // what models become, unless a request says otherwise
 	Config  loader.Config  // how they are loaded
-	Request loader.Request // for models that Holder.Add loads. Of what other processes add, only Check applies
+	Request loader.Request // for models that Holder.Add loads. Of what other processes add, only Check and Prove apply
 
-	// VRAM is how many bytes of each device the models may take together; 0: as much as is free. Beside it a load takes
-	// some device memory for a moment where devices convert, see loader.Report.ScratchBytes.
+	// VRAM is how many bytes of each device the models may take together, with what their loads need where devices
+	// convert (see loader.Plan.ScratchBytes); 0: as much as is free.
 	VRAM uint64
 	// RAM is how many bytes of page-locked host memory models may take to sleep in; 0: none, so that models which make
 	// room are loaded from their files again.
@@ -49,6 +49,9 @@ type Options struct {
 	// Changed is called when a model was added, dropped, woken or put to sleep, or its load has ended. Calls may overlap,
 	// and must return quickly. Nil: nothing is called.
 	Changed func()
+	// Scrub is how often the memory of models is looked at again, whether it still is what was loaded; 0: never. What is
+	// damaged is written again, see Model.Scrub. Loads are proved then, unless Request.Prove is ProveOff.
+	Scrub time.Duration
 	// LinkBytesPerSecond is the speed of the link from the host to one device, for the metrics; 0: unknown. Package
 	// loader/measure measures it.
 	LinkBytesPerSecond float64
@@ -56,6 +59,8 @@ type Options struct {
 	requestTime time.Duration // 0: requestTime; other values are for tests
 	maxClients  int           // 0: maxClients; likewise
 	slabBytes   int64         // 0: slabBytes; likewise
+	root        string        // that limits of memory are read below; "": /; likewise
+	keepLook    time.Duration // 0: keepLook; likewise
 	// Called when Add has opened a file; nil: nothing is, others are for tests.
 	opened func()
 	peer   func(conn *net.UnixConn, group bool) (peer, error) // nil: checkPeer; likewise
@@ -77,6 +82,8 @@ type Holder struct {
 	adding     sync.WaitGroup // calls of Add
 	background sync.WaitGroup // filling of images
 	filling    chan struct{}  // has one place: images are filled one after the other
+	keepers    sync.WaitGroup // keepOn
+	keeping    sync.Mutex     // held while the Keeper is told something, and for what it has
 	closing    sync.Once
 	outcome    error     // of closing
 	noRAM      sync.Once // says that page-locked memory cannot be had
@@ -96,6 +103,7 @@ type Holder struct {
 	uses      uint64
 	claimed   []uint64      // bytes of device memory that are promised to models, by device
 	freeing   []uint64      // of these, bytes that are being freed
+	scratch   []uint64      // bytes that loads which are going on may take besides
 	changed   chan struct{} // closed when there may be room that was not there before
 }
 
@@ -109,20 +117,14 @@ func New(devices []*amdhip.Device, o Options) (*Holder, error) {
 	if o.Config.Logger == nil {
 		o.Config.Logger = o.Logger
 	}
-	if o.requestTime == 0 {
-		o.requestTime = requestTime
-	}
-	if o.maxClients == 0 {
-		o.maxClients = maxClients
-	}
+	o.requestTime, o.maxClients = cmp.Or(o.requestTime, requestTime), cmp.Or(o.maxClients, maxClients)
 	if o.peer == nil {
 		o.peer = checkPeer
 	}
-	if o.slabBytes == 0 {
-		o.slabBytes = slabBytes
-	}
-	if o.RAM < 0 {
-		return nil, fmt.Errorf("%w: RAM is %d bytes", loader.ErrBadOption, o.RAM)
+	o.keepLook = cmp.Or(o.keepLook, keepLook)
+	o.slabBytes, o.root = cmp.Or(o.slabBytes, slabBytes), cmp.Or(o.root, "/")
+	if o.RAM < 0 || o.Scrub < 0 {
+		return nil, fmt.Errorf("%w: RAM is %d bytes, Scrub %v", loader.ErrBadOption, o.RAM, o.Scrub)
 	}
 	l, err := loader.New(devices, o.Config)
 	if err != nil {
@@ -139,12 +141,18 @@ func New(devices []*amdhip.Device, o Options) (*Holder, error) {
 	h := &Holder{
 		devices: slices.Clone(devices), options: o, log: o.Logger, loader: l, models: make(map[string]*held), share: share,
 		filling: make(chan struct{}, 1), claimed: make([]uint64, len(devices)), freeing: make([]uint64, len(devices)),
-		changed: make(chan struct{}),
+		scratch: make([]uint64, len(devices)), changed: make(chan struct{}),
 	}
 	h.ctx, h.end = context.WithCancel(context.Background())
 	if o.RAM > 0 {
-		h.pool = &hostPool{device: devices[0], budget: o.RAM, slab: o.slabBytes,
+		h.pool = &hostPool{make: devices[0].HostMalloc, budget: o.RAM, slab: o.slabBytes, root: o.root,
 			limit: func() *watch.Limit { return h.calls.Limit(h.stall()) }, rest: h.rest}
+	}
+	if err := h.beginScrubbing(); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	if o.Keep != nil {
+		h.keepers.Go(h.keepOn)
 	}
 	return h, nil
 }
@@ -418,20 +426,6 @@ func (h *Holder) rest() *watch.Limit {
 // stall is how long a call of the runtime may take.
 func (h *Holder) stall() time.Duration { return cmp.Or(h.options.Config.Stall, time.Minute) }
 
-// Models tells about all models, by name. It never waits for a device.
-func (h *Holder) Models() []Model {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	all := make([]Model, 0, len(h.models))
-	for _, m := range h.models {
-		if m.isOpen() && !m.dropping {
-			all = append(all, m.describe(h))
-		}
-	}
-	slices.SortFunc(all, func(a, b Model) int { return strings.Compare(a.Name, b.Name) })
-	return all
-}
-
 // Close waits for calls of Add, ends all loads, and frees all models. Processes that are attached through IPC lose
 // their memory, so end Serve first, which lets them go. When a device hangs, the error is, or has in it, a
 // *loader.LeftError that says how much memory stays taken, of dropped models, too. Close is idempotent: calls after the
@@ -447,6 +441,7 @@ func (h *Holder) Close() error {
 
 func (h *Holder) close() error {
 	h.adding.Wait()
+	h.keepers.Wait()
 	h.mu.Lock()
 	models, left := h.models, leftovers{LeftError: loader.LeftError{DeviceBytes: h.left}}
 	h.mu.Unlock()
@@ -464,37 +459,4 @@ func (h *Holder) close() error {
 	left.add(h.loader.Close())
 	left.add(leftOfProofs(h.devices))
 	return left.err()
-}
-
-// leftovers sums up what several calls of Close have left, and collects their other errors.
-type leftovers struct {
-	loader.LeftError
-	others []error
-}
-
-func (l *leftovers) add(err error) {
-	if all, ok := errors.AsType[interface {
-		error
-		Unwrap() []error
-	}](err); ok {
-		for _, err := range all.Unwrap() {
-			l.add(err)
-		}
-		return
-	}
-	if e, ok := errors.AsType[*loader.LeftError](err); ok {
-		l.DeviceBytes += e.DeviceBytes
-		l.HostBytes += e.HostBytes
-		l.Streams += e.Streams
-		l.Kernels += e.Kernels
-		return
-	}
-	l.others = append(l.others, err)
-}
-
-func (l *leftovers) err() error {
-	if l.LeftError != (loader.LeftError{}) {
-		l.others = append(l.others, &l.LeftError)
-	}
-	return errors.Join(l.others...)
 }

@@ -1,95 +1,53 @@
 package hold
 
 import (
-	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
-	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
+
+	"github.com/gguf2gpu/gguf2gpu/internal/cgroup"
 )
 
 // hostLeft is how many bytes this process can still take without anything being swapped out or ended: of the host's
-// memory, and of the limits of its control group and of those above it.
-func hostLeft() (left int64, ok bool) {
-	return hostLeftIn("/proc/meminfo", "/proc/self/cgroup", "/sys/fs/cgroup")
-}
-
-func hostLeftIn(meminfo, cgroup, mount string) (left int64, ok bool) {
-	text, err := os.ReadFile(meminfo)
-	if err != nil {
-		return 0, false
-	}
-	for line := range strings.Lines(string(text)) {
-		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &left); err == nil {
-			left, ok = left*1024, true
-			break
-		}
-	}
-	text, err = os.ReadFile(cgroup)
-	if err != nil || !ok {
-		return left, ok
-	}
-	for line := range strings.Lines(string(text)) { // number:controllers:path; of version 2 it is 0::path
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(fields) != 3 {
-			continue
-		}
-		dir, limit, usage := mount, "memory.max", "memory.current"
-		if strings.Contains(","+fields[1]+",", ",memory,") {
-			dir, limit, usage = filepath.Join(mount, "memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
-		} else if fields[1] != "" {
-			continue
-		}
-		for path := filepath.Clean("/" + fields[2]); ; path = filepath.Dir(path) {
-			left = min(left, groupLeft(filepath.Join(dir, path), limit, usage, left))
-			if path == "/" {
-				break
-			}
-		}
+// memory, and of the limits of its control group and of those above it. root is that of the file system, "/" but in
+// tests.
+func hostLeft(root string) (left uint64, ok bool) {
+	left, ok = cgroup.Host(root)
+	if most, limited := cgroup.Available(root); limited && (!ok || most < left) {
+		return most, true
 	}
 	return left, ok
 }
 
-// groupLeft is what a control group may still take, and otherwise where it has no limit. Cache of files that it can
-// give up counts as free.
-func groupLeft(dir, limit, usage string, otherwise int64) int64 {
-	most, ok := numberIn(filepath.Join(dir, limit))
-	used, ok2 := numberIn(filepath.Join(dir, usage))
-	if !ok || !ok2 {
-		return otherwise
+// lockedMemory reads what the kernel counts as locked memory of this process, and how much of that it may have.
+func lockedMemory(root string) locked {
+	status, err := os.ReadFile(filepath.Join(root, "proc/self/status"))
+	if err != nil {
+		return locked{}
 	}
-	stat, _ := os.ReadFile(filepath.Join(dir, "memory.stat")) // without it, nothing can be given up
-	for line := range bytes.Lines(stat) {
-		var n int64
-		if _, err := fmt.Sscanf(string(line), "inactive_file %d", &n); err == nil {
-			used -= n
+	l := locked{known: true, limit: noLimit}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		value = strings.TrimSpace(value)
+		switch name {
+		case "VmLck", "VmPin": // the kernel has two counts, and compares each with the limit
+			n, _ := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(value, "kB")), 10, 64)
+			l.used = max(l.used, n*1024)
+		case "CapEff":
+			if all, _ := strconv.ParseUint(value, 16, 64); all>>unix.CAP_IPC_LOCK&1 == 1 {
+				return locked{known: true, limit: noLimit}
+			}
 		}
 	}
-	return max(0, most-max(0, used))
-}
-
-// numberIn reads a file with one number. "max", or no file, is no number.
-func numberIn(path string) (int64, bool) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0, false
+	limits, _ := os.ReadFile(filepath.Join(root, "proc/self/limits")) // without it no limit is known
+	for line := range strings.Lines(string(limits)) {
+		rest, found := strings.CutPrefix(line, "Max locked memory")
+		if fields := strings.Fields(rest); found && len(fields) > 0 && fields[0] != "unlimited" {
+			l.limit, _ = strconv.ParseUint(fields[0], 10, 64)
+		}
 	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
-	return n, err == nil
-}
-
-// lockedLimit is how much memory this process may lock.
-func lockedLimit() string {
-	var l unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &l); err != nil {
-		return "not known"
-	}
-	if l.Cur == unix.RLIM_INFINITY {
-		return "infinite"
-	}
-	return humanize.IBytes(l.Cur)
+	return l
 }

@@ -3,7 +3,7 @@
 package hold
 
 // hostLeft is not known here.
-func hostLeft() (int64, bool) { return 0, false }
+func hostLeft(string) (uint64, bool) { return 0, false }
 
-// lockedLimit is not known here.
-func lockedLimit() string { return "not known" }
+// lockedMemory is not known here.
+func lockedMemory(string) locked { return locked{} }

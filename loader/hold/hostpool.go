@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/dustin/go-humanize"
 
@@ -28,14 +30,28 @@ const (
 // errPoolFull is matched when the budget for page-locked memory does not allow more.
 var errPoolFull = errors.New("the budget for page-locked memory is used up")
 
+// noLimit stands for no limit of locked memory.
+const noLimit = math.MaxUint64
+
+// locked is what the kernel counts as locked memory of this process, in bytes, and how much that may be.
+type locked struct {
+	used, limit uint64
+	known       bool
+}
+
 // hostPool is the page-locked memory that models sleep in. Pieces that are free serve the next model.
 type hostPool struct {
-	device *amdhip.Device // that makes the memory
+	make   func(n int) (*amdhip.HostMemory, error)
 	budget int64
 	slab   int64
+	root   string // of the file system that the kernel's limits are read from
 
 	limit func() *watch.Limit // how long calls may take that make memory
 	rest  func() *watch.Limit // and those that free it
+
+	// counted is set when the kernel has counted a piece as locked memory. Whether it does that is up to the driver; where
+	// it does not, the limit of locked memory, often a few MiB, says nothing.
+	counted atomic.Bool
 
 	mu   sync.Mutex // never held during a call of the runtime
 	used int64      // bytes of all pieces, free or not
@@ -95,21 +111,52 @@ func (p *hostPool) take(ctx context.Context, n int64) (taken []*amdhip.HostMemor
 		}
 	}
 	for len(missing) > 0 {
-		size := missing[0]
-		if left, ok := hostLeft(); ok && left < size+hostReserve {
-			return taken, fmt.Errorf("the host, or the control group of this process, has %s left, and %s of it stay free",
-				humanize.IBytes(uint64(max(0, left))), humanize.IBytes(hostReserve))
+		if err := p.allowed(missing); err != nil {
+			return taken, err
 		}
+		size, before := missing[0], lockedMemory(p.root)
 		made, err := watch.Do(ctx, limit, "page-locking memory for models that sleep", func() (*amdhip.HostMemory, error) {
-			return p.device.HostMalloc(int(size))
+			return p.make(int(size))
 		}, func(m *amdhip.HostMemory) { _ = m.Close() })
 		if err != nil {
-			return taken, fmt.Errorf("%w (the limit of locked memory is %s: ulimit -l)", err, lockedLimit())
+			return taken, fmt.Errorf("%w (the limit of locked memory is %s: ulimit -l)", err, before)
+		}
+		if lockedMemory(p.root).used >= before.used+uint64(size)/2 {
+			p.counted.Store(true)
 		}
 		taken, missing = append(taken, made), missing[1:]
 	}
 	slices.SortStableFunc(taken, func(a, b *amdhip.HostMemory) int { return b.Len() - a.Len() })
 	return taken, nil
+}
+
+// allowed refuses to make pieces of these sizes when the host, a control group or the limit of locked memory would not
+// let all of them be.
+func (p *hostPool) allowed(sizes []int64) error {
+	var need uint64
+	for _, n := range sizes {
+		need += uint64(n)
+	}
+	if left, ok := hostLeft(p.root); ok && left < need+hostReserve {
+		return fmt.Errorf("%s more are needed, the host, or the control group of this process, has %s left, and %s of it stay free",
+			humanize.IBytes(need), humanize.IBytes(left), humanize.IBytes(hostReserve))
+	}
+	if l := lockedMemory(p.root); p.counted.Load() && l.known && l.limit-min(l.limit, l.used) < need {
+		return fmt.Errorf("%s more are needed, %s are locked, and the limit of locked memory is %s: raise it with ulimit -l, "+
+			"LimitMEMLOCK of systemd or --ulimit memlock=-1 of a container", humanize.IBytes(need), humanize.IBytes(l.used), l)
+	}
+	return nil
+}
+
+// String is the limit.
+func (l locked) String() string {
+	switch {
+	case !l.known:
+		return "not known"
+	case l.limit == noLimit:
+		return "infinite"
+	}
+	return humanize.IBytes(l.limit)
 }
 
 // claim takes pieces for n bytes as far as there are any. missing is what pieces are to be made, which count as used

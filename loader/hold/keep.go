@@ -45,45 +45,7 @@ type description struct {
 	Rules    []string  `json:"rules,omitempty"`   // of plan.Spec
 	Tensors  string    `json:"tensors,omitempty"` // likewise
 	Ratio    []float64 `json:"ratio,omitempty"`   // likewise
-}
-
-// keep gives what r has to the Keeper.
-func (h *Holder) keep(m *held, r *residence) {
-	if h.options.Keep == nil || r.memory == nil {
-		return
-	}
-	d := description{Version: wireVersion, Manifest: r.manifest, Ratio: m.spec.Split.Ratio}
-	for _, rule := range m.spec.Rules {
-		d.Rules = append(d.Rules, rule.String())
-	}
-	if m.spec.Tensors != nil {
-		d.Tensors = m.spec.Tensors.String()
-	}
-	b, err := json.Marshal(d)
-	if err == nil {
-		ctx, cancel := context.WithTimeout(h.ctx, keepTime)
-		defer cancel()
-		err = h.options.Keep.Keep(ctx, Kept{ID: r.id, Description: b, Files: r.memory.files()})
-	}
-	if err != nil && h.ctx.Err() == nil {
-		h.log.Warn("nobody keeps the model when this process ends", "model", m.name, "error", err)
-	}
-}
-
-// unkeep makes the Keeper give up r.
-func (h *Holder) unkeep(m *held, r *residence) {
-	if h.options.Keep == nil || r.memory == nil {
-		return
-	}
-	if err := h.forgetKept(r.id); err != nil {
-		h.log.Warn("the keeper goes on keeping the model's memory", "model", m.name, "error", err)
-	}
-}
-
-func (h *Holder) forgetKept(id string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), keepTime)
-	defer cancel()
-	return h.options.Keep.Forget(ctx, id)
+	Shard    []string  `json:"shard,omitempty"`   // its rules, likewise
 }
 
 // Adopt takes over the models that Options.Keep has, and returns their names. Nothing is copied, and processes that are
@@ -93,13 +55,14 @@ func (h *Holder) Adopt(ctx context.Context) (names []string, err error) {
 	if h.options.Keep == nil {
 		return nil, nil
 	}
+	by := h.keeperIs(ctx)
 	all, err := h.options.Keep.Kept(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("hold: asking the keeper: %w", err)
 	}
 	for _, k := range all {
 		began := time.Now()
-		m, err := h.adopt(k)
+		m, err := h.adopt(k, by)
 		if err != nil {
 			err = errors.Join(err, h.forgetKept(k.ID))
 			h.log.Warn("a model that was kept cannot be taken over, and is given up", "id", k.ID, "error", err)
@@ -112,8 +75,8 @@ func (h *Holder) Adopt(ctx context.Context) (names []string, err error) {
 	return names, nil
 }
 
-// adopt takes over one model. It closes the files that it does not take over.
-func (h *Holder) adopt(k Kept) (_ *held, err error) {
+// adopt takes over one model, which that keeper has. It closes the files that it does not take over.
+func (h *Holder) adopt(k Kept, by string) (_ *held, err error) {
 	files := k.Files
 	defer func() { closeAll(files) }()
 	var d description
@@ -154,7 +117,7 @@ func (h *Holder) adopt(k Kept) (_ *held, err error) {
 	m.adopted, m.files, m.arch = true, man.Files, man.Architecture
 	r := &residence{
 		id: k.ID, manifest: man, memory: newSharedMemory(h.devices, &m.ranges), claimed: h.need(p), began: time.Now(),
-		ended: make(chan struct{}), finished: true,
+		ended: make(chan struct{}), finished: true, keptBy: by,
 	}
 	r.arrivals.changed = make(chan struct{})
 	mine := files
@@ -180,7 +143,7 @@ func (h *Holder) adopt(k Kept) (_ *held, err error) {
 	}
 	h.mu.Unlock()
 	close(m.opened)
-	h.fillAdopted(m)
+	h.refill(m)
 	return m, nil
 }
 
@@ -221,6 +184,13 @@ func (d *description) spec(p plan.Spec) (plan.Spec, error) {
 		}
 		p.Rules = append(p.Rules, rule)
 	}
+	for _, text := range d.Shard {
+		var rule plan.ShardRule
+		if err := rule.UnmarshalText([]byte(text)); err != nil {
+			return p, err
+		}
+		p.Shard.Rules = append(p.Shard.Rules, rule)
+	}
 	p.Split.Ratio = d.Ratio
 	var err error
 	if d.Tensors != "" {
@@ -229,8 +199,8 @@ func (d *description) spec(p plan.Spec) (plan.Spec, error) {
 	return p, err
 }
 
-// fillAdopted makes an image of an adopted model, if its file is still there and the same.
-func (h *Holder) fillAdopted(m *held) {
+// refill makes an image of a model that has none, if its file is still there and the same.
+func (h *Holder) refill(m *held) {
 	if h.pool == nil {
 		return
 	}
@@ -258,6 +228,9 @@ func (h *Holder) isAsWanted(have, want *held) bool {
 	text := func(s plan.Spec) (all []string) {
 		for _, r := range s.Rules {
 			all = append(all, r.String())
+		}
+		for _, r := range s.Shard.Rules {
+			all = append(all, "shard "+r.String())
 		}
 		if s.Tensors != nil {
 			all = append(all, "tensors "+s.Tensors.String())

@@ -5,10 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +24,13 @@ import (
 func keeping(t *testing.T) KeeperClient {
 	t.Helper()
 	socket := socketIn(t)
+	keepingAt(t, socket)
+	return KeeperClient{Socket: socket}
+}
+
+// keepingAt starts a keeper at a socket. It runs until the function that is returned is called, or the test ends.
+func keepingAt(t *testing.T, socket string) (stop func()) {
+	t.Helper()
 	l, remove, err := Listen(socket, false)
 	if err != nil {
 		t.Fatal(err)
@@ -27,13 +38,57 @@ func keeping(t *testing.T) KeeperClient {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- ServeKeeper(ctx, l, nil) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := errors.Join(<-ended, remove()); err != nil {
 			t.Error(err)
 		}
 	})
-	return KeeperClient{Socket: socket}
+	t.Cleanup(stop)
+	return stop
+}
+
+// TestKeeperRestarts ends the keeper under a Holder. It is said once, models are loaded and dropped all the same, and
+// the next keeper gets what there is by then, from which a new Holder adopts it.
+func TestKeeperRestarts(t *testing.T) {
+	t.Parallel()
+	log := new(lines)
+	k := KeeperClient{Socket: socketIn(t)}
+	stop := keepingAt(t, k.Socket)
+	o := Options{Share: ShareFD, Keep: k, Spec: plan.Spec{Policy: plan.Raw}, Logger: log.logger()}
+	o.keepLook = 5 * time.Millisecond
+	h := hold(t, o, soft.Options{})
+	h.with(t, "a", sample).with(t, "b", sample)
+	wantKept(t, k, 2)
+	for range 2 {
+		stop()
+		eventually(t, "that it is gone is said", func() bool { return log.count("nobody keeps the model") > 0 })
+		h.with(t, "c", sample)
+		if err := errors.Join(h.Drop("a"), h.Sleep(t.Context(), "b")); err != nil {
+			t.Fatal(err)
+		}
+		stop = keepingAt(t, k.Socket)
+		wantKept(t, k, 1)
+		h.with(t, "a", sample)
+		if err := errors.Join(h.Wake(t.Context(), "b"), h.Wait(t.Context(), "b")); err != nil {
+			t.Fatal(err)
+		}
+		wantKept(t, k, 3)
+		if err := h.Drop("c"); err != nil {
+			t.Fatal(err)
+		}
+		wantKept(t, k, 2)
+	}
+	eventually(t, "it is kept again", func() bool { return log.count("the model is kept again") == 2 }) // c, in each round
+	h = h.again(t, o)
+	names, err := h.Adopt(t.Context())
+	slices.Sort(names)
+	if err != nil || !slices.Equal(names, []string{"a", "b"}) {
+		t.Fatalf("adopted %v, %v", names, err)
+	}
+	stop()
+	keepingAt(t, k.Socket)
+	wantKept(t, k, 2)
 }
 
 // fileInMemory is a descriptor of something that is no device memory.
@@ -179,6 +234,31 @@ func TestAdoptAndWake(t *testing.T) {
 	wantKept(t, k, 0)
 }
 
+// TestAdoptShard: a rank's part that was divided by rules of the caller's is the same one to the next Holder, and
+// another one when the rules have changed.
+func TestAdoptShard(t *testing.T) {
+	t.Parallel()
+	k := keeping(t)
+	const path = "../../testdata/gguf/all-types.gguf"
+	divided := func(as plan.Division) Options {
+		return Options{Share: ShareFD, Keep: k, Spec: plan.Spec{Policy: plan.Raw, Shard: plan.Shard{
+			By: plan.ShardTensors, Rank: 1, World: 2, Rules: []plan.ShardRule{{Name: regexp.MustCompile("^type"), As: as}},
+		}}}
+	}
+	h := hold(t, divided(plan.DivideColumns), soft.Options{}).with(t, "m", path)
+	for i, as := range []plan.Division{plan.DivideColumns, plan.Replicate, plan.Replicate} {
+		wantKept(t, k, 1)
+		h = h.again(t, divided(as))
+		if _, err := h.Adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		h.with(t, "m", path)
+		if m := h.wantState(t, "m", stateResident, false); m.Adopted != (i != 1) {
+			t.Errorf("round %d: adopted %t", i, m.Adopted)
+		}
+	}
+}
+
 // TestAdoptRefuses gives a new Holder what is kept with something wrong with it. It is given up, and nothing is left.
 func TestAdoptRefuses(t *testing.T) {
 	t.Parallel()
@@ -263,5 +343,31 @@ func TestKeeperRefuses(t *testing.T) {
 	}
 	if err := (KeeperClient{Socket: k.Socket + "x"}).Forget(t.Context(), "a"); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
+	}
+}
+
+// TestKeeperDescriptors: a keeper keeps no more descriptors than leave it some to talk with.
+func TestKeeperDescriptors(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(slog.New(slog.DiscardHandler), 8)
+	file, err := fileInMemory("x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, tt := range []struct {
+		id    string
+		files int
+		ok    bool
+	}{
+		{"a", 5, false}, {"a", 3, true}, {"b", 2, false}, {"a", 4, true}, {"a", 1, true}, {"b", 3, true}, {"c", 1, false},
+	} {
+		err := k.keep(Kept{tt.id, []byte(`{}`), slices.Repeat([]*os.File{file}, tt.files)[:tt.files:tt.files]})
+		if (err == nil) != tt.ok || err != nil && !strings.Contains(err.Error(), "ulimit -n") {
+			t.Errorf("%d of %q: %v", tt.files, tt.id, err)
+		}
+	}
+	if most := newKeeper(nil, 20000).most; most != 20000-keeperFiles {
+		t.Errorf("of 20000 it keeps %d", most)
 	}
 }

@@ -33,6 +33,9 @@ const (
 	maxKept = 1024
 	// maxKeptBytes bounds their descriptions together.
 	maxKeptBytes = 256 << 20
+	// keeperFiles is how many files a keeper may have open beside the descriptors that it keeps: for connections, and for
+	// what comes with requests that are being read. Without them nobody could get the models back.
+	keeperFiles = 1024
 	// maxKeeperClients bounds the connections that are served at the same time.
 	maxKeeperClients = 64
 )
@@ -53,10 +56,16 @@ type keeperReply struct {
 
 // keeper is a process that has descriptors of device memory, and no runtime.
 type keeper struct {
-	log *slog.Logger
+	log  *slog.Logger
+	most int // descriptors that are kept
 
 	mu   sync.Mutex
 	kept []Kept // in the order in which they came
+}
+
+// newKeeper returns a keeper in a process that may have so many files open.
+func newKeeper(log *slog.Logger, files int) *keeper {
+	return &keeper{log: log, most: max(files/2, files-keeperFiles)}
 }
 
 // ServeKeeper keeps models for Holders that connect to l (see Listen) until ctx ends. It opens no runtime, so that
@@ -66,7 +75,7 @@ func ServeKeeper(ctx context.Context, l *net.UnixListener, log *slog.Logger) err
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	k := &keeper{log: log}
+	k := newKeeper(log, openFiles())
 	defer func() {
 		for _, x := range k.kept {
 			closeAll(x.Files)
@@ -146,7 +155,7 @@ func (k *keeper) serve(conn *net.UnixConn) {
 
 // readKeeper reads a message and the descriptors that come with it.
 func readKeeper(conn *net.UnixConn, v any) ([]*os.File, error) {
-	n, files, err := readLengthAndFiles(conn, maxReply)
+	n, files, err := readLengthAndFiles(conn, maxReply, func() error { return nil })
 	if err == nil {
 		err = readBody(conn, v, n)
 	}
@@ -164,9 +173,16 @@ func (k *keeper) keep(x Kept) error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	sum := len(x.Description)
+	sum, files := len(x.Description), len(x.Files)
 	for _, have := range k.kept {
-		sum += len(have.Description)
+		if have.ID != x.ID { // that one is replaced
+			sum += len(have.Description)
+			files += len(have.Files)
+		}
+	}
+	if files > k.most {
+		return fmt.Errorf("hold: %d descriptors would be kept, and of the files that this process may open (ulimit -n) %d are for that",
+			files, k.most)
 	}
 	if len(k.kept) >= maxKept || sum > maxKeptBytes {
 		return fmt.Errorf("hold: %d models are kept already, with %d bytes of descriptions", len(k.kept), sum)
@@ -231,6 +247,37 @@ func (c KeeperClient) Kept(ctx context.Context) ([]Kept, error) {
 	return c.ask(ctx, keeperRequest{Op: "kept"}, nil)
 }
 
+// Instance tells which process the keeper is: by its number, and by when its socket was made. Another one than before
+// has lost what was kept.
+func (c KeeperClient) Instance(ctx context.Context) (string, error) {
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	p, err := checkPeer(conn, false)
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(c.Socket)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprint(p.pid, " ", info.ModTime().UnixNano()), nil
+}
+
+func (c KeeperClient) dial(ctx context.Context) (*net.UnixConn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", c.Socket)
+	if err != nil {
+		if unreachable(err) {
+			err = fmt.Errorf("hold: no keeper is there (gguf2gpu hold --keeper --socket %s starts one): %w", c.Socket, err)
+		}
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
+
 // ask sends a request and collects the replies.
 func (c KeeperClient) ask(ctx context.Context, q keeperRequest, files []*os.File) (all []Kept, err error) {
 	defer func() {
@@ -241,15 +288,10 @@ func (c KeeperClient) ask(ctx context.Context, q keeperRequest, files []*os.File
 			all = nil
 		}
 	}()
-	var d net.Dialer
-	dialed, err := d.DialContext(ctx, "unix", c.Socket)
+	conn, err := c.dial(ctx)
 	if err != nil {
-		if unreachable(err) {
-			err = fmt.Errorf("hold: no keeper is there (gguf2gpu hold --keeper --socket %s starts one): %w", c.Socket, err)
-		}
 		return nil, err
 	}
-	conn := dialed.(*net.UnixConn)
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
 	if err := conn.SetDeadline(time.Now().Add(keepTime)); err != nil {

@@ -63,7 +63,7 @@ func FuzzKeeper(f *testing.F) {
 			}
 			_ = ours.CloseWrite() // likewise
 		}()
-		k := &keeper{log: slog.New(slog.DiscardHandler)}
+		k := newKeeper(slog.New(slog.DiscardHandler), 4096)
 		k.serve(theirs)
 		theirs.Close()
 		<-sent

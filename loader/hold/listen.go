@@ -16,17 +16,24 @@ import (
 // SocketPath is where a Holder of this user listens by default: gguf2gpu.sock in the user's runtime directory. Where
 // there is no such directory, it is in one of the user's own in the directory for temporary files.
 func SocketPath() string {
+	dir, _ := socketDirectory()
+	return filepath.Join(dir, "gguf2gpu.sock")
+}
+
+// socketDirectory is the directory of SocketPath. ours says that it is one that gguf2gpu makes, in a directory where
+// everybody may make one.
+func socketDirectory() (dir string, ours bool) {
 	// The XDG Base Directory Specification wants paths that are not absolute to be ignored: where one leads depends on the
 	// directory that a process happens to run in.
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "gguf2gpu.sock")
+		return dir, false
 	}
 	uid := strconv.Itoa(os.Getuid())
-	dir := filepath.Join("/run/user", uid)
+	dir = filepath.Join("/run/user", uid)
 	if info, err := os.Stat(dir); err == nil && info.IsDir() {
-		return filepath.Join(dir, "gguf2gpu.sock")
+		return dir, false
 	}
-	return filepath.Join(os.TempDir(), "gguf2gpu-"+uid, "gguf2gpu.sock")
+	return filepath.Join(os.TempDir(), "gguf2gpu-"+uid), true
 }
 
 // socketOrDefault is path. For "" it is SocketPath, if no other user can have put something there.
@@ -34,11 +41,16 @@ func socketOrDefault(path string) (string, error) {
 	if path != "" {
 		return path, nil
 	}
-	path = SocketPath()
-	if err := checkPrivate(filepath.Dir(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	dir, ours := socketDirectory()
+	err := checkPrivate(dir)
+	if info, lerr := os.Lstat(dir); ours && lerr == nil && info.Mode().Type() == fs.ModeSymlink {
+		// Whoever made it can let it lead elsewhere as soon as it was looked at.
+		err = fmt.Errorf("%s is a symbolic link", dir)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("hold: the default directory for sockets: %w; name a socket elsewhere", err)
 	}
-	return path, nil
+	return SocketPath(), nil
 }
 
 // maxSocketPath is the longest path that a Unix socket can have, in bytes: sun_path has 108, the last of which is 0

@@ -228,6 +228,18 @@ func TestSocketPath(t *testing.T) {
 		return // that is used then, and it is not the test's
 	}
 	t.Setenv("TMPDIR", dir)
+	if err := os.Symlink(t.TempDir(), filepath.Dir(SocketPath())); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Listen("", false); err == nil || !strings.Contains(err.Error(), "is a symbolic link") {
+		t.Errorf("listening behind a link: %v", err)
+	}
+	if _, err := Attach(t.Context(), AttachOptions{}); err == nil || !strings.Contains(err.Error(), "is a symbolic link") {
+		t.Errorf("attaching behind a link: %v", err)
+	}
+	if err := os.Remove(filepath.Dir(SocketPath())); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := Attach(t.Context(), AttachOptions{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("attaching where nobody is: %v", err)
 	}

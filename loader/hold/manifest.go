@@ -1,6 +1,7 @@
 package hold
 
 import (
+	"encoding/json"
 	"fmt"
 	"unicode/utf8"
 
@@ -23,9 +24,33 @@ type manifest struct {
 	Residence    string                   `json:"residence"` // of this stay in device memory, 32 hexadecimal digits; see wire.go
 	Share        Share                    `json:"share"`     // "fd" or "ipc"
 	Devices      list[manifestDevice]     `json:"devices"`
-	Allocations  list[manifestAllocation] `json:"allocations"` // by device, and then in the order in which tensors name them
-	Groups       list[manifestGroup]      `json:"groups"`
+	Allocations  list[manifestAllocation] `json:"allocations"`  // by device, and then in the order in which tensors name them
+	Groups       list[manifestGroup]      `json:"-"`            // see MarshalJSON and decode
+	Encoded      json.RawMessage          `json:"groups"`       // what Groups are to be decoded from
 	HF           *manifestHF              `json:"hf,omitempty"` // since later than version 2 began: missing, nothing is known
+}
+
+// MarshalJSON encodes m with its groups.
+func (m *manifest) MarshalJSON() ([]byte, error) {
+	type plain manifest
+	x := plain(*m)
+	if m.Groups != nil {
+		var err error
+		if x.Encoded, err = json.Marshal(m.Groups); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(&x)
+}
+
+// decode decodes the groups, which are most of a manifest. Whoever attaches starts the runtime meanwhile.
+func (m *manifest) decode() error {
+	if m.Groups != nil || m.Encoded == nil {
+		return nil
+	}
+	err := json.Unmarshal(m.Encoded, &m.Groups)
+	m.Encoded = nil
+	return err
 }
 
 // manifestHF says whether the names of the tensors in Hugging Face's transformers are known; manifestTensor has them.
@@ -47,6 +72,8 @@ type manifestDevice struct {
 	UUID  string `json:"uuid"`
 	PCI   string `json:"pci"`
 	Name  string `json:"name"`
+
+	Runtime int `json:"runtime_version,omitempty"` // as amdhip.Runtime.Version has it; 0: an older Holder
 }
 
 // manifestAllocation is a piece of device memory. With descriptors, the n-th piece is what the n-th descriptor is for.
@@ -97,8 +124,13 @@ func describe(h *held, r *residence, model *loader.Model) (*manifest, error) {
 		Residence: r.id, Share: ShareIPC,
 	}
 	for _, dev := range model.Devices() {
+		version, _, err := dev.Runtime().Version()
+		if err != nil {
+			return nil, err
+		}
 		m.Devices = append(m.Devices, manifestDevice{
 			Kind: dev.Runtime().Kind(), Index: dev.Index(), UUID: dev.UUID(), PCI: dev.PCIBusID(), Name: dev.Name(),
+			Runtime: version,
 		})
 	}
 	share := m.shareHandles

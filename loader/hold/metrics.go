@@ -82,6 +82,9 @@ func (h *Holder) WriteMetrics(w io.Writer) error {
 	fmt.Fprintf(&b, "gguf2gpu_wake_seconds_total %v\n", wakeTime.Seconds())
 	metric("gguf2gpu_evictions_total", "counter", "Models that made room for others.")
 	fmt.Fprintf(&b, "gguf2gpu_evictions_total %d\n", evictions)
+	if h.options.Scrub > 0 {
+		writeScrubMetrics(&b, metric, models)
+	}
 	metric("gguf2gpu_build_info", "gauge", "What this process is; the value is 1.")
 	fmt.Fprintf(&b, "gguf2gpu_build_info{version=\"%s\",goversion=\"%s\",runtime=\"%s\",share=\"%v\"} 1\n", escapeLabel(buildVersion()),
 		escapeLabel(runtime.Version()), escapeLabel(h.devices[0].Runtime().Kind()), h.share)

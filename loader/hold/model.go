@@ -41,6 +41,11 @@ type Model struct {
 	WakeTime float64   `json:"wake_seconds"`       // what the last of them took; 0 before
 	Progress float64   `json:"progress,omitempty"` // the share of its tensors that have arrived, while it loads
 
+	Proved      bool   `json:"proved"`       // the last load or waking compared fingerprints, and all were right
+	ProvedBytes uint64 `json:"proved_bytes"` // by it, of all devices
+
+	Scrub *Scrub `json:"scrub,omitempty"` // what was found when memory was looked at again; nil: nobody looks
+
 	links int // devices that bytes of it were copied to
 }
 
@@ -86,6 +91,7 @@ type held struct {
 
 	now      *residence // nil: it has no device memory
 	coming   bool       // it is on its way to device memory, and has none yet
+	claims   *residence // what has room there by then; nil: nothing
 	image    *hostImage // nil: it has no page-locked memory
 	imaging  chan struct{}
 	noImage  func() // ends imaging; nil: it is not going on
@@ -98,6 +104,8 @@ type held struct {
 	wakes    int
 	wakeTime time.Duration
 	report   loader.Report // of the load from the file
+	scrub    Scrub
+	passes   []int // over its memory on each device
 }
 
 // residence is the time that a model spends in device memory, from the load to the release.
@@ -107,11 +115,18 @@ type residence struct {
 	manifest *manifest
 	memory   *sharedMemory // nil: IPC
 	claimed  []uint64      // bytes of device memory, by device of the Holder
+	scratch  []uint64      // what its load takes besides, under the Holder's lock; nil: it has ended
 	file     *gguf.File    // that it is loaded from; nil: from the image, or it was adopted
 	image    *hostImage    // that it is loaded from; nil: from the file
 	began    time.Time
 	ended    chan struct{} // closed when the load has ended and is done with its file
 	arrivals arrivals
+
+	// Under Holder.keeping.
+
+	keptBy     string // the instance of the Keeper that has it; "": none
+	keepFailed bool   // that is said already
+	unkept     bool   // no Keeper is to have it any more
 
 	// Under the Holder's lock.
 
@@ -119,6 +134,10 @@ type residence struct {
 	err      error  // why it failed; once finished
 	freed    bool   // the model is closed
 	left     uint64 // bytes that closing it could not free
+
+	proved      bool   // the load compared fingerprints, and all were right
+	provedBytes uint64 // by it
+	damaged     int    // blocks that were found damaged and are so still
 }
 
 // partNumber is what the names of the parts of a split model end with.
@@ -166,6 +185,20 @@ func (m *held) isOpen() bool {
 	}
 }
 
+// Models tells about all models, by name. It never waits for a device.
+func (h *Holder) Models() []Model {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]Model, 0, len(h.models))
+	for _, m := range h.models {
+		if m.isOpen() && !m.dropping {
+			all = append(all, m.describe(h))
+		}
+	}
+	slices.SortFunc(all, func(a, b Model) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
 // describe tells about m. The Holder's lock is held, so it asks nothing of the model itself.
 func (m *held) describe(h *Holder) Model {
 	d := Model{
@@ -198,9 +231,15 @@ func (m *held) describe(h *Holder) Model {
 		if r.err != nil {
 			d.Error = r.err.Error()
 		}
+		if r.err == nil {
+			d.Proved, d.ProvedBytes = r.proved, r.provedBytes
+		}
 		if !r.finished {
 			d.Progress = float64(r.arrivals.tensors()) / float64(max(1, m.plan.Len()))
 		}
+	}
+	if h.options.Scrub > 0 {
+		d.Scrub = m.scrubbed()
 	}
 	d.Tiers.VRAM = d.Bytes
 	if m.image != nil {

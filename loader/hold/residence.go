@@ -26,7 +26,7 @@ func (h *Holder) load(ctx context.Context, m *held) (err error) {
 	h.mu.Unlock()
 	defer func() {
 		h.mu.Lock()
-		m.coming = false
+		m.coming, m.claims = false, nil
 		h.notify()
 		h.mu.Unlock()
 	}()
@@ -34,9 +34,9 @@ func (h *Holder) load(ctx context.Context, m *held) (err error) {
 	if err != nil {
 		return err
 	}
-	if err = h.room(ctx, m, r.claimed, p); err == nil {
+	if err = h.room(ctx, m, r, p); err == nil {
 		if err = h.start(ctx, m, r, p); err != nil {
-			h.unclaim(r.claimed)
+			h.unclaim(m, r)
 		}
 	}
 	if err != nil && r.file != nil {
@@ -63,7 +63,9 @@ func (h *Holder) source(ctx context.Context, m *held) (*loader.Plan, *residence,
 	if r.image != nil {
 		p, err := h.loader.PlanImage(m.plan, r.image.Image)
 		if err == nil {
-			r.claimed = h.need(p.Plan)
+			err = h.measure(r, p)
+		}
+		if err == nil {
 			return p, r, nil
 		}
 		h.log.Warn("the model cannot be woken from host memory, so it is loaded from its file", "model", m.name, "error", err)
@@ -84,6 +86,9 @@ func (h *Holder) source(ctx context.Context, m *held) (*loader.Plan, *residence,
 	if err == nil {
 		p, err = h.loader.Plan(file, m.spec)
 	}
+	if err == nil {
+		err = h.measure(r, p)
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, file.Close())
 	}
@@ -92,8 +97,14 @@ func (h *Holder) source(ctx context.Context, m *held) (*loader.Plan, *residence,
 		m.hf, m.hfError = plan.HFTensors(file)
 	}
 	m.files, r.file = files, file
-	r.claimed = h.need(p.Plan)
 	return p, r, nil
+}
+
+// measure notes how much device memory a load of r by p takes.
+func (h *Holder) measure(r *residence, p *loader.Plan) (err error) {
+	r.claimed = h.need(p.Plan)
+	r.scratch, err = p.ScratchBytes()
+	return err
 }
 
 // newID is what tells one residence from all others.
@@ -120,7 +131,10 @@ func (h *Holder) need(p *plan.Plan) []uint64 {
 func (h *Holder) start(ctx context.Context, m *held, r *residence, p *loader.Plan) error {
 	request := m.request
 	if r.image != nil || m.loaded { // what a request wants to see of a load, it has seen
-		request = loader.Request{Check: m.request.Check && r.image == nil}
+		request = loader.Request{Check: m.request.Check && r.image == nil, Prove: m.request.Prove}
+	}
+	if h.options.Scrub > 0 && request.Prove == loader.ProveAuto { // its kernel is there anyway
+		request.Prove = loader.ProveOn
 	}
 	request.Share = true
 	if h.share == ShareFD {
@@ -165,6 +179,7 @@ func (h *Holder) watch(m *held, r *residence) {
 	report := r.model.Report()
 	h.mu.Lock()
 	r.finished, r.err = true, err
+	h.endScratch(r)
 	again := m.loaded
 	if err == nil {
 		h.count(m, r, &report)
@@ -174,10 +189,15 @@ func (h *Holder) watch(m *held, r *residence) {
 	fill := err == nil && !dropping && r.file != nil && h.wantImage(m, r.file)
 	h.notify()
 	h.mu.Unlock()
+	if e, ok := errors.AsType[*loader.ProveError](err); ok && e.Host && r.image != nil {
+		h.log.Warn("the model's copy in host memory is damaged and given up, its file is used the next time", "model", m.name)
+		h.dropImage(m) // nobody else loads the model before r has ended
+	}
 	r.arrivals.set(arrival{tensors: r.arrivals.tensors(), ended: true, err: err})
 	switch {
 	case err == nil && again:
-		h.log.Info("woken", "model", m.name, "bytes", report.DeviceBytes, "seconds", time.Since(r.began).Seconds())
+		h.log.Info("woken", "model", m.name, "bytes", report.DeviceBytes, "seconds", time.Since(r.began).Seconds(),
+			"allocating", report.Alloc.Seconds(), "copying", report.Transfer.Seconds())
 	case err == nil:
 		h.log.Info("loaded", "model", m.name, "bytes", report.DeviceBytes, "seconds", report.Total.Seconds())
 	case !dropping:
@@ -207,6 +227,7 @@ func (h *Holder) closeFile(m *held, file *gguf.File) {
 
 // count notes a load that has ended well. h.mu is held.
 func (h *Holder) count(m *held, r *residence, report *loader.Report) {
+	r.proved, r.provedBytes = report.Proved, report.ProvedBytes
 	if m.loaded {
 		m.wakes++
 		m.wakeTime = time.Since(r.began)

@@ -258,7 +258,7 @@ func (s *server) addAs(ctx context.Context, r *request) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.add(ctx, r.Model, r.Path, spec, loader.Request{Check: s.options.Request.Check})
+	_, err = s.add(ctx, r.Model, r.Path, spec, s.options.requestOfOthers())
 	return err
 }
 

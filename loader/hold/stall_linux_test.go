@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -29,6 +30,10 @@ func spread(n, most int) (all []int) {
 	return all
 }
 
+// allFaults is the variable of the environment that makes the tests of faults try every call, and every second fault
+// with it, where they take a sample otherwise: 'make faults' sets it.
+const allFaults = "GGUF2GPU_ALL_FAULTS"
+
 // countCalls leaves out what is no call of a device.
 func countCalls(sw *soft.Software, before map[string]int) map[string]int {
 	calls := sw.Calls()
@@ -44,12 +49,21 @@ func countCalls(sw *soft.Software, before map[string]int) map[string]int {
 // Every call ends within Stall and a second, and what is left is said.
 func TestHoldingBlocks(t *testing.T) {
 	t.Parallel()
+	for _, share := range []Share{ShareFD, ShareIPC} {
+		t.Run(share.String(), func(t *testing.T) { t.Parallel(); holdingBlocks(t, share) })
+	}
+}
+
+func holdingBlocks(t *testing.T, share Share) {
 	var calls map[string]int
-	synctest.Test(t, func(t *testing.T) { calls, _ = holdBlocked(t) })
+	synctest.Test(t, func(t *testing.T) { calls, _ = holdBlocked(t, share) })
 	alone, two, struck := 0, 0, 0
 	names := slices.Sorted(maps.Keys(calls))
 	most := 10
-	if testing.Short() {
+	switch {
+	case os.Getenv(allFaults) != "":
+		most = 1 << 20
+	case testing.Short():
 		most = 3
 	}
 	for _, name := range names {
@@ -59,10 +73,16 @@ func TestHoldingBlocks(t *testing.T) {
 				faults = append(faults, soft.Fault{Func: name, N: n, Stall: true})
 			}
 			for _, f := range faults {
-				second := soft.Fault{Func: names[(alone*5)%len(names)], N: i % 2, Code: amdhip.ErrUnknown}
-				for _, faults := range [][]soft.Fault{{f}, {f, second}} {
+				cases := [][]soft.Fault{{f}}
+				for k, other := range names {
+					if other != name && (k == (alone*5)%len(names) || most > 10) {
+						cases = append(cases, []soft.Fault{f, {Func: other, N: (i + k) % 2, Code: amdhip.ErrUnknown}})
+						two++
+					}
+				}
+				for _, faults := range cases {
 					synctest.Test(t, func(t *testing.T) {
-						if got, _ := holdBlocked(t, faults...); got[name] >= n {
+						if got, _ := holdBlocked(t, share, faults...); got[name] >= n {
 							struck++
 						}
 					})
@@ -71,7 +91,6 @@ func TestHoldingBlocks(t *testing.T) {
 					}
 				}
 				alone++
-				two++
 			}
 		}
 	}
@@ -82,7 +101,7 @@ func TestHoldingBlocks(t *testing.T) {
 }
 
 // holdBlocked does the work once, and returns how often it called what.
-func holdBlocked(t *testing.T, faults ...soft.Fault) (calls map[string]int, err error) {
+func holdBlocked(t *testing.T, share Share, faults ...soft.Fault) (calls map[string]int, err error) {
 	const stall = 10 * time.Second
 	rt, err := soft.OpenRuntime(soft.Options{Devices: 2, Shared: true, Waits: soft.WaitsForAll})
 	if err != nil {
@@ -125,7 +144,7 @@ func holdBlocked(t *testing.T, faults ...soft.Fault) (calls map[string]int, err 
 	c.Staging *= 2
 	c.Stall = stall
 	h, err := New(devices, Options{
-		Config: c, RAM: 64 << 20, slabBytes: 1 << 20, Spec: plan.Spec{Policy: plan.Raw,
+		Config: c, Share: share, RAM: 64 << 20, slabBytes: 1 << 20, Spec: plan.Spec{Policy: plan.Raw,
 			Split: plan.Split{By: plan.SplitLayers}},
 	})
 	if err != nil {
@@ -167,14 +186,23 @@ func holdBlocked(t *testing.T, faults ...soft.Fault) (calls map[string]int, err 
 // clock of the machine as it talks to a Holder, and the Holder does not free what may be mapped.
 func TestAttachingBlocks(t *testing.T) {
 	t.Parallel()
-	h := hold(t, Options{}, soft.Options{}).with(t, "", sample)
+	for _, share := range []Share{ShareFD, ShareIPC} {
+		t.Run(share.String(), func(t *testing.T) { t.Parallel(); attachingBlocks(t, share) })
+	}
+}
+
+func attachingBlocks(t *testing.T, share Share) {
+	h := hold(t, Options{Share: share}, soft.Options{}).with(t, "", sample)
 	calls, _ := h.attachBlocked(t)
 	var struck, left atomic.Int64
-	all := 0
+	all, most, seconds := 0, 4, []string{"", "hipIpcCloseMemHandle", "hipStreamQuery"}
+	if os.Getenv(allFaults) != "" {
+		most, seconds = 1<<20, append(slices.Sorted(maps.Keys(calls)), "")
+	}
 	t.Run("calls", func(t *testing.T) {
 		for name, count := range calls {
-			for _, n := range spread(count, 6) {
-				for _, second := range []string{"", "hipIpcCloseMemHandle", "hipStreamQuery"} {
+			for _, n := range spread(count, most) {
+				for _, second := range seconds {
 					if second == name {
 						continue
 					}

@@ -70,12 +70,8 @@ func (h *Holder) putToSleep(ctx context.Context, m *held, evict bool) error {
 		}
 	}
 	began := time.Now()
-	<-r.ended
-	h.unkeep(m, r)
-	err := h.release(m, r)
+	err := h.vacate(m, r)
 	h.mu.Lock()
-	h.promise(r, false)
-	h.left += r.left
 	if evict {
 		h.evictions++
 	}
@@ -83,6 +79,18 @@ func (h *Holder) putToSleep(ctx context.Context, m *held, evict bool) error {
 	h.mu.Unlock()
 	h.log.Info("put to sleep", "model", m.name, "state", state, "to make room", evict, "seconds", time.Since(began).Seconds())
 	h.tell()
+	return err
+}
+
+// vacate gives back the device memory of r, which is promised already: m has it no more. The caller has m's turn.
+func (h *Holder) vacate(m *held, r *residence) error {
+	<-r.ended
+	h.unkeep(m, r)
+	err := h.release(m, r)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.promise(r, false)
+	h.left += r.left
 	return err
 }
 
@@ -123,17 +131,23 @@ func (h *Holder) takeTurn(ctx context.Context, m *held) error {
 
 // Wake brings a model back to device memory and returns when it is there. Models that nobody uses and nobody has pinned
 // make room, the least recently used first. When that would not be enough, none does, and the error matches
-// loader.ErrInsufficientMemory and has the numbers.
+// loader.ErrInsufficientMemory and has the numbers. A model that is proved, and whose copy in host memory is damaged,
+// is loaded from its file.
 func (h *Holder) Wake(ctx context.Context, name string) error {
 	m, err := h.await(ctx, name)
 	if err != nil {
 		return err
 	}
-	r, err := h.wake(ctx, m)
-	if err != nil {
-		return err
+	for range 2 { // once more where the copy in host memory turned out to be damaged: then the file is loaded
+		var r *residence
+		if r, err = h.wake(ctx, m); err != nil {
+			return err
+		}
+		err = h.wait(ctx, r)
+		if e, ok := errors.AsType[*loader.ProveError](err); !ok || !e.Host {
+			break
+		}
 	}
-	err = h.wait(ctx, r)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if errors.Is(err, loader.ErrClosed) && m.dropping && !h.closed {
@@ -213,49 +227,73 @@ func (h *Holder) notify() {
 	h.changed = make(chan struct{})
 }
 
-// unclaim gives back what room has claimed.
-func (h *Holder) unclaim(claimed []uint64) {
+// unclaim gives back what room has claimed for r.
+func (h *Holder) unclaim(m *held, r *residence) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for d, n := range claimed {
+	m.claims = nil
+	for d, n := range r.claimed {
 		h.claimed[d] -= n
+		h.scratch[d] -= r.scratch[d]
 	}
 	h.notify()
 }
 
-// room claims need bytes of each device for m, which is loaded by p. It puts models to sleep as far as that is
+// endScratch notes that the load of r takes no device memory beside the model's any more. What the Loader has made for
+// it is idle now, and counts as such. h.mu is held.
+func (h *Holder) endScratch(r *residence) {
+	for d, n := range r.scratch {
+		h.scratch[d] -= n
+	}
+	r.scratch = nil
+}
+
+// room claims what r takes of each device for m, which is loaded by p. It puts models to sleep as far as that is
 // necessary, but none if it is no use.
-func (h *Holder) room(ctx context.Context, m *held, need []uint64, p *loader.Plan) error {
+func (h *Holder) room(ctx context.Context, m *held, r *residence, p *loader.Plan) error {
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		h.mu.Lock()
+		idle := h.loader.ScratchBytes() // under the lock: what a load gives up is idle before it is no longer claimed
 		if h.closed {
 			h.mu.Unlock()
 			return loader.ErrClosed
 		}
-		lack := h.overBudget(need)
+		var err error
+		lack := h.overBudget(r, idle)
 		if lack == nil {
-			for d, n := range need {
-				h.claimed[d] += n
+			for d := range h.devices {
+				h.claimed[d] += r.claimed[d]
+				h.scratch[d] += r.scratch[d]
 			}
+			m.claims = r
 			h.mu.Unlock()
-			err := h.fits(ctx, p, need)
-			if err == nil {
+			if err = h.fits(ctx, p, r, idle); err == nil {
 				return nil
 			}
-			h.unclaim(need)
+			h.unclaim(m, r)
 			if !errors.Is(err, loader.ErrInsufficientMemory) {
 				return err
 			}
 			h.mu.Lock()
-			if lack = lacking(err, len(need)); !h.canFree(m, lack) {
-				h.mu.Unlock()
+			lack = lacking(err, len(h.devices))
+		}
+		if slices.ContainsFunc(idle, func(n uint64) bool { return n > 0 }) {
+			h.mu.Unlock()
+			if err := h.loader.Trim(); err != nil {
 				return err
 			}
-		} else if !h.canFree(m, lack) {
-			err := h.budgetError(m, need, lack)
+			if slices.Equal(idle, h.loader.ScratchBytes()) { // a load that failed is giving it back
+				time.Sleep(time.Millisecond)
+			}
+			continue
+		}
+		if !h.canFree(m, lack) {
+			if err == nil {
+				err = h.budgetError(m, r, lack)
+			}
 			h.mu.Unlock()
 			return err
 		}
@@ -278,8 +316,9 @@ func (h *Holder) room(ctx context.Context, m *held, need []uint64, p *loader.Pla
 	}
 }
 
-// fits compares need, and what p itself says that it needs, with what is free on the devices.
-func (h *Holder) fits(ctx context.Context, p *loader.Plan, need []uint64) error {
+// fits compares what r takes, and what p itself says that it needs, with what is free on the devices. idle is what the
+// Loader has for blocks that devices convert, and can use for this load.
+func (h *Holder) fits(ctx context.Context, p *loader.Plan, r *residence, idle []uint64) error {
 	if err := p.Fits(); err != nil {
 		return err
 	}
@@ -290,23 +329,26 @@ func (h *Holder) fits(ctx context.Context, p *loader.Plan, need []uint64) error 
 			free, _, err := dev.MemInfo()
 			return free, err
 		}, func(uint64) {})
-		if err == nil && free < need[d] {
-			err = &plan.MemoryError{Device: d, Name: dev.Name(), Policy: p.Spec.Policy, Needed: need[d], Free: free}
+		if need := r.claimed[d] + r.scratch[d] - min(r.scratch[d], idle[d]); err == nil && free < need {
+			err = &plan.MemoryError{Device: d, Name: dev.Name(), Policy: p.Spec.Policy, Needed: need, Free: free}
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-// overBudget returns how many bytes are too many on each device when need is added; nil: it fits. h.mu is held.
-func (h *Holder) overBudget(need []uint64) (lack []uint64) {
+// overBudget returns how many bytes are too many on each device when r is added; nil: it fits. h.mu is held.
+func (h *Holder) overBudget(r *residence, idle []uint64) (lack []uint64) {
 	if h.options.VRAM == 0 {
 		return nil
 	}
-	for d, n := range need {
-		if sum := h.claimed[d] + n; sum > h.options.VRAM {
+	for d, n := range r.claimed {
+		if n+r.scratch[d] == 0 { // nothing goes there
+			continue
+		}
+		if sum := h.claimed[d] + h.scratch[d] + idle[d] + n + r.scratch[d]; sum > h.options.VRAM {
 			if lack == nil {
-				lack = make([]uint64, len(need))
+				lack = make([]uint64, len(h.devices))
 			}
 			lack[d] = sum - h.options.VRAM
 		}
@@ -336,18 +378,30 @@ func lacking(err error, devices int) []uint64 {
 	return lack
 }
 
-// mayGo reports whether x could make room for m, now or when its load has ended. h.mu is held.
+// mayGo reports whether x could make room for m, now or when it has come to device memory. h.mu is held.
 func (x *held) mayGo(m *held) bool {
-	return x != m && x.now != nil && x.now.err == nil && x.attached == 0 && !x.pinned && !x.dropping
+	there := x.now != nil && x.now.err == nil || x.claims != nil
+	return x != m && there && x.attached == 0 && !x.pinned && !x.dropping
+}
+
+// takes is how many bytes of device d x has, or is about to have. h.mu is held.
+func (x *held) takes(d int) uint64 {
+	switch {
+	case x.now != nil:
+		return x.now.claimed[d]
+	case x.claims != nil:
+		return x.claims.claimed[d]
+	}
+	return 0
 }
 
 // canFree reports whether so many bytes would be free on each device if all that may go went. h.mu is held.
 func (h *Holder) canFree(m *held, lack []uint64) bool {
 	for d, n := range lack {
-		sum := h.freeing[d]
+		sum := h.freeing[d] + h.scratch[d]
 		for _, x := range h.models {
 			if x.mayGo(m) {
-				sum += x.now.claimed[d]
+				sum += x.takes(d)
 			}
 		}
 		if sum < n {
@@ -361,12 +415,12 @@ func (h *Holder) canFree(m *held, lack []uint64) bool {
 // Nil: such a model is still being loaded, or freed. h.mu is held.
 func (h *Holder) idlest(m *held, lack []uint64) (v *held) {
 	for _, x := range h.models {
-		if !x.mayGo(m) || !x.now.finished || v != nil && v.order < x.order {
+		if !x.mayGo(m) || x.now == nil || !x.now.finished || v != nil && v.order < x.order {
 			continue
 		}
 		helps := false
 		for d, n := range lack {
-			helps = helps || n > h.freeing[d] && x.now.claimed[d] > 0
+			helps = helps || n > h.freeing[d]+h.scratch[d] && x.now.claimed[d] > 0
 		}
 		if helps {
 			v = x
@@ -375,8 +429,8 @@ func (h *Holder) idlest(m *held, lack []uint64) (v *held) {
 	return v
 }
 
-// budgetError says what m needs and what there is. h.mu is held.
-func (h *Holder) budgetError(m *held, need, lack []uint64) error {
+// budgetError says what m needs for r, and what there is. h.mu is held.
+func (h *Holder) budgetError(m *held, r *residence, lack []uint64) error {
 	var errs []error
 	for d, n := range lack {
 		if n == 0 {
@@ -384,12 +438,12 @@ func (h *Holder) budgetError(m *held, need, lack []uint64) error {
 		}
 		var stay []string
 		for _, x := range h.models {
-			if x.now != nil && x != m && x.now.claimed[d] > 0 && !x.mayGo(m) {
+			if x != m && x.takes(d) > 0 && !x.mayGo(m) {
 				why := "in use"
 				if x.attached == 0 && x.pinned {
 					why = "pinned"
 				}
-				stay = append(stay, fmt.Sprintf("%q with %s (%s)", x.name, humanize.IBytes(x.now.claimed[d]), why))
+				stay = append(stay, fmt.Sprintf("%q with %s (%s)", x.name, humanize.IBytes(x.takes(d)), why))
 			}
 		}
 		slices.Sort(stay)
@@ -397,8 +451,12 @@ func (h *Holder) budgetError(m *held, need, lack []uint64) error {
 		if len(stay) > 0 {
 			who = "what stays is " + strings.Join(stay, ", ")
 		}
-		errs = append(errs, fmt.Errorf("hold: %q needs %s (%d bytes) on device %d (%s), the budget is %s (%d bytes); %s: %w", m.name,
-			humanize.IBytes(need[d]), need[d], h.devices[d].Index(), h.devices[d].Name(), humanize.IBytes(h.options.VRAM),
+		need, beside := r.claimed[d], ""
+		if n := r.scratch[d]; n > 0 {
+			beside = fmt.Sprintf(" and %s for blocks that the device converts, which --dequant cpu spares,", humanize.IBytes(n))
+		}
+		errs = append(errs, fmt.Errorf("hold: %q needs %s (%d bytes)%s on device %d (%s), the budget is %s (%d bytes); %s: %w", m.name,
+			humanize.IBytes(need), need, beside, h.devices[d].Index(), h.devices[d].Name(), humanize.IBytes(h.options.VRAM),
 			h.options.VRAM, who, loader.ErrInsufficientMemory))
 	}
 	return errors.Join(errs...)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
@@ -209,6 +210,81 @@ func TestRoomOnDevice(t *testing.T) {
 	wantContents(t, a.Model, openFile(t, sample))
 	if _, err := Attach(t.Context(), h.to(t, "m1")); !errors.Is(err, loader.ErrInsufficientMemory) {
 		t.Errorf("with no room: %v", err)
+	}
+}
+
+// TestRoomForScratch lets devices convert under a budget for one model and what its load takes besides. That is never
+// exceeded, also when several processes want different models at once; with a byte less, the model is refused with the
+// numbers, and nothing moves.
+func TestRoomForScratch(t *testing.T) {
+	t.Parallel()
+	config := tight()
+	config.Dequant = loader.DequantGPU
+	spec := plan.Spec{Policy: plan.F16}
+	f := openFile(t, sample)
+	_, devices := openSoft(t, soft.Options{})
+	l, err := loader.New(devices, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := l.Plan(f, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scratch, err := p.ScratchBytes()
+	if err != nil || scratch[0] == 0 {
+		t.Fatalf("%d bytes of scratch, %v", scratch, err)
+	}
+	var one uint64
+	for _, n := range p.Groups[0].Arenas {
+		one += sharedSize(n)
+	}
+	if m, err := l.Load(t.Context(), p, loader.Request{}); err != nil {
+		t.Fatal(err)
+	} else if n := l.ScratchBytes(); n[0] == 0 || n[0] > scratch[0] || m.Report().ScratchBytes != n[0] {
+		t.Errorf("%d bytes of scratch, the plan said %d, the report says %d", n, scratch, m.Report().ScratchBytes)
+	} else if err := errors.Join(l.Trim(), m.Close(), l.Close()); err != nil || l.ScratchBytes()[0] != 0 {
+		t.Errorf("%v, %d bytes of scratch are left", err, l.ScratchBytes())
+	}
+
+	budget := one + scratch[0]
+	h := hold(t, Options{Config: config, VRAM: budget, RAM: 64 << 20, Spec: spec, slabBytes: slab}, soft.Options{})
+	for i, path := range copies(t, 3) {
+		h.with(t, fmt.Sprintf("m%d", i), path)
+	}
+	var all sync.WaitGroup
+	for i := range 3 {
+		all.Go(func() {
+			for range 5 {
+				if err := h.Wake(t.Context(), fmt.Sprintf("m%d", i)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if err := h.Wake(t.Context(), "m1"); err != nil {
+		t.Fatal(err)
+	}
+	m, err := h.Model("m1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantContents(t, m, f)
+	if n := m.Report().ScratchBytes; n == 0 {
+		t.Error("the device converted nothing")
+	}
+	if s := h.soft.Stats(); s.PeakDeviceBytes > budget {
+		t.Errorf("%d bytes of device memory at most, the budget is %d", s.PeakDeviceBytes, budget)
+	}
+
+	h = hold(t, Options{Config: config, VRAM: budget - 1, Spec: spec}, soft.Options{})
+	_, err = h.Add(t.Context(), "m", sample)
+	if !errors.Is(err, loader.ErrInsufficientMemory) || !strings.Contains(err.Error(), "for blocks that the device converts") {
+		t.Errorf("with a byte less: %v", err)
+	}
+	if s := h.soft.Stats(); s.PeakDeviceBytes > 0 {
+		t.Errorf("%d bytes of device memory were taken", s.PeakDeviceBytes)
 	}
 }
 

@@ -149,7 +149,8 @@ func (r *reply) err() error {
 	if r.Error == "" {
 		return nil
 	}
-	e := &Error{Text: cut(r.Error, maxErrorText)}
+	// Further lines are indented, so that none of them looks like one that this process writes.
+	e := &Error{Text: strings.ReplaceAll(cut(r.Error, maxErrorText), "\n", "\n  ")}
 	for _, known := range wireErrors {
 		if known.kind == r.Kind {
 			e.kind = known.client
@@ -160,7 +161,7 @@ func (r *reply) err() error {
 
 // Error is an error that a Holder answered.
 type Error struct {
-	Text string // the Holder's
+	Text string // the Holder's; lines behind the first one are indented
 	kind error
 }
 
@@ -287,17 +288,17 @@ func receive(ctx context.Context, conn *net.UnixConn, r *reply, silent, within t
 			return nil, context.Cause(ctx)
 		}
 	}
-	n, files, err := readLengthAndFiles(conn, maxReply)
+	n, files, err := readLengthAndFiles(conn, maxReply, func() error {
+		err := conn.SetReadDeadline(time.Now().Add(within))
+		if err == nil && ctx.Err() != nil { // its end may have set a deadline just before
+			err = context.Cause(ctx)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	err = conn.SetReadDeadline(time.Now().Add(within))
-	if err == nil && ctx.Err() != nil { // its end may have set a deadline just before
-		err = context.Cause(ctx)
-	}
-	if err == nil {
-		err = readBody(conn, r, n)
-	}
+	err = readBody(conn, r, n)
 	if err == nil {
 		err = conn.SetReadDeadline(time.Time{})
 	}

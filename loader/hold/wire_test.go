@@ -262,7 +262,7 @@ func TestWireErrors(t *testing.T) {
 	t.Parallel()
 	for _, e := range wireErrors {
 		r := errorReply(errors.Join(errors.New("before"), e.holder))
-		if err := r.err(); !errors.Is(err, e.client) || err.Error() != "before\n"+e.holder.Error() {
+		if err := r.err(); !errors.Is(err, e.client) || err.Error() != "before\n  "+e.holder.Error() {
 			t.Errorf("%v became %v", e.holder, err)
 		}
 	}

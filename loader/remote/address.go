@@ -70,6 +70,8 @@ type address struct {
 	digest   string                                      // as in Object
 	check    bool                                        // compare with it
 	revision string
+
+	expected Expected // what Options.Expect says
 }
 
 // authorized reports whether credentials are known for the place.

@@ -54,7 +54,10 @@ func (c *Client) cached(a *address, id *Identity, fails *failure) (gguf.Source, 
 	case a.size > 0 && d.Size() != a.size || id != nil && d.Size() != id.Size: // nothing that was ever kept
 		return nil, d.Close()
 	}
-	if c.o.Digests != DigestsAlways || known.Digest == "" {
+	if err := a.expected.sized(known.URL, d.Size()); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	if !c.always(a) || known.Digest == "" {
 		return d, nil
 	}
 	s := newChecked(d, known.Digest, fails)

@@ -27,6 +27,8 @@ const (
 	maxPause = 30 * time.Second
 	// maxHeader limits the headers of a reply, in bytes. Real ones are below 4 kB.
 	maxHeader = 64 << 10
+	// defaultMinRate is so little that no link which a model comes over is slower, with all its connections.
+	defaultMinRate = 1 << 10
 	// maxIdle is how many connections to each host are kept between two ranges.
 	maxIdle = 256
 )
@@ -47,9 +49,17 @@ type Options struct {
 	Pause time.Duration
 	// Stall limits connecting, waiting for a reply's header, and waiting for each byte after that; 0: 30 s.
 	Stall time.Duration
-	TLS   *tls.Config // nil: the system's roots, or those of SSL_CERT_FILE and SSL_CERT_DIR
+	// MinRate is how many bytes a second a connection has to bring at least, over the time of Stall, before it is given
+	// up and the rest is asked for again; 0: 1024, negative: any. Only the time that is spent waiting for the server
+	// counts. After Attempts of that in a row, that is an error.
+	MinRate int64
+	TLS     *tls.Config // nil: the system's roots, or those of SSL_CERT_FILE and SSL_CERT_DIR
 	// Digests says which files are compared with their digests while they are read.
 	Digests Digests
+	// Expect says what the file called name, without directories, has to be; an error refuses the file. The files of a
+	// model are compared with that while they are read, whatever Digests says, and all of a file also if only a share of
+	// the model is loaded. What differs is an error that matches ErrDigest. Nil: nothing is expected.
+	Expect func(name string) (Expected, error)
 	// Cache is a directory that keeps what was read, for the next time; "": nothing is written to disk. Files of an
 	// Object with a digest are found again by that, others by address, size and ETag. What has neither is not kept.
 	Cache  string
@@ -78,6 +88,9 @@ func NewClient(o Options) *Client {
 	o.Pause = min(o.Pause, maxPause) // so that doubling it does not overflow
 	if o.Stall <= 0 {
 		o.Stall = defaultStall
+	}
+	if o.MinRate == 0 {
+		o.MinRate = defaultMinRate
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -133,9 +146,14 @@ func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	return c.transport.RoundTrip(req)
 }
 
+// Digests says which files the client compares with their digests.
+func (c *Client) Digests() Digests { return c.o.Digests }
+
 // send sends a request for a file at address a to u, with the credentials of a if they are for u.
-func (c *Client) send(ctx context.Context, a *address, u *url.URL, header http.Header) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+func (c *Client) send(
+	ctx context.Context, method string, a *address, u *url.URL, header http.Header,
+) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}

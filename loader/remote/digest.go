@@ -9,11 +9,14 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash"
+	"hash/crc64"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 )
@@ -39,9 +42,16 @@ const (
 	pieceBytes = 256 << 10
 	// smallHole is how many bytes that nobody reads are fetched at once, so that the digest can go on.
 	smallHole = 1 << 20
+	// fewCores is up to how many cores reading waits for hashing. A core hashes what two or three read over TLS.
+	fewCores = 4
+	// patience is how long reading waits for hashing that does not move.
+	patience = 2 * time.Second
 	// fetchers is how many ranges are read at the same time for the digest, when the load is over.
 	fetchers = 8
 )
+
+// nvme is the polynomial of CRC-64/NVME, of the NVM Express specification, in the form that package crc64 takes.
+const nvme = 0x9a6c9329ac4bc9b5
 
 var digestsNames = []string{DigestsAuto: "auto", DigestsAlways: "always", DigestsNever: "never"}
 
@@ -73,8 +83,10 @@ func parseDigest(digest string) (hash.Hash, []byte, error) {
 		return sha256.New(), sum, nil
 	case algorithm == "sha512" && len(sum) == sha512.Size:
 		return sha512.New(), sum, nil
+	case algorithm == "crc64nvme" && len(sum) == crc64.Size:
+		return crc64.New(crc64.MakeTable(nvme)), sum, nil
 	}
-	return nil, nil, fmt.Errorf("%.160q is no digest: use sha256: or sha512: and hexadecimal digits", digest)
+	return nil, nil, fmt.Errorf("%.160q is no digest: use sha256:, sha512: or crc64nvme: and hexadecimal digits", digest)
 }
 
 // failure is the first wrong digest among the files of a model. It ends reading all of them.
@@ -100,6 +112,9 @@ type digester struct {
 	fetch func(ctx context.Context, off, n int64) io.ReadCloser
 	fails *failure
 	limit int // maxKept, or less in tests
+	// patient: who reads waits a little where bytes would have to be given up. That is for few cores, which hashing and
+	// reading share: to read again would take more of them. With many, nobody waits for the digest.
+	patient bool
 
 	ended atomic.Bool // it is clear whether the digest is right
 	done  chan struct{}
@@ -109,6 +124,7 @@ type digester struct {
 	hash    hash.Hash // used by whoever has set running
 	running bool      // a goroutine is hashing
 	at      int64     // the bytes before are hashed, or about to be
+	moved   time.Time // when at was last moved
 	kept    []piece   // by offset; all behind at
 	bytes   int       // in kept
 	reading map[*watched]struct{}
@@ -135,7 +151,7 @@ var pieces = sync.Pool{New: func() any { return new([pieceBytes]byte) }}
 func newDigester(s gguf.Source, want string, fails *failure) *digester {
 	d := &digester{
 		path: s.Path(), want: want, size: s.Size(), fetch: s.Range, fails: fails, limit: maxKept,
-		done: make(chan struct{}), reading: make(map[*watched]struct{}),
+		done: make(chan struct{}), reading: make(map[*watched]struct{}), patient: runtime.GOMAXPROCS(0) <= fewCores,
 	}
 	d.hash, d.sum, _ = parseDigest(want)
 	d.wake.L = &d.mu
@@ -147,6 +163,7 @@ func newDigester(s gguf.Source, want string, fails *failure) *digester {
 func (d *digester) add(p piece) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.await(p)
 	if p.end() <= d.at || d.ended.Load() || d.ctx.Err() != nil {
 		recycle(p.b)
 		return
@@ -154,16 +171,36 @@ func (d *digester) add(p piece) {
 	i, _ := slices.BinarySearchFunc(d.kept, p.off, func(q piece, off int64) int {
 		return cmp.Compare(q.off, off)
 	})
-	for len(d.kept) > i && d.bytes+len(p.b) > d.limit { // those behind it are needed later
+	later := p.off > d.at                                        // else it is hashed at once, and needs no room
+	for later && len(d.kept) > i && d.bytes+len(p.b) > d.limit { // those behind it are needed later
 		d.evict(len(d.kept) - 1)
 	}
-	if d.bytes+len(p.b) > d.limit && p.off > d.at {
+	if later && d.bytes+len(p.b) > d.limit {
 		recycle(p.b)
 	} else {
 		d.kept = slices.Insert(d.kept, i, p)
 		d.bytes += len(p.b)
 	}
 	d.kick()
+}
+
+// await waits until there is room for p, as long as hashing goes on. It does so for pieces that are read at the same
+// time as what is hashed: others, such as those of another device, will not be needed for long. d.mu is held.
+func (d *digester) await(p piece) {
+	for d.patient && p.off > d.at && p.off-d.at < 2*int64(d.limit) && d.bytes+len(p.b) > d.limit &&
+		!d.ended.Load() && d.ctx.Err() == nil {
+		left := patience - time.Since(d.moved)
+		if left <= 0 {
+			return // who reads what comes next may wait for something that this reader has
+		}
+		t := time.AfterFunc(left, func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.wake.Broadcast()
+		})
+		d.wake.Wait()
+		t.Stop()
+	}
 }
 
 func (d *digester) evict(i int) {
@@ -221,7 +258,7 @@ func (d *digester) run() {
 			d.bytes -= len(p.b)
 			next := p.b[d.at-p.off:]
 			next = next[:min(int64(len(next)), d.size-d.at)]
-			d.at += int64(len(next))
+			d.at, d.moved = d.at+int64(len(next)), time.Now()
 			d.mu.Unlock()
 			d.hash.Write(next)
 			recycle(p.b)

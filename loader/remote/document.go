@@ -18,6 +18,7 @@ type Document struct {
 	URL    string
 	Accept string // the Accept header; "": anything
 	Limit  int64  // the greatest size in bytes; 0: 4 MiB
+	Head   bool   // only the header is wanted: the body is empty
 	// Send sends the request, as Object.Send does.
 	Send func(*http.Request) (*http.Response, error)
 }
@@ -64,9 +65,13 @@ func (c *Client) fetch(ctx context.Context, a *address, d Document) ([]byte, htt
 	if d.Accept == "" {
 		header.Set("Accept", "*/*")
 	}
+	method := http.MethodGet
+	if d.Head {
+		method = http.MethodHead
+	}
 	at := &a.url
 	for range maxRedirects + 1 {
-		resp, err := c.send(ctx, a, at, header)
+		resp, err := c.send(ctx, method, a, at, header)
 		if err != nil {
 			return nil, nil, stalled(ctx, err)
 		}

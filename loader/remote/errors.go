@@ -23,6 +23,8 @@ var (
 	ErrReply = errors.New("wrong reply")
 	// ErrStalled: the server sent nothing for Options.Stall.
 	ErrStalled = errors.New("the server sends nothing")
+	// ErrSlow: the server sent less than Options.MinRate.
+	ErrSlow = errors.New("the server is too slow")
 	// ErrDigest: the bytes of a file are not those that its digest is of.
 	ErrDigest = errors.New("wrong digest")
 	// ErrCredentials: what should give the credentials for a request does not, or they would have to go to another host.

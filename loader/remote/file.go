@@ -98,7 +98,7 @@ func (f *file) get(ctx context.Context, off, end int64) (resp *http.Response, to
 		at = &place{url: &f.a.url}
 	}
 	for range maxRedirects + 1 {
-		resp, err := f.c.send(ctx, f.a, at.url, header)
+		resp, err := f.c.send(ctx, http.MethodGet, f.a, at.url, header)
 		if err != nil {
 			if known {
 				f.place.CompareAndSwap(at, nil)

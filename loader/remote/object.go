@@ -13,7 +13,8 @@ import (
 type Object struct {
 	URL  string // https, or http as for Client.Open
 	Size int64  // in bytes; a file of another size is refused; 0: not known
-	// Digest is that of the whole file, as OCI writes it: "sha256:" or "sha512:" and hexadecimal digits. "": not known.
+	// Digest is that of the whole file, as OCI writes it: "sha256:" or "sha512:" and hexadecimal digits; or "crc64nvme:",
+	// the checksum of S3, which finds errors but no forgeries. "": not known.
 	Digest string
 	// Check says that the digest is to be checked while the file is read; see Options.Digests.
 	Check bool
@@ -68,6 +69,9 @@ func (c *Client) open(
 		if err != nil {
 			return nil, err
 		}
+		if err := c.expect(a, name); err != nil {
+			return nil, err
+		}
 		return c.source(ctx, a, fails)
 	})
 }
@@ -82,11 +86,14 @@ func (c *Client) source(ctx context.Context, a *address, fails *failure) (gguf.S
 		return nil, err
 	}
 	id := f.Identity()
+	if err := a.expected.sized(id.URL, id.Size); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	if s, err := c.cached(a, &id, fails); s != nil || err != nil {
 		return s, errors.Join(err, f.Close())
 	}
 	s := newChecked(f, c.wanted(a), fails)
-	s.always = c.o.Digests == DigestsAlways
+	s.always = c.always(a)
 	if err := c.keep(s, a, &id); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -96,8 +103,16 @@ func (c *Client) source(ctx context.Context, a *address, fails *failure) (gguf.S
 	return s, nil
 }
 
+// always reports whether a file is compared with its digest also if a share of the model is loaded.
+func (c *Client) always(a *address) bool {
+	return c.o.Digests == DigestsAlways || a.expected.Digest != ""
+}
+
 // wanted is the digest that a file is to be compared with; "" for none.
 func (c *Client) wanted(a *address) string {
+	if a.expected.Digest != "" {
+		return a.digest
+	}
 	if c.o.Digests == DigestsNever || c.o.Digests == DigestsAuto && !a.check {
 		return ""
 	}
@@ -106,14 +121,24 @@ func (c *Client) wanted(a *address) string {
 
 // OpenLocal opens the file at path, and the other parts beside it if it is part of a split model. digest returns the
 // digest of the file called name, or "". The files are compared with it while they are read, if Options.Digests is
-// DigestsAlways; otherwise OpenLocal is [gguf.Open].
+// DigestsAlways, and with what Options.Expect says. Without either OpenLocal is [gguf.Open].
 func (c *Client) OpenLocal(ctx context.Context, path string, digest func(name string) string) (*gguf.File, error) {
-	if c.o.Digests != DigestsAlways {
+	if c.o.Digests != DigestsAlways && c.o.Expect == nil {
 		return gguf.Open(path)
 	}
 	fails := new(failure)
 	return openDisk(ctx, path, func(d *disk, name string) (gguf.Source, error) {
-		want := digest(name)
+		expected, err := c.expected(name)
+		if err == nil {
+			err = expected.sized(d.path, d.Size())
+		}
+		if err != nil {
+			return nil, err
+		}
+		want := expected.Digest
+		if want == "" && c.o.Digests == DigestsAlways {
+			want = digest(name)
+		}
 		if want == "" {
 			return d, nil
 		}

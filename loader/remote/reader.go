@@ -20,6 +20,7 @@ type reader struct {
 	tries    int   // attempts in a row without a byte before it gives up
 	attempts int   // failed ones since the last byte came
 	err      error // that ended it
+	pace     pace
 
 	resp   *http.Response // that is being read; nil: none
 	to     int64          // the byte behind the last one of that reply
@@ -42,9 +43,14 @@ func (r *reader) Read(b []byte) (int, error) {
 			return 0, r.err
 		}
 		last := min(r.to, r.end) // a reply may hold less than the range, or more if the range has been shortened since
+		began := time.Now()
 		n, err := r.body(b[:min(int64(len(b)), last-r.off)])
+		slow := r.pace.add(int64(n), time.Since(began), r.f.c.o.Stall, r.f.c.o.MinRate)
 		if n > 0 {
-			r.attempts = 0
+			r.attempts = r.pace.slow // in a row
+			if slow != nil {
+				r.attempts-- // again counts this one
+			}
 			r.f.c.bytes.Add(int64(n))
 		}
 		r.off += int64(n)
@@ -53,7 +59,13 @@ func (r *reader) Read(b []byte) (int, error) {
 				r.off -= int64(n)
 				return 0, r.err
 			}
+			if slow != nil && r.off < r.end { // the reply was a short one
+				r.err = r.again(slow)
+			}
 			return n, nil
+		}
+		if err == nil {
+			err = slow
 		}
 		if err != nil {
 			if err == io.EOF {
@@ -71,6 +83,31 @@ func (r *reader) Read(b []byte) (int, error) {
 	}
 }
 
+// pace is how quickly a range comes.
+type pace struct {
+	spent time.Duration // waiting for the server, since it was looked at last
+	bytes int64         // that came in that time
+	slow  int           // how often in a row they were too few
+}
+
+// add counts bytes that have come, and the time that it took. Whenever they took as long as period it compares them
+// with the rate. The error matches ErrSlow.
+func (p *pace) add(n int64, took, period time.Duration, rate int64) error {
+	p.spent += took
+	p.bytes += n
+	if p.spent < period || rate < 0 {
+		return nil
+	}
+	spent, got := p.spent, p.bytes
+	p.spent, p.bytes = 0, 0
+	if float64(got) >= float64(rate)*spent.Seconds() {
+		p.slow = 0
+		return nil
+	}
+	p.slow++
+	return fmt.Errorf("%w: %d bytes in %v, less than %d a second", ErrSlow, got, spent.Round(time.Second), rate)
+}
+
 // connect makes sure that there is a reply that goes on at r.off. It asks as often as the options allow.
 func (r *reader) connect() error {
 	for r.resp == nil && r.off < r.end {
@@ -78,6 +115,7 @@ func (r *reader) connect() error {
 			return context.Cause(r.ctx)
 		}
 		ctx, cancel := context.WithCancelCause(r.ctx)
+		began := time.Now()
 		resp, to, err := r.f.get(ctx, r.off, r.end)
 		if err != nil {
 			cancel(nil)
@@ -86,6 +124,7 @@ func (r *reader) connect() error {
 			}
 			continue
 		}
+		r.pace.spent += time.Since(began)
 		r.f.c.replies.Add(1)
 		r.end = min(r.end, r.f.Size()) // not known before the first reply of all
 		r.resp, r.to, r.cancel = resp, to, cancel

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -132,7 +133,9 @@ func TestStalls(t *testing.T) {
 
 // testStall lets replies stop after so many bytes; -1: before the header.
 func testStall(t *testing.T, s *site, client func(o Options) *Client, after int) {
-	c := client(quick())
+	o := quick()
+	o.MinRate = -1 // a few bytes are enough
+	c := client(o)
 	f := mustOpen(t, c, s.URL)
 	wantRange(t, f, s.data, 0, firstBytes)
 	stall := func(w http.ResponseWriter, r *http.Request) {
@@ -218,5 +221,70 @@ func TestCancelledBefore(t *testing.T) {
 	c := newClient(t, quick())
 	if f, err := c.Open(ctx, "https://localhost/m.gguf"); f != nil || !errors.Is(err, gone) || c.Stats().Requests != 0 {
 		t.Errorf("got %v, %+v", err, c.Stats())
+	}
+}
+
+// TestSlow: a server that sends a few bytes again and again, or gives a few bytes in each reply, is left and tried
+// again, and given up when it stays so. One that is slow, but not that slow, is read to the end, and so is one that is
+// slow for once.
+func TestSlow(t *testing.T) {
+	t.Parallel()
+	const size = 64 << 10
+	for name, tt := range map[string]struct {
+		pause  time.Duration // before each piece
+		piece  int
+		short  bool // each piece is a reply of its own
+		slow   int  // requests that are answered like that, the others at once
+		rate   int64
+		fails  bool
+		before time.Duration // it is given up; at least the half of it has to have passed
+	}{
+		"a drip":               {time.Second, 10, false, 1 << 30, 0, true, 50 * time.Second},
+		"a drip that is taken": {9 * time.Second, 4096, false, 1 << 30, -1, false, 0},
+		"short replies":        {time.Second, 10, true, 1 << 30, 0, true, 50 * time.Second},
+		"a drip for once":      {time.Second, 10, false, 1, 0, false, 0},
+		"slow":                 {time.Second, 1100, false, 1 << 30, 0, false, 0},
+		"a rate of one's own":  {time.Second, 1100, false, 1 << 30, 2000, true, 50 * time.Second},
+	} {
+		inBubble(t, random(2<<20), func(t *testing.T, s *site, client func(o Options) *Client) {
+			o := quick()
+			o.MinRate = tt.rate
+			f := mustOpen(t, client(o), s.URL)
+			wantRange(t, f, s.data, 0, firstBytes)
+			s.setFault(func(w http.ResponseWriter, r *http.Request, n int) bool {
+				if n > tt.slow {
+					return false
+				}
+				from, to := asked(r)
+				if tt.short {
+					to = min(to, from+int64(tt.piece))
+				}
+				w.Header().Set("ETag", etag)
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(s.data)))
+				w.Header().Set("Content-Length", strconv.FormatInt(to-from, 10))
+				w.WriteHeader(http.StatusPartialContent)
+				for ; from < to; from += int64(tt.piece) {
+					select {
+					case <-time.After(tt.pause):
+					case <-r.Context().Done():
+						return true
+					}
+					if _, err := w.Write(s.data[from:min(to, from+int64(tt.piece))]); err != nil {
+						break
+					}
+					w.(http.Flusher).Flush()
+				}
+				return true
+			})
+			began := time.Now()
+			got, err := readRange(t, f, 500, size)
+			took := time.Since(began)
+			switch {
+			case !tt.fails && (err != nil || !bytes.Equal(got, s.data[500:500+size])):
+				t.Errorf("%s: %d bytes, %v", name, len(got), err)
+			case tt.fails && (!errors.Is(err, ErrSlow) || took < tt.before/2 || took > tt.before):
+				t.Errorf("%s: %v after %v", name, err, took)
+			}
+		})
 	}
 }

@@ -15,6 +15,20 @@
 
 extern char **environ;
 
+/* hipsim_version is 10 * major + minor of HIP where this is part of a HIP library. Alone it is HIP 7's. */
+int hipsim_version(void) __attribute__((weak));
+
+/* known are the architectures that the compiler knows, up to a colon. */
+static const char *const known[] = {
+	"gfx906", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1151", "gfx1201",
+};
+
+static int is_known(const char *arch) {
+	for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+		if (strlen(known[i]) == strcspn(arch, ":") && !strncmp(known[i], arch, strlen(known[i]))) return 1;
+	return 0;
+}
+
 enum { SUCCESS, OUT_OF_MEMORY, PROGRAM_CREATION_FAILURE, INVALID_INPUT, INVALID_PROGRAM, INVALID_OPTION, COMPILATION,
 	INTERNAL_ERROR = 11 };
 
@@ -233,7 +247,11 @@ int hiprtcCompileProgram(void *handle, int n, const char *const *options) {
 		}
 	}
 	FAULT("hiprtcCompileProgram");
-	if (!arch || strncmp(arch, "gfx", 3) || strpbrk(arch, "\"\\\n")) {
+	if (arch && !is_known(arch) && hipsim_version && hipsim_version() < 70) {
+		fprintf(stderr, "hipsim: architecture %s: up to HIP 6 the compiler ends the process here\n", arch);
+		abort();
+	}
+	if (!arch || !is_known(arch) || strpbrk(arch, "\"\\\n")) {
 		say(&p->log, "error: no architecture, or an unknown one\n");
 		return COMPILATION;
 	}

@@ -4,7 +4,9 @@
  * This is the one file to compile. It includes the parts, in an order in which each one needs only those before it.
  * All state is behind one lock, and each stream has a thread that executes what is queued on it. */
 #include "parts/base.c"    /* error codes, settings, statistics, injected faults, the frame of an entry point */
+#include "parts/defects.c" /* what AMD's runtimes do wrong */
 #include "parts/memory.c"  /* the list of all memory that HIP knows */
+#include "parts/flip.c"    /* bits that flip in copies and later */
 #include "parts/queue.c"   /* operations, streams, events, and the thread that executes them */
 #include "parts/capture.c" /* what may be called while a stream is captured; nothing where graphs are left out */
 #include "parts/devices.c" /* versions, devices, access between devices */

@@ -214,6 +214,33 @@ static void *map_forever(void *arg) {
 	return (void *)(intptr_t)hipMemMap(a[0], granularity, 0, a[1], 0);
 }
 
+/* readable reports whether the host can read at p. */
+static int readable(const void *p) {
+	int ends[2], yes;
+	if (pipe(ends)) return -1;
+	yes = write(ends[1], p, 1) == 1;
+	close(ends[0]), close(ends[1]);
+	return yes;
+}
+
+/* test_abort, in a process of its own: with the defect, asking for an IPC handle of virtual memory ends it. */
+static void test_abort(void) {
+	int status = -1;
+	pid_t pid = fork(); /* before HIP is used */
+	if (pid == 0) {
+		void *h = NULL, *at = NULL;
+		char ipc[64];
+		set_up();
+		if (hipMemCreate(&h, granularity, &prop, 0) || hipMemAddressReserve(&at, granularity, 0, NULL, 0) ||
+			hipMemMap(at, granularity, 0, h, 0) || hipsim_configure("DEFECTS", "ipc-aborts") || !freopen("/dev/null", "w", stderr))
+			_exit(1);
+		hipIpcGetMemHandle(ipc, at);
+		_exit(2);
+	}
+	IS(waitpid(pid, &status, 0), pid);
+	IS(WIFSIGNALED(status) ? WTERMSIG(status) : -1, SIGABRT);
+}
+
 static void test_defects(void) {
 	void *h = NULL, *at = NULL, *x = NULL, *result;
 	size_t g = granularity;
@@ -269,8 +296,12 @@ static void test_defects(void) {
 	OK(hipMemSetAccess(at, g, &both, 1));
 	OK(hipsim_configure("DEFECTS", "host-access"));
 	UNCOUNTED(hipMemSetAccess(at, g, &desc, 1), 1);
+	OK(hipsim_configure("DEFECTS", "host-access-void"));
+	OK(hipMemSetAccess(at, g, &desc, 1));
+	IS(readable(at), 0);
 	OK(hipsim_configure("DEFECTS", ""));
 	OK(hipMemSetAccess(at, g, &desc, 1));
+	IS(readable(at), 1);
 	IS(((unsigned char *)at)[1], 11);
 	OK(hipsim_configure("VERSION", "6"));
 	OK(hipMemUnmap(at, g));
@@ -368,6 +399,55 @@ static void test_blocked(void) {
 	HELD("hipStreamQuery:0:999:block=30", hipStreamQuery(stream), 999);
 	OK(hipStreamSynchronize(stream));
 	HELD("hipFree:1:0:stall=30", hipFree(p), 0);
+}
+
+/* differs returns how many of the n bytes at from are not value, and the last of them in *at and *is. */
+static int differs(void *from, size_t n, int value, size_t *at, int *is) {
+	int count = 0;
+	OK(hipMemcpyAsync(host, from, n, 2, stream));
+	OK(hipStreamSynchronize(stream));
+	for (size_t i = 0; i < n; i++)
+		if (host[i] != value) { count++; *at = i; *is = host[i]; }
+	return count;
+}
+
+/* Bits flip in what copies deliver, and in memory at rest. */
+static void test_flips(void) {
+	enum { N = 64 };
+	void *small = NULL, *large = NULL;
+	size_t at = 0;
+	int is = 0;
+	long long before = hipsim_stat("flips");
+	OK(hipMalloc(&small, N));
+	OK(hipMalloc(&large, 2 * N));
+	OK(hipsim_configure("FLIP", "2:5:7,3:70:0")); /* 70 is 6, as the copy has 64 bytes */
+	for (int copy = 1; copy <= 4; copy++) {
+		memset(host, 0, N);
+		OK(hipMemcpyAsync(small, host, N, 1, stream));
+		OK(hipMemcpyAsync(large, small, N, 3, stream)); /* does not count */
+		OK(hipStreamSynchronize(stream));
+		for (size_t i = 0; i < N; i++) IS(host[i], 0);
+		int damaged = copy == 2 || copy == 3;
+		IS(differs(small, N, 0, &at, &is), damaged);
+		if (!damaged) continue;
+		IS(at, copy == 2 ? 5 : 6);
+		IS(is, copy == 2 ? 0x80 : 1);
+	}
+	IS(hipsim_stat("flips") - before, 2);
+
+	OK(hipsim_configure("FLIP", "50ms:100:3"));
+	OK(hipMemsetAsync(large, 0, 2 * N, stream));
+	OK(hipStreamSynchronize(stream));
+	while (hipsim_stat("flips") - before < 3) usleep(1000);
+	IS(differs(large, 2 * N, 0, &at, &is), 1);
+	IS(at, 100);
+	IS(is, 8);
+	IS(differs(small, N, 0, &at, &is), 0);
+	static const char *const bad[] = { "1", "0:1:1", "1:1", "1:1:8", "1:1:1:1", "1s:1:1", "1ms:1:1:99", "x" };
+	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) IS(hipsim_configure("FLIP", bad[i]), -1);
+	OK(hipsim_configure("FLIP", ""));
+	OK(hipFree(small));
+	OK(hipFree(large));
 }
 
 static void test_forked(void) {

@@ -133,22 +133,34 @@ def run_times(socket):
     if gpu:
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()
-    took = []
+    attaching, converting, both, at_once = [], [], [], []
     for _ in range(11):
         free = torch.cuda.mem_get_info()[0] if gpu else 0
         began = time.perf_counter()
         model = gguf2gpu.attach(socket)
+        attached = time.perf_counter()
         tensors = {name: t.torch() for name, t in model.items()}
-        took.append(time.perf_counter() - began)
+        ended = time.perf_counter()
+        attaching.append(attached - began)
+        converting.append(ended - attached)
+        both.append(ended - began)
         used = free - torch.cuda.mem_get_info()[0] if gpu else 0
         count, nbytes = len(tensors), model.nbytes
         del tensors
+        began = time.perf_counter()
+        tensors = model.state_dict()
+        at_once.append(time.perf_counter() - began)
+        del tensors
         assert model.close()
         del model
-    took.sort()
+
+    def ms(took):
+        return "median %.2f ms (%.2f to %.2f)" % (1e3 * sorted(took)[len(took) // 2], 1e3 * min(took), 1e3 * max(took))
+
     print(
-        "%d tensors (%d bytes) as torch tensors: median %.2f ms, best %.2f ms; %d bytes of device memory more"
-        % (count, nbytes, took[5] * 1e3, took[0] * 1e3, used)
+        "%d tensors (%d bytes) as torch tensors: %s; of that attach %s, torch() of all %s; state_dict() %s; "
+        "%d bytes of device memory more"
+        % (count, nbytes, ms(both), ms(attaching), ms(converting), ms(at_once), used)
     )
     assert used <= 2 << 20, used
 

@@ -114,12 +114,16 @@ func (p *places) close() {
 }
 
 // opener opens models of these places.
-func (p *places) opener(d remote.Digests) *models.Opener {
+func (p *places) opener(d remote.Digests) *models.Opener { return p.with(remote.Options{Digests: d}) }
+
+// with is opener with other options.
+func (p *places) with(r remote.Options) *models.Opener {
+	r.TLS = fake.Trust()
 	credentials := aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 		return aws.Credentials{AccessKeyID: "AKIATEST", SecretAccessKey: "secret"}, nil
 	})
 	return models.New(models.Options{
-		Remote: remote.Options{TLS: fake.Trust(), Digests: d}, HF: &hf.Options{Endpoint: p.hub.URL},
+		Remote: r, HF: &hf.Options{Endpoint: p.hub.URL},
 		Ollama: &ollama.Options{},
 		OCI:    &oci.Options{}, S3: &s3.Options{Endpoint: p.bucket.URL, Credentials: credentials},
 	})

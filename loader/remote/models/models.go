@@ -135,7 +135,13 @@ func (o *Opener) Opens(name string) bool { return !IsPath(name) }
 
 // Open opens the model of that name. ctx is for opening alone. The caller must Close the file. Errors are those of
 // [gguf.Open] for files, and of [remote.Client.Open] for others; names that cannot be match [remote.ErrAddress].
+//
+// What comes once, or by a descriptor, is not compared with what Remote.Expect says, and is refused then.
 func (o *Opener) Open(ctx context.Context, name string) (*gguf.File, error) {
+	if o.o.Remote.Expect != nil && IsStream(name) {
+		return nil, fmt.Errorf("%w %s: what has no name cannot be compared with the digest of a file: "+
+			"write it to a file, or compare tensors", remote.ErrAddress, name)
+	}
 	switch n, isFD := strings.CutPrefix(name, "fd:"); {
 	case name == "-":
 		return o.openStdin(ctx)
@@ -179,6 +185,9 @@ func (o *Opener) Open(ctx context.Context, name string) (*gguf.File, error) {
 		return store.Open(ctx, n)
 	case remote.IsAddress(name):
 		return o.client.Open(ctx, name)
+	}
+	if o.o.Remote.Expect != nil {
+		return o.client.OpenLocal(ctx, name, func(string) string { return "" })
 	}
 	return gguf.Open(name)
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -82,6 +83,45 @@ func TestOpen(t *testing.T) {
 	for _, name := range []string{"hf:x", "ollama:", "oci://h", "s3://", "gs://B/k", "fd:", "fd:-1", "fd:99999", "ftp://h/m", "-"} {
 		if _, err := o.Open(t.Context(), name); !errors.Is(err, remote.ErrAddress) {
 			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// TestExpect: the digest that a user expects is compared for every kind of name but streams.
+func TestExpect(t *testing.T) {
+	t.Parallel()
+	model := fake.Model(1, 2<<20)
+	p := newPlaces(t, model, 0)
+	t.Cleanup(p.close)
+	path := filepath.Join(t.TempDir(), "m.gguf")
+	if err := os.WriteFile(path, model, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	names := []string{path}
+	for _, x := range p.list {
+		names = append(names, x.model)
+	}
+	for _, right := range []bool{true, false} {
+		want := fake.Digest(model)
+		if !right {
+			want = fake.Digest(nil)
+		}
+		expect := func(string) (remote.Expected, error) { return remote.Expected{Digest: want}, nil }
+		o := p.with(remote.Options{Expect: expect})
+		defer o.Close()
+		for _, name := range names {
+			f, err := o.Open(t.Context(), name)
+			if err == nil {
+				err = errors.Join(f.Check(t.Context(), false), f.Close())
+			}
+			if right && err != nil || !right && !errors.Is(err, remote.ErrDigest) {
+				t.Errorf("%s, the right digest %t: %v", name, right, err)
+			}
+		}
+		for _, name := range []string{"-", "fd:0"} {
+			if _, err := o.Open(t.Context(), name); !errors.Is(err, remote.ErrAddress) || !strings.Contains(err.Error(), "digest") {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 	}
 }

@@ -43,7 +43,7 @@ func Parse(s string) (n Name, err error) {
 	}
 	switch {
 	case !bucketName.MatchString(n.Bucket) || strings.Contains(n.Bucket, ".."):
-		return refuse("it names no bucket")
+		return refuse("that is no name of a bucket")
 	case len(n.Key) > 1024:
 		return refuse("a key has at most 1024 bytes")
 	case strings.ContainsFunc(n.Key+n.Version, func(r rune) bool { return r < ' ' || r == 0x7f }):

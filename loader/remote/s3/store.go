@@ -104,11 +104,14 @@ func (s *Store) Open(ctx context.Context, n Name) (*gguf.File, error) {
 		return nil, fmt.Errorf("%w %s: it names a directory, not an object", remote.ErrAddress, n)
 	}
 	b := s.bucket(n.Bucket)
-	f, err := s.client.OpenObjects(ctx, path.Base(n.Key), func(_ context.Context, name string) (remote.Object, error) {
+	f, err := s.client.OpenObjects(ctx, path.Base(n.Key), func(ctx context.Context, name string) (remote.Object, error) {
 		o := remote.Object{URL: s.address(n.Bucket, n.beside(name)), Send: s.sender(b)}
 		if n.Version != "" && name == path.Base(n.Key) {
 			o.URL += "?" + query("versionId", n.Version)
 			o.Revision = n.Version
+		}
+		if s.client.Digests() == remote.DigestsAlways {
+			o.Digest = s.checksum(ctx, o)
 		}
 		return o, nil
 	})

@@ -80,7 +80,7 @@ DEVICE_API(hipFreeAsync, (void *p, void *h), (p, h)) {
 	struct stream *s = find_stream(h);
 	if (!s) return CONTEXT_DESTROYED;
 	NOT_CAPTURED(s);
-	if (!p) return cfg.version < 7 ? misuse(INVALID_VALUE, "hipFreeAsync: null pointer") : SUCCESS;
+	if (!p) return cfg.version < HIP_7_2 ? misuse(INVALID_VALUE, "hipFreeAsync: null pointer") : SUCCESS;
 	struct range **link = find_start((uintptr_t)p);
 	if (!link || (*link)->kind != DEVICE || (*link)->ipc) return misuse(INVALID_VALUE, "hipFreeAsync: unknown pointer");
 	return enqueue(s, (struct op){ .what = FREE, .dst = (uintptr_t)p });

@@ -26,30 +26,25 @@ enum { /* hipError_t */
 enum { EVENT_BLOCKING = 1, EVENT_NO_TIMING = 2, EVENT_INTERPROCESS = 4, MAX_DEVICES = 16, MAX_FAULTS = 32,
 	PAGE = 4096 };
 
+/* What differs between AMD's runtimes differs from one of these on. They are those of Debian's suites. */
+enum { HIP_5_2 = 52, HIP_5_7 = 57, HIP_6_4 = 64, HIP_7_2 = 72 };
+
 #define ARCH "gfx90a:sramecc+:xnack-" /* of every device */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER; /* broadcast whenever work ends or a setting changes */
 static __thread int current;                              /* the current device belongs to the OS thread */
 
-/* Known defects of AMD's runtimes, which HIPSIM_DEFECTS turns on; README.md describes them. */
-enum {
-	SECOND_EXPORT = 1, EARLY_CLOSE = 2, MAP_LIES = 4, MAP_HANGS = 8, HOST_ACCESS = 16, HINT_IGNORED = 32
-};
-static const struct { const char *name; int bit; } defects[] = {
-	{"second-export", SECOND_EXPORT}, {"early-close", EARLY_CLOSE}, {"map-lies", MAP_LIES}, {"map-hangs", MAP_HANGS},
-	{"host-access", HOST_ACCESS}, {"hint-ignored", HINT_IGNORED},
-};
-
 static struct {
-	int devices, integrated, version, poison, verbose, hold, waits;
-	int virtual_memory, import_pointer, defects;
+	int devices, integrated, version, poison, verbose, hold, waits; /* the version is 10 * major + minor */
+	int virtual_memory, import_pointer, defects;                    /* import_pointer: -1 as the version has it */
 	size_t memory, granularity;
 	long delay_us;
 	unsigned seed;
+	unsigned long network;
 	char *report;
-} cfg = { .devices = 1, .version = 6, .poison = 1, .memory = (size_t)1 << 30, .delay_us = 100, .seed = 1,
-	.virtual_memory = 1, .granularity = 65536 };
+} cfg = { .devices = 1, .version = HIP_6_4, .poison = 1, .memory = (size_t)1 << 30, .delay_us = 100, .seed = 1,
+	.virtual_memory = 1, .import_pointer = -1, .granularity = 65536 };
 
 /* ---- statistics ---- */
 
@@ -59,10 +54,11 @@ static struct stat_counter { const char *name; long long v; } stats[] = {
 	{"copies", 0}, {"copied_bytes", 0}, {"unpinned_copies", 0}, {"memsets", 0}, {"modules", 0}, {"launches", 0},
 	{"virtual_allocations", 0}, {"virtual_handles", 0}, {"reservations", 0}, {"mappings", 0}, {"exports", 0},
 	{"imports", 0}, {"ipc_leaks", 0}, {"graphs", 0}, {"graph_execs", 0}, {"graph_launches", 0},
+	{"flips", 0},
 };
 enum { S_CALLS, S_MISUSES, S_FAULTS, S_DEV, S_DEVBYTES, S_PEAK, S_HOST, S_HOSTBYTES, S_REG, S_IPC, S_STREAMS, S_EVENTS,
 	S_COPIES, S_COPIED, S_UNPINNED, S_MEMSETS, S_MODULES, S_LAUNCHES, S_VIRTUAL, S_VHANDLES, S_RESERVED, S_MAPPED,
-	S_EXPORTS, S_IMPORTS, S_LEAKS, S_GRAPHS, S_EXECS, S_GRAPH_LAUNCHES, S_COUNT };
+	S_EXPORTS, S_IMPORTS, S_LEAKS, S_GRAPHS, S_EXECS, S_GRAPH_LAUNCHES, S_FLIPS, S_COUNT };
 
 /* report rewrites the line in the file HIPSIM_REPORT. The file is mapped, so that the line survives an exit that runs
  * no destructors (as Go's) and even a crash. */
@@ -137,23 +133,6 @@ static int parse_faults(const char *spec) {
 	return 0;
 }
 
-/* parse_defects reads names of defects, separated by commas. */
-static int parse_defects(const char *spec) {
-	int bits = 0;
-	while (*spec) {
-		size_t n = strcspn(spec, ",");
-		int bit = 0;
-		for (size_t i = 0; i < sizeof defects / sizeof *defects; i++)
-			if (strlen(defects[i].name) == n && !strncmp(defects[i].name, spec, n)) bit = defects[i].bit;
-		if (!bit) return -1;
-		bits |= bit;
-		spec += n;
-		if (*spec == ',') spec++;
-	}
-	cfg.defects = bits;
-	return 0;
-}
-
 /* stall waits for ms milliseconds, for ever if that is 0. The lock is free meanwhile. */
 static void stall(long ms) {
 	struct timespec until;
@@ -206,6 +185,9 @@ static int leave(int code) {
 	return code;
 }
 
+/* no_device is what calls answer that need a GPU where there is none. */
+static int no_device(void) { return cfg.version < HIP_5_7 ? INVALID_DEVICE : NO_DEVICE; }
+
 /* An entry point is its name, its parameters and a body that runs under the lock. DEVICE_API needs a GPU. SYNC_API is
  * for calls that queue nothing and can fail late all the same: an asynchronous fault fails the call itself. */
 #define API(name, params, args) \
@@ -218,7 +200,7 @@ static int leave(int code) {
 	static int sim_##name params
 #define DEVICE_API(name, params, args) \
 	static int dev_##name params; \
-	API(name, params, args) { return cfg.devices ? dev_##name args : INVALID_DEVICE; } \
+	API(name, params, args) { return cfg.devices ? dev_##name args : no_device(); } \
 	static int dev_##name params
 #define SYNC_API(name, params, args) \
 	static int sync_##name params; \

@@ -21,8 +21,8 @@ static const struct { int code; const char *name, *text; } texts[] = {
 
 static const char *text(int code, int want_name) {
 	for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
-		if (texts[i].code == code) return want_name || cfg.version < 6 ? texts[i].name : texts[i].text;
-	return want_name || cfg.version < 6 ? "hipErrorUnknown" : "unknown error";
+		if (texts[i].code == code) return want_name || cfg.version < HIP_5_7 ? texts[i].name : texts[i].text;
+	return want_name || cfg.version < HIP_5_7 ? "hipErrorUnknown" : "unknown error";
 }
 
 const char *hipGetErrorName(int code) { return text(code, 1); }
@@ -33,6 +33,21 @@ const char *hipGetErrorString(int code) { return text(code, 0); }
 
 /* ---- for tests ---- */
 
+/* parse_version reads 5.2, 5.7, 6.4 or 7.2; 5, 6 and 7 are the oldest of each. */
+static int parse_version(const char *value) {
+	static const int all[] = { HIP_5_2, HIP_5_7, HIP_6_4, HIP_7_2 };
+	int major = 0, minor = -1, n = sscanf(value, "%d.%d", &major, &minor);
+	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+		if (n >= 1 && major == all[i] / 10 && (n == 1 || minor == all[i] % 10)) {
+			cfg.version = all[i];
+			return 0;
+		}
+	return -1;
+}
+
+/* hipsim_version is for hiprtc.c, where that is part of this library. */
+int hipsim_version(void) { return cfg.version; }
+
 /* hipsim_configure sets what the environment variable HIPSIM_<name> sets; -1: no such name or bad value. */
 int hipsim_configure(const char *name, const char *value) {
 	int rc = 0;
@@ -40,14 +55,16 @@ int hipsim_configure(const char *name, const char *value) {
 	if (!strcmp(name, "DEVICES")) cfg.devices = atoi(value) > MAX_DEVICES ? MAX_DEVICES : atoi(value);
 	else if (!strcmp(name, "MEMORY")) cfg.memory = strtoull(value, NULL, 0);
 	else if (!strcmp(name, "INTEGRATED")) cfg.integrated = atoi(value);
-	else if (!strcmp(name, "VERSION")) cfg.version = atoi(value);
+	else if (!strcmp(name, "VERSION")) rc = parse_version(value);
 	else if (!strcmp(name, "DELAY_US")) cfg.delay_us = atol(value);
 	else if (!strcmp(name, "SEED")) cfg.seed = atoi(value);
 	else if (!strcmp(name, "POISON")) cfg.poison = atoi(value);
 	else if (!strcmp(name, "VERBOSE")) cfg.verbose = atoi(value);
 	else if (!strcmp(name, "FAIL")) rc = parse_faults(value);
+	else if (!strcmp(name, "FLIP")) rc = parse_flips(value);
 	else if (!strcmp(name, "HOLD")) cfg.hold = atoi(value); /* 1: nothing executes until it is 0 again */
 	else if (!strcmp(name, "WAITS")) cfg.waits = atoi(value);
+	else if (!strcmp(name, "NETWORK")) cfg.network = strtoul(value, NULL, 0);
 	else if (!strcmp(name, "VMM")) cfg.virtual_memory = atoi(value) != 0;
 	else if (!strcmp(name, "GRANULARITY")) {
 		size_t g = strtoull(value, NULL, 0);
@@ -72,7 +89,7 @@ int hipsim_configure(const char *name, const char *value) {
 
 __attribute__((constructor)) static void configure_from_environment(void) {
 	static const char *const names[] = { "DEVICES", "MEMORY", "INTEGRATED", "VERSION", "DELAY_US", "SEED", "POISON",
-		"VERBOSE", "FAIL", "REPORT", "WAITS",
+		"VERBOSE", "FAIL", "FLIP", "REPORT", "WAITS", "NETWORK",
 		"VMM", "GRANULARITY", "IMPORT", "DEFECTS" };
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
 		char key[32];

@@ -10,7 +10,7 @@ static int device_side(uintptr_t p, size_t n, int dev, int prot) {
 	if (!reach(r, dev, prot))
 		return misuse(INVALID_VALUE, r->kind == VIRTUAL ? "hipMemSetAccess has not given this device this access"
 			: "memory of another device than the stream's");
-	if (r->kind == VIRTUAL && cfg.version >= 7 && !reach(r, current, prot))
+	if (r->kind == VIRTUAL && cfg.version >= HIP_7_2 && !reach(r, current, prot))
 		return misuse(INVALID_VALUE, "hipMemSetAccess has not given the current device this access");
 	return SUCCESS;
 }

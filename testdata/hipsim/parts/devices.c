@@ -2,7 +2,8 @@
 
 static int version(int *v) {
 	if (!v) return misuse(INVALID_VALUE, "null pointer for the version");
-	*v = cfg.version == 5 ? 50221153 : cfg.version == 6 ? 60342134 : cfg.version * 10000000 + 51831;
+	*v = cfg.version == HIP_5_2 ? 50221153 : cfg.version == HIP_5_7 ? 50731921
+		: cfg.version == HIP_6_4 ? 60443484 : 70253211;
 	return SUCCESS;
 }
 
@@ -57,7 +58,7 @@ DEVICE_API(hipDeviceGetAttribute, (int *v, int attr, int dev), (v, attr, dev)) {
 	case 87: *v = 64; return SUCCESS;             /* warp size */
 	case 88: *v = 1; return SUCCESS;              /* memory pools */
 	case 89:                                      /* virtual memory; HIP 5.2 does not know it */
-		if (cfg.version < 6) return INVALID_VALUE;
+		if (cfg.version < HIP_5_7) return INVALID_VALUE;
 		*v = cfg.virtual_memory;
 		return SUCCESS;
 	}

@@ -22,6 +22,7 @@ struct reservation { uintptr_t addr; char *data; size_t size; struct reservation
 static struct reservation *reservations;
 
 static void settle(void);
+static void touch(int dev);
 
 /* on_device reports whether the range is memory of a device. */
 static int on_device(const struct range *r) { return r && (r->kind == DEVICE || r->kind == VIRTUAL); }
@@ -53,6 +54,7 @@ static struct range **find_start(uintptr_t p) {
 static struct range *new_range(struct range init) {
 	struct range *r = malloc(sizeof *r);
 	*r = init;
+	if (on_device(r) || cfg.integrated) touch(r->dev);
 	r->next = ranges;
 	return ranges = r;
 }

@@ -58,7 +58,7 @@ static void drop_launch(struct launch *l) { if (l && --l->refs == 0) free(l); }
 static struct stream *find_stream(void *h) {
 	for (struct stream *s = streams; s; s = s->next)
 		if (s == h && s->live) return s;
-	if (cfg.version >= 7) {
+	if (cfg.version >= HIP_7_2) {
 		fprintf(stderr, "hipsim: invalid stream %p: HIP 7 crashes here\n", h);
 		abort();
 	}
@@ -95,6 +95,8 @@ static int run_copy(uintptr_t dst, uintptr_t src, size_t n) {
 	pthread_mutex_lock(&lock);
 	add(S_COPIES, 1);
 	add(S_COPIED, n);
+	struct range *to = overlap(dst, n); /* the list may have changed */
+	if (inside(to, dst, n) && on_device(to) && !on_device(overlap(src, n))) delivered(to, dst - to->addr, n);
 	return SUCCESS;
 }
 

@@ -19,6 +19,7 @@ DEVICE_API(hipStreamCreateWithFlags, (void **out, unsigned flags), (out, flags))
 }
 
 DEVICE_API(hipStreamDestroy, (void *h), (h)) {
+	if (!h) return misuse(INVALID_HANDLE, "hipStreamDestroy: the null stream");
 	struct stream *s = find_stream(h);
 	if (!s) return CONTEXT_DESTROYED;
 	leave_capture(s);
@@ -125,7 +126,7 @@ DEVICE_API(hipEventCreateWithFlags, (void **out, unsigned flags), (out, flags)) 
 
 DEVICE_API(hipEventDestroy, (void *h), (h)) {
 	struct event *e = find_event(h);
-	if (!e) return INVALID_HANDLE;
+	if (!e) return h ? CONTEXT_DESTROYED : INVALID_HANDLE;
 	e->live = 0;
 	unref(e->mark);
 	e->mark = NULL;

@@ -94,7 +94,7 @@ static int check_prop(const struct prop *p) {
 #define VIRTUAL_API(name, params, args) \
 	static int virtual_##name params; \
 	DEVICE_API(name, params, args) { \
-		if (cfg.version < 6 || !cfg.virtual_memory) return NOT_SUPPORTED; \
+		if (cfg.version < HIP_5_7 || !cfg.virtual_memory) return NOT_SUPPORTED; \
 		NO_CAPTURE(); \
 		return virtual_##name args; \
 	} \
@@ -142,6 +142,7 @@ VIRTUAL_API(hipMemCreate, (void **out, size_t n, const struct prop *prop, unsign
 	LATE_FAULT();
 	int code = check_prop(prop);
 	if (code) return code;
+	if (prop->handles != NO_HANDLE && cfg.version < HIP_6_4) return NOT_SUPPORTED;
 	if (!out || flags) return misuse(INVALID_VALUE, "hipMemCreate: arguments");
 	if (odd(n)) return misuse(INVALID_VALUE, "hipMemCreate: the size is not a multiple of the granularity");
 	int dev = prop->location.id;
@@ -168,6 +169,7 @@ VIRTUAL_API(hipMemRelease, (void *h), (h)) {
 VIRTUAL_API(hipMemExportToShareableHandle, (void *out, void *h, int type, unsigned long long flags),
 	(out, h, type, flags)) {
 	LATE_FAULT();
+	if (cfg.version < HIP_6_4) return NOT_SUPPORTED;
 	struct physical *p = find_physical(h);
 	if (!p) return INVALID_VALUE;
 	if (!out || flags || type != DESCRIPTOR) return misuse(INVALID_VALUE, "hipMemExportToShareableHandle: arguments");
@@ -193,14 +195,16 @@ static int exported_by(int fd) {
 	return n > 0 && sscanf(name, "/memfd:hipsim-%d", &dev) == 1 ? dev : -1;
 }
 
-/* The descriptor stays the caller's. It comes as a value, of which the lower 32 bits count, as with AMD, or, as
- * HIPSIM_IMPORT=pointer says, by its address. */
+/* The descriptor stays the caller's. HIP 6.4 takes its address, HIP 7.2 its value, of which the lower 32 bits count;
+ * HIPSIM_IMPORT says otherwise. */
 VIRTUAL_API(hipMemImportFromShareableHandle, (void **out, void *os, int type), (out, os, type)) {
 	LATE_FAULT();
+	if (cfg.version < HIP_6_4) return NOT_SUPPORTED;
 	if (!out || type != DESCRIPTOR) return misuse(INVALID_VALUE, "hipMemImportFromShareableHandle: arguments");
-	if (cfg.import_pointer && (uintptr_t)os < PAGE)
+	int pointer = cfg.import_pointer < 0 ? cfg.version < HIP_7_2 : cfg.import_pointer;
+	if (pointer && (uintptr_t)os < PAGE)
 		return misuse(INVALID_VALUE, "hipMemImportFromShareableHandle: not the address of a descriptor");
-	int fd = cfg.import_pointer ? *(int *)os : (int)(intptr_t)os, dev = exported_by(fd);
+	int fd = pointer ? *(int *)os : (int)(intptr_t)os, dev = exported_by(fd);
 	struct stat st;
 	if (no_such(dev) || fstat(fd, &st))
 		return misuse(INVALID_VALUE, "hipMemImportFromShareableHandle: not a descriptor of a device's memory");
@@ -300,7 +304,7 @@ VIRTUAL_API(hipMemMap, (void *addr, size_t n, size_t offset, void *h, unsigned l
 	if (closed_early(p)) return INVALID_VALUE;
 	char *data = r->data + (a - r->addr);
 	if (mmap(data, n, PROT_NONE, MAP_SHARED | MAP_FIXED, p->fd, 0) == MAP_FAILED) return OUT_OF_MEMORY;
-	new_range((struct range){ .kind = VIRTUAL, .dev = p->dev, .addr = a, .data = data, .size = n, .map = n,
+	new_range((struct range){ .kind = VIRTUAL, .dev = p->dev, .fd = p->fd, .ipc = p->imported, .addr = a, .data = data, .size = n, .map = n,
 		.physical = p });
 	p->maps++;
 	add(S_MAPPED, 1);
@@ -349,8 +353,9 @@ VIRTUAL_API(hipMemUnmap, (void *addr, size_t n), (addr, n)) {
 
 /* host_access lets the host at the memory, at the address that the caller knows. HIP 7 can do that. */
 static int host_access(struct range *r, int flags) {
-	if (cfg.version < 7) return misuse(INVALID_VALUE, "hipMemSetAccess: not a device");
+	if (cfg.version < HIP_7_2) return misuse(INVALID_VALUE, "hipMemSetAccess: not a device");
 	if (r->physical->imported && cfg.defects & HOST_ACCESS) return INVALID_VALUE;
+	if (r->physical->imported && cfg.defects & HOST_ACCESS_VOID) return SUCCESS;
 	void *p = mmap((void *)r->addr, r->size, flags, MAP_SHARED | MAP_FIXED, r->physical->fd, 0);
 	return p == MAP_FAILED ? OUT_OF_MEMORY : SUCCESS;
 }
@@ -410,5 +415,6 @@ SYNC_API(hipMemGetAddressRange, (void **base, size_t *n, void *p), (base, n, p))
 static int leak(struct range *r) {
 	r->physical->leaked = 1;
 	add(S_LEAKS, 1);
+	lost("hipIpcGetMemHandle of virtual memory");
 	return misuse(INVALID_VALUE, "hipIpcGetMemHandle: virtual memory, which is leaked now");
 }

@@ -33,7 +33,8 @@ type Setup struct {
 
 // Result is what one load took. Sizes are in bytes.
 type Result struct {
-	Transfer    time.Duration // from the first read to the end of the last copy
+	Transfer    time.Duration // from the first read to the end of the last copy, and of comparing fingerprints
+	Proved      bool          // fingerprints were compared
 	Total       time.Duration // with planning, allocation and pinning
 	ReadBytes   uint64
 	UploadBytes uint64 // over the link
@@ -54,6 +55,8 @@ type Loads struct {
 	CopySpeed func(ctx context.Context) (float64, error)
 	// ReadSpeed measures reading the model, in bytes per second; cold means from the disk, past the page cache.
 	ReadSpeed func(ctx context.Context, cold bool) (float64, error)
+	// Fits returns why a load as dtype does not fit onto the device; such loads are left out. Nil: all fit.
+	Fits func(dtype string) error
 	// Evict takes the model out of the page cache. Without it there are no cold loads.
 	Evict func() error
 	// PeakRSS is the largest resident memory of the process so far, in bytes; 0 if it is not known.
@@ -64,7 +67,10 @@ type Loads struct {
 	Step func(number, count int, what string)
 	Row  func(c Ceilings, run Run)
 
-	Runs    int      // loads of each kind, at least 1
+	Runs int // loads of each kind, at least 1
+	// Limit is after what time no other kind of load is begun, and no load repeated: each kind gets its share of it, and
+	// is done once at least. 0: there is no limit.
+	Limit   time.Duration
 	DTypes  []string // at least one
 	CPU     bool     // measure loads that the CPU converts for
 	GPU     bool     // measure loads that the device converts for
@@ -96,6 +102,7 @@ type Run struct {
 	ReadGBps float64   `json:"read_gbps"`         // bytes of the file, per second of transfer
 	OfDisk   float64   `json:"of_disk,omitempty"` // read_gbps as a share of read_cold_gbps; cold loads only
 	Pinned   int64     `json:"pinned_bytes"`
+	Proved   bool      `json:"proved"` // the devices' fingerprints were compared, within Seconds
 
 	// The least and the greatest speed of the link just before and after the group of runs that this one belongs to, such
 	// as all loads of a dtype. They are not known yet when [Loads.Row] is called.
@@ -107,14 +114,16 @@ type Run struct {
 type LoadsReport struct {
 	Ceilings Ceilings `json:"ceilings"`
 	Runs     []Run    `json:"runs"`
-	Scaling  []Run    `json:"scaling,omitempty"` // async or async-gpu, with one setting changed
+	Scaling  []Run    `json:"scaling,omitempty"`   // async or async-gpu, with one setting changed
+	Late     []string `json:"late,omitempty"`      // kinds of loads left out because of the limit, such as "threads=4"
+	TooLarge []string `json:"too_large,omitempty"` // why loads as some types were left out
 	PeakRSS  uint64   `json:"peak_rss_bytes"`
 }
 
 // Measure measures the ceilings, then the loads. If CPU and GPU are both set, a device that cannot convert is worth a
 // warning only; with GPU alone it is an error. Other errors are those of the functions.
 func (l *Loads) Measure(ctx context.Context) (*LoadsReport, error) {
-	m := &measurement{Loads: l, count: l.count()}
+	m := &measurement{Loads: l, count: l.count(), began: time.Now()}
 	for _, step := range []func(context.Context) error{
 		m.measureCeilings, m.measureModes, m.measureMemory, m.measureScaling,
 		m.measureCold, // last, as it throws the file out of the page cache
@@ -132,6 +141,17 @@ type measurement struct {
 	report        LoadsReport
 	number, count int     // of kinds of loads: those that have begun, and all
 	link          float64 // what the link reached when it was measured last, in GB/s
+	began         time.Time
+}
+
+// late reports whether the time is over, and notes then that a kind of load is left out.
+func (m *measurement) late(format string, args ...any) bool {
+	if m.Limit == 0 || time.Since(m.began) < m.Limit {
+		return false
+	}
+	m.number++
+	m.report.Late = append(m.report.Late, fmt.Sprintf(format, args...))
+	return true
 }
 
 // count returns how many kinds of loads there are.
@@ -158,7 +178,11 @@ func (m *measurement) begin(s Setup, setting string) {
 	if setting != "" {
 		what += ", " + setting
 	}
-	m.Step(m.number, m.count, fmt.Sprintf("%s, %d runs", what, m.Runs))
+	upTo := ""
+	if m.Limit > 0 {
+		upTo = "up to "
+	}
+	m.Step(m.number, m.count, fmt.Sprintf("%s, %s%d runs", what, upTo, m.Runs))
 }
 
 // finish takes the figures of a kind of load.
@@ -215,10 +239,21 @@ func (m *measurement) measureLink(ctx context.Context, group []Run) error {
 // measureModes measures all warm loads with the usual settings.
 func (m *measurement) measureModes(ctx context.Context) error {
 	unable := false
+	var tooLarge error
 	for _, d := range m.DTypes {
+		if m.Fits != nil {
+			if err := m.Fits(d); err != nil {
+				if tooLarge == nil {
+					tooLarge = err
+				}
+				m.number += len(m.modes(d))
+				m.report.TooLarge = append(m.report.TooLarge, err.Error())
+				continue
+			}
+		}
 		first := len(m.report.Runs)
 		for _, mode := range m.modes(d) {
-			if mode == AsyncGPU && unable {
+			if mode == AsyncGPU && unable || m.late("%s %s", mode, d) {
 				continue
 			}
 			run, err := m.run(ctx, Setup{Mode: mode, DType: d}, "")
@@ -235,6 +270,9 @@ func (m *measurement) measureModes(ctx context.Context) error {
 		if err := m.measureLink(ctx, m.report.Runs[first:]); err != nil {
 			return err
 		}
+	}
+	if len(m.report.Runs) == 0 {
+		return tooLarge
 	}
 	return nil
 }
@@ -265,19 +303,22 @@ func (m *measurement) measureScaling(ctx context.Context) error {
 		return nil
 	}
 	usual := Setup{Mode: Async, DType: m.DTypes[0]}
-	if slices.Contains(m.DTypes, "f16") {
+	if slices.Contains(m.DTypes, "f16") && (m.Fits == nil || m.Fits("f16") == nil) {
 		usual.DType = "f16"
 	}
 	if m.GPU && !m.CPU && m.Expands(usual.DType) {
 		usual.Mode = AsyncGPU
 	}
 	first := 0 // of the group of variants of one setting
-	for i, v := range variants(usual) {
-		if i > 0 && settingKind(v.name) != settingKind(m.report.Scaling[i-1].Setting) {
+	for _, v := range variants(usual) {
+		if m.late("%s", v.name) {
+			continue
+		}
+		if n := len(m.report.Scaling); n > 0 && settingKind(v.name) != settingKind(m.report.Scaling[n-1].Setting) {
 			if err := m.measureLink(ctx, m.report.Scaling[first:]); err != nil {
 				return err
 			}
-			first = i
+			first = n
 		}
 		run, err := m.run(ctx, v.Setup, v.name)
 		if err != nil {
@@ -323,7 +364,7 @@ func variants(usual Setup) []variant {
 
 // measureCold measures the disk, and a raw load of a file that is not in the page cache.
 func (m *measurement) measureCold(ctx context.Context) error {
-	if m.Evict == nil {
+	if m.Evict == nil || m.late("%s", Cold) {
 		return nil
 	}
 	if err := m.Evict(); err != nil {
@@ -359,7 +400,12 @@ func (m *measurement) run(ctx context.Context, s Setup, setting string) (Run, er
 	m.begin(s, setting)
 	var totals []float64
 	var last Result
-	for range m.Runs {
+	began := time.Now()
+	share := (m.Limit - began.Sub(m.began)) / time.Duration(m.count-m.number+1)
+	for i := range m.Runs {
+		if took := time.Since(began); m.Limit > 0 && i > 0 && took+took/time.Duration(i) > share {
+			break
+		}
 		if s.Mode == Cold {
 			if err := m.Evict(); err != nil {
 				return run, err
@@ -372,7 +418,7 @@ func (m *measurement) run(ctx context.Context, s Setup, setting string) (Run, er
 		run.Seconds = append(run.Seconds, last.Transfer.Seconds())
 		totals = append(totals, last.Total.Seconds())
 	}
-	run.Dequant, run.Pinned = last.Dequant, last.PinnedBytes
+	run.Dequant, run.Pinned, run.Proved = last.Dequant, last.PinnedBytes, last.Proved
 	run.Median, run.Total = median(run.Seconds), median(totals)
 	if run.Median > 0 {
 		run.GBps = float64(last.UploadBytes) / run.Median / 1e9

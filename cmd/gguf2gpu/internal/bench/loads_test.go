@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -284,5 +285,75 @@ func TestMeasureFails(t *testing.T) {
 				t.Errorf("got %+v, %v; want only the error %v", r, err, broken)
 			}
 		})
+	}
+}
+
+// TestLimit: each kind of load gets its share of the time and is done once at least; what does not fit is left out, and
+// said.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct {
+		limit time.Duration
+		runs  []int // of each kind that is measured, raw and f16, sync and async, then 15 variants, then cold
+		late  int
+	}{
+		{0, []int{5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5}, 0},
+		{time.Hour, []int{5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5}, 0},
+		{40 * time.Second, []int{2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2}, 0},
+		{6 * time.Second, []int{1, 1, 1, 1, 1, 1}, 14},
+		{1, []int{1}, 19},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var m machine
+			l := m.describe()
+			l.Runs, l.Scaling, l.Limit = 5, true, x.limit
+			load := l.Load
+			l.Load = func(ctx context.Context, s Setup) (Result, error) {
+				time.Sleep(time.Second)
+				return load(ctx, s)
+			}
+			r, err := l.Measure(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var runs []int
+			for _, run := range append(slices.Clone(r.Runs), r.Scaling...) {
+				runs = append(runs, len(run.Seconds))
+			}
+			if diff := cmp.Diff(x.runs, runs); diff != "" || len(r.Late) != x.late {
+				t.Errorf("limit %v: %s\n%q are left out", x.limit, diff, r.Late)
+			}
+		})
+	}
+}
+
+// TestTooLarge: what does not fit onto the device is left out, with the reason; if nothing fits, that is the error.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	var m machine
+	l := m.describe()
+	large := errors.New("f16 is too large")
+	l.Fits = func(dtype string) error {
+		if dtype == "f16" {
+			return large
+		}
+		return nil
+	}
+	l.Scaling = true
+	r, err := l.Measure(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, run := range append(r.Runs, r.Scaling...) {
+		if run.DType != "raw" {
+			t.Errorf("a load as %s", run.DType)
+		}
+	}
+	if diff := cmp.Diff([]string{"f16 is too large"}, r.TooLarge); diff != "" {
+		t.Error(diff)
+	}
+	l.DTypes = []string{"f16"}
+	if _, err := l.Measure(t.Context()); !errors.Is(err, large) {
+		t.Error(err)
 	}
 }

@@ -67,6 +67,7 @@ type Host struct {
 	MemlockBytes *uint64           `json:"memlock_bytes"` // the same as a number; null where the system has none
 	Cgroup       *CgroupLimit      `json:"cgroup_memory"` // null without a limit
 	Container    bool              `json:"container"`     // it looks like a container
+	Ptrace       bool              `json:"ptrace"`        // may take descriptors from other processes of its user
 }
 
 // DeviceFile is a device file and whether the process may use it.
@@ -91,6 +92,7 @@ func checkHost(p probe) Host {
 		Environment: map[string]string{},
 		Cgroup:      p.cgroupMemory(),
 		Container:   p.exists("/.dockerenv") || p.exists("/run/.containerenv") || p.getenv("KUBERNETES_SERVICE_HOST") != "",
+		Ptrace:      p.mayTrace(),
 		RenderNodes: []DeviceFile{},
 	}
 	r.GPUNodes = len(r.Targets)
@@ -100,7 +102,7 @@ func checkHost(p probe) Host {
 	for _, path := range p.glob("/dev/dri/renderD*") {
 		r.RenderNodes = append(r.RenderNodes, p.deviceFile(path))
 	}
-	for _, name := range slices.Concat(locateVariables, visibleVariables, tuningVariables) {
+	for _, name := range slices.Concat(locateVariables, visibleVariables, tuningVariables()) {
 		v, set := p.lookup(name)
 		if v != "" || set && slices.Contains(visibleVariables, name) { // an empty one of these hides all GPUs
 			r.Environment[name] = v

@@ -14,6 +14,10 @@ const (
 	noLimit = math.MaxUint64
 	// stagingNeed is the least staging memory that a load chooses by itself.
 	stagingNeed = 64 << 20
+	// stagingVariable sets --staging.
+	stagingVariable = "GGUF2GPU_STAGING"
+	// muchStaging is staging memory that is more than small or moderate.
+	muchStaging = 1 << 30
 	// memoryNeed is a memory limit below which staging memory, the runtime and the file's pages no longer fit side by
 	// side.
 	memoryNeed = 1 << 30
@@ -53,6 +57,13 @@ func (r Host) warnLimits() []string {
 		warnings = append(warnings, fmt.Sprintf("only %s of memory may be locked: a driver that counts pinned memory refuses staging "+
 			"buffers beyond that, and loads are slower (unpinned_copies in 'load --json' tells); raise it with ulimit -l, memlock in "+
 			"/etc/security/limits.conf, LimitMEMLOCK of systemd or --ulimit memlock=-1 of a container", limitText(*r.MemlockBytes)))
+	}
+	// AMD's own warning, ROCm/rocm-systems pull request 11670, and ROCm/legacy-rocm-build 2433: since ROCm 5.6
+	// registering takes much longer.
+	if n, err := humanize.ParseBytes(r.Environment[stagingVariable]); err == nil && n > muchStaging && r.Driver {
+		warnings = append(warnings, fmt.Sprintf("%s=%s page-locks gigabytes by hipHostRegister: AMD warns that this takes long, slows "+
+			"the machine down and can make its kernel unstable; no more than 128 MiB for a GPU are needed", stagingVariable,
+			r.Environment[stagingVariable]))
 	}
 	if c := r.Cgroup; c != nil && c.Limit < memoryNeed {
 		warnings = append(warnings, fmt.Sprintf("this process may use %s of memory (%s), files that it reads included: raise it "+

@@ -16,6 +16,7 @@ type Report struct {
 	Host     Host      `json:"host"`
 	Advice   []string  `json:"advice"`   // what to do, most basic first; empty when a GPU is usable
 	Warnings []string  `json:"warnings"` // what may make loads slow or wrong, each with what to do
+	Defects  []string  `json:"defects"`  // of the HIP library's version, each with what gguf2gpu does about it
 }
 
 // Library is the HIP library.
@@ -51,7 +52,8 @@ type GPU struct {
 func Check() *Report {
 	r := checkLibrary()
 	r.Host = checkHost(thisHost())
-	r.Advice, r.Warnings = r.advise(), append(r.Host.warn(), r.warn()...)
+	r.Advice, r.Warnings = r.advise(), append(append(r.Host.warn(), r.warn()...), r.warnIPC()...)
+	r.Defects = r.defects()
 	return r
 }
 
@@ -120,11 +122,20 @@ func (r *Report) advise() []string {
 	return advice
 }
 
-// warn returns what the libraries lack.
+// warn returns what the libraries lack, and what is known of their versions.
 func (r *Report) warn() []string {
-	if len(r.Devices) == 0 || r.Library.CompilerError == "" {
+	if len(r.Devices) == 0 {
 		return nil
 	}
-	return []string{"without hipRTC the CPU dequantizes, and more bytes have to cross the link: install ROCm's " +
-		"libhiprtc.so (in the package hip-runtime-amd), or set GGUF2GPU_HIPRTC_LIBRARY to its path"}
+	var warnings []string
+	for _, f := range libraryFaults {
+		if strings.HasPrefix(r.Library.Runtime, f.series+".") {
+			warnings = append(warnings, f.text)
+		}
+	}
+	if r.Library.CompilerError == "" {
+		return warnings
+	}
+	return append(warnings, "without hipRTC the CPU dequantizes, and more bytes have to cross the link: install ROCm's "+
+		"libhiprtc.so (in the package hip-runtime-amd), or set GGUF2GPU_HIPRTC_LIBRARY to its path")
 }

@@ -43,7 +43,7 @@ func TestCheck(t *testing.T) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"attempts", "devices", "advice", "warnings"} {
+	for _, name := range []string{"attempts", "devices", "advice", "warnings", "defects"} {
 		if len(r[name]) == 0 || r[name][0] != '[' {
 			t.Errorf("%s is %s, want a list", name, r[name])
 		}

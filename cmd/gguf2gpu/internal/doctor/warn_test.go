@@ -49,6 +49,12 @@ func TestWarnOfKnownFaults(t *testing.T) {
 			name: "no copy engines", kernel: "6.14.0", env: map[string]string{"HSA_ENABLE_SDMA": "0"},
 			want: []string{"HSA_ENABLE_SDMA=0"},
 		},
+		{
+			name: "much staging memory", kernel: "6.14.0", env: map[string]string{"GGUF2GPU_STAGING": "4GiB"},
+			want: []string{"GGUF2GPU_STAGING=4GiB page-locks gigabytes"},
+		},
+		{name: "some staging memory", kernel: "6.14.0", env: map[string]string{"GGUF2GPU_STAGING": "256MiB"}},
+		{name: "staging memory that is none", kernel: "6.14.0", env: map[string]string{"GGUF2GPU_STAGING": "much"}},
 		{name: "copy engines forced", kernel: "6.14.0", env: map[string]string{"HSA_ENABLE_SDMA": "1"}},
 		{
 			name: "old ROCm", files: map[string]string{"opt/rocm-4.5.2/.info/version": "4.5.2-164\n"},

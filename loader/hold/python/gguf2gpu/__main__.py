@@ -19,13 +19,24 @@ def _size(nbytes: float) -> str:
     return ""
 
 
+def _safe(text: object) -> str:
+    """Return a text of the holder's without what drives terminals."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2).replace("\x7f", "\\u007f")  # the only control character that json leaves
+
+
 def _list(socket: Optional[str], as_json: bool) -> None:
     held = models(socket)
     if as_json:
-        print(json.dumps(held, indent=2))
+        print(_json(held))
         return
     for m in held:
-        print("%-30s %-10s %s" % (m.get("name"), m.get("state", ""), _size(m.get("device_bytes") or 0)))
+        nbytes = m.get("device_bytes")
+        size = _size(nbytes) if isinstance(nbytes, (int, float)) else ""
+        print("%-30s %-10s %s" % (_safe(m.get("name")), _safe(m.get("state", "")), size))
     if not held:
         print("the holder has no models")
 
@@ -51,7 +62,7 @@ def _attach(socket: Optional[str], name: Optional[str], as_json: bool) -> None:
         tensors = _describe(model)
         if as_json:
             print(
-                json.dumps(
+                _json(
                     {
                         "model": model.name,
                         "architecture": model.architecture,
@@ -60,8 +71,7 @@ def _attach(socket: Optional[str], name: Optional[str], as_json: bool) -> None:
                         "nbytes": model.nbytes,
                         "seconds": took,
                         "tensors": tensors,
-                    },
-                    indent=2,
+                    }
                 )
             )
             return
@@ -69,11 +79,11 @@ def _attach(socket: Optional[str], name: Optional[str], as_json: bool) -> None:
             kind = t["dtype"] if t["dtype"] != "uint8" else t["ggml_type"]
             print(
                 "%-40s %-9s %-18s %12d  %s"
-                % (t["name"], kind, "x".join(map(str, t["shape"])), t["nbytes"], t["device"])
+                % (_safe(t["name"]), _safe(kind), "x".join(map(str, t["shape"])), t["nbytes"], t["device"])
             )
         print(
             "%d tensors, %s on %s, attached in %.2f ms"
-            % (len(model), _size(model.nbytes), model.devices[0].get("name"), took * 1000)
+            % (len(model), _size(model.nbytes), _safe(model.devices[0].get("name")), took * 1000)
         )
 
 
@@ -95,7 +105,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         else:
             _attach(args.socket, args.model, args.json)
     except (Error, OSError) as e:
-        print("gguf2gpu: %s" % e, file=sys.stderr)
+        print("gguf2gpu: %s" % _safe(e), file=sys.stderr)
         return 1
     return 0
 

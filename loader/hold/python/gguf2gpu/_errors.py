@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 
+def show(value: object) -> str:
+    """Return the beginning of a value of a holder's. It costs no more than that, whatever the value is."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:100])
+    if isinstance(value, bool) or value is None or isinstance(value, float):
+        return repr(value)
+    if isinstance(value, int):
+        return repr(value) if value.bit_length() < 400 else "a number of %d bits" % value.bit_length()
+    return "a %s" % type(value).__name__
+
+
 class Error(Exception):
     """What went wrong, and where."""
 

@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import Iterator, List, Optional, Tuple
 
-from ._errors import DeviceError
+from ._errors import DeviceError, ProtocolError
 
 _SONAMES = ("libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5", "libamdhip64.so")
 _DEVICE_TO_HOST = 2  # hipMemcpyDeviceToHost
@@ -110,6 +110,15 @@ def runtime() -> "Runtime":
         return _runtime
 
 
+# What error 17 of opening memory of another process has been seen to come from.
+_IPC = "containers need one PID, one IPC and one network namespace, or --share fd of the holder"
+_IPC_OF_7 = (
+    "HIP 7 hands memory over by a socket that belongs to a network namespace, so both processes must share their network, "
+    "PID and IPC namespaces, and the one that attaches needs CAP_SYS_PTRACE; HSA_ENABLE_IPC_MODE_LEGACY=1 in the "
+    "environment of both brings the older way back; --share fd of the holder needs none of that"
+)
+
+
 class Runtime:
     """The HIP runtime. Calls leave the thread's current device as it was."""
 
@@ -154,6 +163,7 @@ class Runtime:
         self._uuid = getattr(self._lib, "hipDeviceGetUuid", None)  # from HIP 5.2 on
         version = ctypes.c_int()
         self._call("hipRuntimeGetVersion", ctypes.byref(version))
+        self._version = version.value
         # hipIpcMemLazyEnablePeerAccess, the only flag there is, changed its value in HIP 6.
         self._flags = 1 if version.value >= 60000000 else 0
         self._by_value = version.value >= 70100000  # how hipMemImportFromShareableHandle takes a descriptor
@@ -196,8 +206,31 @@ class Runtime:
     def open_handle(self, device: int, handle: bytes) -> int:
         pointer, raw = ctypes.c_void_p(), _Handle.from_buffer_copy(handle)
         with self._on(device):
-            self._call("hipIpcOpenMemHandle", ctypes.byref(pointer), raw, self._flags)
+            try:
+                self._call("hipIpcOpenMemHandle", ctypes.byref(pointer), raw, self._flags)
+            except DeviceError as e:
+                if e.code != 17:
+                    raise
+                raise DeviceError("%s: %s" % (e, _IPC_OF_7 if self._version >= 70000000 else _IPC), e.code) from None
         return pointer.value or 0
+
+    def check_size(self, address: int, nbytes: int) -> None:
+        """Raise ProtocolError where less is mapped than the holder says: what is behind it belongs to nobody. Runtimes
+        that cannot tell are believed."""
+        function = getattr(self._lib, "hipMemGetAddressRange", None)
+        if function is None:
+            return
+        base, size = ctypes.c_void_p(), ctypes.c_size_t()
+        function.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_size_t), ctypes.c_void_p]
+        function.restype = ctypes.c_int
+        code = function(ctypes.byref(base), ctypes.byref(size), address)
+        if code == 801:  # hipErrorNotSupported
+            return
+        if code != 0:
+            raise DeviceError("hipMemGetAddressRange: error %d" % code, code)
+        start = base.value or 0
+        if start > address or start + size.value < address + nbytes:
+            raise ProtocolError("%d bytes are mapped, the holder says %d" % (size.value, nbytes))
 
     def close_handle(self, device: int, address: int) -> None:
         with self._on(device):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
-from ._errors import ProtocolError, UnknownNames
+from ._errors import ProtocolError, UnknownNames, show
 
 # dtype and bytes of an element, by ggml's type. All other types are blocks.
 _PLAIN = {
@@ -70,20 +70,25 @@ class Manifest(NamedTuple):
         if self.hf is None:
             raise UnknownNames("the holder is of a version that does not say what tensors are called in transformers")
         if self.hf.get("unknown"):
-            raise UnknownNames(str(self.hf["unknown"]))
+            raise UnknownNames(_short(self.hf["unknown"]))
         return {t.name: t.hf for t in self.tensors}
 
 
 def _number(value: object, limit: int, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
-        raise ProtocolError("%s is %.100r" % (what, value))
+        raise ProtocolError("%s is %s" % (what, show(value)))
     return value
 
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise ProtocolError("%s is %.100r" % (what, value))
+        raise ProtocolError("%s is %s" % (what, show(value)))
     return value
+
+
+def _short(value: object) -> str:
+    """Return a text of the holder's for people."""
+    return value[:4096] if isinstance(value, str) else show(value)
 
 
 def _list(value: object, what: str, kind: type = dict) -> List[Any]:
@@ -106,7 +111,7 @@ def parse(m: object) -> Manifest:
     share = m.get("share", "ipc")  # version 2 knew nothing else
     if share not in ("ipc", "fd"):
         raise ProtocolError(
-            "the holder shares memory by %.100r, which this package does not know: it is too old" % (share,)
+            "the holder shares memory by %s, which this package does not know: it is too old" % show(share)
         )
     allocations = [_allocation(a, len(devices), share == "fd") for a in _list(m.get("allocations"), "allocations")]
     if sum(max(a.nbytes, a.size) for a in allocations) > _MAX_BYTES:
@@ -115,10 +120,14 @@ def parse(m: object) -> Manifest:
     for a in allocations:
         sizes[a.device].append(a.nbytes)
     found: List[Tuple[Tuple[int, int, int], Tensor]] = []
+    grouped: Set[int] = set()
     for g in _list(m.get("groups"), "groups"):
         on = tuple(_number(d, len(devices) - 1, "a device of a group") for d in _list(g.get("devices"), "devices", int))
+        if len(set(on)) != len(on) or not grouped.isdisjoint(on):  # else comparing them could take for ever
+            raise ProtocolError("a device is in two groups")
+        grouped.update(on)
         if not on or any(sizes[d] != sizes[on[0]] for d in on):
-            raise ProtocolError("the devices %s of a group do not have the same allocations" % (on,))
+            raise ProtocolError("the %d devices of a group do not have the same allocations" % len(on))
         for t in _list(g.get("tensors"), "tensors"):
             try:
                 where = (
@@ -128,15 +137,15 @@ def parse(m: object) -> Manifest:
                 )
                 found.append((where, _tensor(t, on, sizes[on[0]])))
             except ProtocolError as e:
-                raise ProtocolError("tensor %.100r: %s" % (t.get("name"), e)) from None
+                raise ProtocolError("tensor %s: %s" % (show(t.get("name")), e)) from None
     found.sort(key=lambda x: x[0])  # the order in which they arrive
     tensors = [t._replace(number=i) for i, (_, t) in enumerate(found)]
     if len({t.name for t in tensors}) != len(tensors):
         raise ProtocolError("a tensor is there twice")
     hf = m.get("hf")
     return Manifest(
-        _text(m.get("name"), "name"),
-        _text(m.get("architecture", ""), "architecture"),
+        _text(m.get("name"), "name")[:4096],
+        _text(m.get("architecture", ""), "architecture")[:4096],
         _list(m.get("files"), "files"),
         devices,
         allocations,
@@ -175,7 +184,7 @@ def _tensor(t: Dict[str, Any], on: Tuple[int, ...], sizes: List[int]) -> Tensor:
         dim = _number(part.get("dim"), len(whole) - 1, "the dimension of a slice")
         ranges = [[_number(n, whole[dim], "an index") for n in r] for r in _list(part.get("ranges"), "ranges", list)]
         if any(len(r) != 2 or r[0] > r[1] for r in ranges):
-            raise ProtocolError("the ranges of a slice are %.200r" % (ranges,))
+            raise ProtocolError("the ranges of a slice are not ascending pairs")
         sliced = {"dim": len(whole) - 1 - dim, "ranges": ranges, "shape": tuple(reversed(whole))}
         whole[dim] = sum(r[1] - r[0] for r in ranges)
     elements = tuple(reversed(whole))

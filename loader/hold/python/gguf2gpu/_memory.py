@@ -11,7 +11,7 @@ import sys
 from typing import Any, Dict, List, Optional, Protocol, Tuple
 
 from . import _hip
-from ._errors import DeviceError, ProtocolError
+from ._errors import DeviceError, ProtocolError, show
 
 # Numbers of DLPack's DLDeviceType.
 CPU, CUDA, ROCM = 1, 2, 10
@@ -54,14 +54,17 @@ def machine(devices: List[Dict[str, Any]]) -> Machine:
         return Software()
     if kind == "hip":
         return Hip(devices)
-    raise DeviceError("the model is on a device of the kind %.100r, which this package does not know" % kind)
+    raise DeviceError("the model is on a device of the kind %s, which this package does not know" % show(kind))
 
 
 class _Mapped:
     """Shared memory of the software device. Others see no writes to it: pages are copied when written."""
 
     def __init__(self, fd: int, nbytes: int) -> None:
-        self._map = mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        try:
+            self._map = mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        except (OSError, ValueError, OverflowError) as e:
+            raise DeviceError("mapping %d bytes of shared memory: %s" % (nbytes, e)) from e
         hold = ctypes.c_char.from_buffer(self._map)
         self.address, self.nbytes = ctypes.addressof(hold), nbytes
         del hold  # while it lived the map could not be closed
@@ -104,8 +107,8 @@ class Software:
                 opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             finally:
                 os.close(found)
-        except OSError as e:
-            raise DeviceError("opening the shared memory of process %d: %s" % (pid, e.strerror)) from e
+        except (OSError, ValueError, IndexError) as e:
+            raise DeviceError("opening the shared memory of process %d: %s" % (pid, e)) from e
         return self.open_descriptor(device, opened, size, 0)
 
     def open_descriptor(self, device: int, fd: int, nbytes: int, address: int) -> Memory:
@@ -120,7 +123,7 @@ class Software:
             sealed = fcntl.fcntl(fd, self._GET_SEALS) & self._SEALS == self._SEALS
         except OSError:
             sealed = False
-        if not sealed or os.fstat(fd).st_size < nbytes:
+        if not sealed or nbytes <= 0 or os.fstat(fd).st_size < nbytes:
             raise ProtocolError("the shared memory is not of the size that the holder says")
         return _Mapped(fd, nbytes)
 
@@ -150,6 +153,11 @@ class _Opened:
     def __init__(self, runtime: _hip.Runtime, device: int, handle: bytes, nbytes: int) -> None:
         self._runtime, self._device, self.nbytes = runtime, device, nbytes
         self.address = runtime.open_handle(device, handle)
+        try:
+            runtime.check_size(self.address, nbytes)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._runtime.close_handle(self._device, self.address)
@@ -165,6 +173,11 @@ class _Imported:
         except BaseException:
             os.close(fd)
             raise
+        try:
+            runtime.check_size(self.address, nbytes)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         try:
@@ -179,6 +192,9 @@ class Hip:
     def __init__(self, devices: List[Dict[str, Any]]) -> None:
         self.runtime = _hip.runtime()
         here = self.runtime.devices()
+        # Looked up once: /proc/self/maps takes half a millisecond where PyTorch's libraries are loaded, and every
+        # tensor asks. The call above has loaded what the runtime stands on.
+        self._on_cuda = _hip.mapped("libcuda.so") != ""
         self._numbers: List[int] = []
         for d in devices:
             try:
@@ -186,11 +202,11 @@ class Hip:
             except ValueError:
                 raise DeviceError(
                     "the model is on the device %s (%s), which is not among the %d devices of this process"
-                    % (d.get("name"), d.get("uuid"), len(here))
+                    % (show(d.get("name")), show(d.get("uuid")), len(here))
                 ) from None
 
     def dlpack(self, device: int) -> Tuple[int, int]:
-        return _flavor(), self._numbers[device]
+        return _flavor(self._on_cuda), self._numbers[device]
 
     def open_handle(self, device: int, handle: bytes, nbytes: int) -> Memory:
         return _Opened(self.runtime, self._numbers[device], handle, nbytes)
@@ -206,12 +222,8 @@ class Hip:
             self.runtime.synchronize(device)
 
 
-def _flavor() -> int:
+def _flavor(on_cuda: bool) -> int:
     """Return what consumers of DLPack call the GPUs of this process: ROCM, or CUDA where HIP is a library over
     NVIDIA's driver. PyTorch decides where it is loaded, as it refuses the other one."""
     version: Optional[Any] = getattr(sys.modules.get("torch"), "version", None)
-    if getattr(version, "hip", None):
-        return ROCM
-    if getattr(version, "cuda", None) and _hip.mapped("libcuda.so"):
-        return CUDA
-    return CUDA if version is None and _hip.mapped("libcuda.so") else ROCM
+    return CUDA if on_cuda and not getattr(version, "hip", None) else ROCM

@@ -31,6 +31,7 @@ class _Attachment:
         self.name, self.residence, self.independent = manifest.name, manifest.residence, manifest.descriptors
         self.ending = self.alone = False
         self.looked = 0.0  # when the next holder was looked for
+        self.heard = 0.0  # when the holder was last listened to
         self.memories: List[List[_memory.Memory]] = []  # by device, in the order of the manifest
         self.lock = threading.RLock()
         self.ready, self.loaded = 0, False
@@ -49,21 +50,30 @@ class _Attachment:
                 raise Closed("the model is closed")
             if self.pid != os.getpid():
                 raise Closed("the model was attached to by the parent of this process; a child attaches itself")
-            while self.error is None:
+            if self.loaded and self.independent:  # whatever the holder says by now, the memory stays
+                now = time.monotonic()
+                if now - self.heard < _HEAR_EVERY:
+                    return
+                self.heard = now
+            for _ in range(_MOST_MESSAGES):  # a holder that sends without end does not keep anybody here
+                if self.error is not None:
+                    break
                 if self.alone:
                     return self.rejoin()
                 try:
                     reply = self.connection.poll()
                 except Error as e:
-                    if isinstance(e, Gone) and self.independent and self.loaded:  # the memory stays without the holder
+                    if self.independent and self.loaded:  # the memory stays without the holder
                         self.alone = True
                         continue
                     self.error = _again(e)
                     break
+                self.connection.drop_fds()  # none is expected any more
                 if reply is None:
                     return
                 self.take(reply)
-            raise _again(self.error) from None
+            if self.error is not None:
+                raise _again(self.error) from None
 
     def rejoin(self) -> None:
         """Tell the next holder, if there is one that has adopted the memory, that it is in use."""
@@ -89,7 +99,10 @@ class _Attachment:
     def take(self, reply: Dict[str, Any]) -> None:
         error = _wire.error_of(reply)
         if error is not None:
-            self.error = error
+            if self.independent and self.loaded:  # whatever the holder says, the memory is there
+                self.alone = True
+            else:
+                self.error = error
             return
         ready = reply.get("ready", 0)
         if isinstance(ready, int):
@@ -122,6 +135,8 @@ def _again(e: Error) -> Error:
     return copy
 
 
+_MOST_MESSAGES = 1000  # that are taken in at once
+_HEAR_EVERY = 0.001  # seconds between two looks for messages of the holder of a model that is all there
 _LOOK_EVERY = 2.0  # seconds between two looks for another holder
 _LOOK_FOR = 0.2  # seconds that one may take
 

@@ -126,6 +126,33 @@ end()
                 env,
             )
 
+    def test_many_tensors(self) -> None:
+        """What is slow is asked once for a model, not for each tensor, and PyTorch decides what GPUs are called."""
+        for _, holder, env in self.each():
+            self.run_code(
+                """
+import types
+calls = []
+mapped = _hip.mapped
+_hip.mapped = lambda name: calls.append(name) or ('/lib/libcuda.so.1' if name == 'libcuda.so' else mapped(name))
+torch = types.ModuleType('torch')
+torch.version = types.SimpleNamespace(hip=None, cuda='13.0')
+torch.from_dlpack = lambda t: (t.__dlpack_device__(), t.__dlpack__())
+sys.modules['torch'] = torch
+with gguf2gpu.attach(socket) as model:
+    model.wait(60)
+    assert len(calls) < 4, calls
+    del calls[:]
+    assert len(model) == 40 and {t.torch()[0] for t in model.values()} == {(2, 0)}
+    torch.version.hip = '7.0'
+    assert {t[0] for t in model.state_dict().values()} == {(10, 0)}
+    assert not calls, calls
+end()
+""",
+                holder,
+                env,
+            )
+
     def test_devices(self) -> None:
         """Tensors are on the devices that the holder says, and the thread's current device stays."""
         for _, holder, env in self.each(devices=3):
@@ -211,6 +238,45 @@ end()
                     break
                 time.sleep(0.05)
             self.assertEqual(holder.attached(), 0)
+
+    def test_network(self) -> None:
+        """HIP 7 shares memory within a network namespace: the error says what to set, and with that it works."""
+        code = """
+try:
+    gguf2gpu.attach(socket).close()
+    print('attached')
+except gguf2gpu.DeviceError as e:
+    print(e.code, 'HSA_ENABLE_IPC_MODE_LEGACY=1' in str(e), '--share fd' in str(e))
+end()
+"""
+        for more, said in (({}, "17 True True"), ({"HSA_ENABLE_IPC_MODE_LEGACY": "1"}, "attached")):
+            env = dict(self.environment(7), HIPSIM_NETWORK="1", **more)
+            holder = self.hold(SAMPLE, "--share", "ipc", device="hip", env=env)
+            with self.subTest(said):
+                self.assertEqual(self.run_code(code, holder, dict(env, HIPSIM_NETWORK="2")), [said])
+            holder.close()
+
+    def test_sizes(self) -> None:
+        """Where the runtime does not say how much is mapped, or says less than the holder, nothing is left mapped."""
+        code = """
+sizes = _hip.Runtime.check_size
+if False:
+    _hip.Runtime.check_size = lambda self, address, nbytes: sizes(self, address, nbytes + (64 << 20))
+try:
+    gguf2gpu.attach(socket)
+except gguf2gpu.Error as e:
+    print(type(e).__name__)
+end()
+"""
+        for share in ("ipc", "fd"):
+            env = self.environment(6)
+            holder = self.hold(SAMPLE, "--share", share, device="hip", env=env)
+            failing = dict(env, HIPSIM_FAIL="hipMemGetAddressRange:1:999")
+            with self.subTest(share):
+                self.assertEqual(self.run_code(code, holder, failing), ["DeviceError"])
+                less = code.replace("if False", "if True")
+                self.assertEqual(self.run_code(less, holder, env), ["ProtocolError"])
+            holder.close()
 
     def test_no_library(self) -> None:
         """The error names what was tried."""

@@ -15,6 +15,7 @@ from support import SAMPLE, Case, gguf2gpu
 
 np = __import__("numpy") if support.has("numpy") else None
 needs_numpy = unittest.skipUnless(np, "NumPy is not installed")
+needs_torch = unittest.skipUnless(support.has("torch"), "PyTorch is not installed")
 
 
 class TestTensors(Case):
@@ -69,6 +70,31 @@ class TestTensors(Case):
                 self.assertEqual((b.ctypes.data, b.shape, b.dtype), (a.ctypes.data, a.shape, a.dtype))
                 self.assertTrue(np.shares_memory(a, np.asarray(t)))
             del a, b, t
+
+    @needs_torch
+    def test_torch(self) -> None:
+        """PyTorch's tensors are the shared memory itself, one by one and in a dict, and keep the model attached."""
+        import torch
+
+        for dtype in ("bf16", "f16", "f32", "raw"):
+            with self.subTest(dtype):
+                holder = self.hold(SAMPLE, "--dtype", dtype)
+                _, want = self.export(SAMPLE, "--dtype", dtype)
+                model = gguf2gpu.attach(holder.socket).wait(60)
+                state = model.state_dict()
+                self.assertEqual(list(state), list(model))
+                for name, t in model.items():
+                    for x in (t.torch(), state[name]):
+                        self.assertEqual((str(x.dtype), tuple(x.shape)), ("torch." + t.dtype, t.shape))
+                        self.assertEqual(x.data_ptr(), t.data_ptr())
+                        self.assertEqual(x.untyped_storage().nbytes(), t.nbytes)  # torch.save writes no more than that
+                        self.assertEqual(x.contiguous().view(torch.uint8).numpy().tobytes(), want[name])
+                row = state["output.weight"][3]
+                del x, t, state
+                self.assertFalse(model.close())
+                self.assertEqual(holder.attached(), 1)
+                del row
+                self.assertEqual(self.left(holder), 0)
 
     @needs_numpy
     def test_bfloat16(self) -> None:

@@ -12,9 +12,40 @@ import time
 import unittest
 from typing import Any, Callable, Dict, List
 
-from support import SAMPLE, Case, gguf2gpu, has
+from support import SAMPLE, Case, gguf2gpu, has, python
 
-from gguf2gpu import _manifest, _memory
+from gguf2gpu import _manifest, _memory, _wire
+
+
+# Takes a message of 4 MiB, of a head, pieces and a tail, and prints how many times its size it costs at most.
+_MEMORY = """
+import gc, struct, sys
+from gguf2gpu import _errors, _manifest, _wire
+head, piece, tail = sys.argv[1:]
+def memory(key):
+    with open('/proc/self/status') as f:
+        return [int(line.split()[1]) << 10 for line in f if line.startswith(key)][0]
+class Connection(_wire.Connection):
+    def __init__(self):
+        self._buffer = bytearray()
+connection = Connection()
+text = (head + piece * ((4 << 20) // len(piece)) + tail).encode()
+size = len(text)
+connection._buffer = bytearray(struct.pack('>I', size) + text)
+del text
+gc.collect()
+with open('/proc/self/clear_refs', 'w') as f:
+    f.write('5')
+before = memory('VmRSS')
+try:
+    message = connection._take()
+    error = _wire.error_of(message)
+    if error is None:
+        _manifest.parse(message.get('manifest'))
+except _errors.Error:
+    pass
+print((memory('VmHWM') - before) / size)
+"""
 
 
 def frame(message: Any) -> bytes:
@@ -50,6 +81,9 @@ class Fake:
                     pass
 
     def close(self) -> None:
+        """End it, with all that it has open: it is a thread of the process whose descriptors tests count."""
+        if self._listener.fileno() < 0:
+            return
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
@@ -146,6 +180,10 @@ class TestManifest(unittest.TestCase):
             tensor(slice={"dim": 0, "ranges": [[3, 1]]}),
             tensor(slice={"dim": 0, "ranges": [[1]]}),
             tensor(hf=3),
+            tensor(name="x" * 200, at=[[[]]] * 1000),
+            tensor(at=1 << 5000),
+            lambda m: m["groups"][0].update(devices=[0] * 1000),
+            lambda m: m["devices"].append(dict(m["devices"][0])) or m["groups"].append({"devices": [0], "tensors": []}),
             allocation(device=1),
             allocation(bytes=1 << 50),
             allocation(handle="x"),
@@ -160,6 +198,11 @@ class TestManifest(unittest.TestCase):
             lie(m)
             with self.subTest(i), self.assertRaises(gguf2gpu.ProtocolError):
                 _manifest.parse(m)
+            with self.subTest(i):
+                try:
+                    _manifest.parse(m)
+                except gguf2gpu.ProtocolError as e:
+                    self.assertLess(len(str(e)), 500)
         for nothing in (None, [], "x"):
             with self.assertRaises(gguf2gpu.ProtocolError):
                 _manifest.parse(nothing)
@@ -213,10 +256,114 @@ class TestWire(Case):
             (frame({"version": 3, "manifest": manifest()}), gguf2gpu.ProtocolError),
             (frame({"version": 3, "error": "no", "kind": "unknown"}), gguf2gpu.UnknownModel),
             (frame({"version": 3, "error": "no", "kind": "closing"}), gguf2gpu.Gone),
+            (frame({"version": 3, "error": "x" * 100000}), gguf2gpu.HolderError),
+            (frame({"version": 3, "error": [[]], "kind": {}}), gguf2gpu.HolderError),
+            (frame(b'{"a":' * 5000), gguf2gpu.ProtocolError),
+            (frame(b"[" * 100000), gguf2gpu.ProtocolError),
+            (frame(b'{"version":3,"manifest":{"devices":' + b"[" * 900 + b"]" * 900 + b"}}"), gguf2gpu.ProtocolError),
+            (frame(b'{"version":' + b"9" * 10000 + b"}"), gguf2gpu.Error),
         ):
-            fake = self.fake(lambda conn, _, bad=bad: conn.sendall(bad))
-            with self.subTest(bad[:80]), self.nothing_left(), self.assertRaises(error):
-                gguf2gpu.attach(fake.path, timeout=20)
+            with self.subTest(bad[:80]), self.nothing_left():
+                fake = self.fake(lambda conn, _, bad=bad: conn.sendall(bad))
+                with self.assertRaises(error) as caught:
+                    gguf2gpu.attach(fake.path, timeout=20)
+                fake.close()
+            self.assertLess(len(str(caught.exception)), 5000)
+
+    def test_models(self) -> None:
+        """What is no list of models is none."""
+        for bad in (5, "x", [1], {"a": 1}):
+            fake = self.fake(lambda conn, _, bad=bad: conn.sendall(frame({"version": 3, "models": bad})))
+            with self.subTest(bad), self.assertRaises(gguf2gpu.ProtocolError):
+                gguf2gpu.models(fake.path)
+
+    def test_memory(self) -> None:
+        """A message costs at most eight times its size, whatever is in it. Each is taken by a process of its own."""
+        for head, piece, tail in (
+            ('{"version":3,"x":[', "1000,", "0]}"),
+            ('{"version":3,"x":[', '"ab",', '""]}'),
+            ('{"version":3,"x":[', '"abcdefghi",', '""]}'),
+            ('{"version":3,"x":[', "{},", "{}]}"),
+            ('{"version":3,"x":[', '{"a":{},"y":"%s"},' % ("y" * 150), "{}]}"),
+            ('{"version":3,"x":[', "[],", "[]]}"),
+            ('{"version":3,"error":"\U0001f642', "x", '"}'),
+            ('{"version":3,"manifest":{"devices":[', '{"kind":"soft","y":"%s"},' % ("y" * 150), "{}]}}"),
+        ):
+            out = python(_MEMORY, head, piece, tail)
+            with self.subTest(piece):
+                self.assertEqual(out.returncode, 0, out.stderr.decode())
+                self.assertLess(float(out.stdout), 8)
+
+    def test_flood(self) -> None:
+        """Messages without end keep nobody, and descriptors that come with them are closed."""
+        ended = threading.Event()
+
+        def serve(conn: socket.socket, _: Dict[str, Any]) -> None:
+            conn.sendall(frame({"version": 3, "manifest": held, "ready": 0}))
+            message = frame({"ready": 1})
+            with open(os.devnull) as f:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("2i", f.fileno(), f.fileno()))]
+                while not ended.is_set():
+                    conn.sendmsg([message * 100], rights)
+
+        held = manifest()
+        held["allocations"], held["groups"][0]["tensors"] = [], []
+        with self.nothing_left():
+            fake = self.fake(serve)
+            model = gguf2gpu.attach(fake.path, timeout=20)
+            for _ in range(20):
+                self.assertFalse(model.loaded)
+            self.assertLess(len(os.listdir("/proc/self/fd")), 600)
+            ended.set()
+            model.close()
+            del model
+            fake.close()
+
+    def test_silence(self) -> None:
+        """A holder that says nothing is given up, and one that does not accept."""
+        fake = self.fake(lambda conn, _: conn.recv(1) and None)
+        before = _wire.SILENT_TIME
+        try:
+            _wire.SILENT_TIME = 0.1
+            with self.assertRaises(gguf2gpu.Gone):
+                gguf2gpu.attach(fake.path)
+        finally:
+            _wire.SILENT_TIME = before
+        path = os.path.join(self.dir, "full")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(0)
+            waiting = []
+            try:
+                for _ in range(3):
+                    s = socket.socket(socket.AF_UNIX)
+                    s.setblocking(False)
+                    waiting.append(s)
+                    try:
+                        s.connect(path)
+                    except BlockingIOError:
+                        break
+                with self.assertRaises(gguf2gpu.Error) as caught:
+                    gguf2gpu.models(path, timeout=0.1)
+                self.assertIn("nobody has accepted", str(caught.exception))
+            finally:
+                for s in waiting:
+                    s.close()
+
+    def test_terminals(self) -> None:
+        """What a holder says reaches no terminal raw."""
+        nasty = "a\x1b[31m\x9b\u202e\x7f\nb"
+        for message, args in (
+            ({"version": 3, "models": [{"name": nasty, "state": nasty, "device_bytes": nasty}]}, ["list"]),
+            ({"version": 3, "models": [{"name": nasty}]}, ["--json", "list"]),
+            ({"version": 3, "error": nasty}, ["attach"]),
+        ):
+            fake = self.fake(lambda conn, _, message=message: conn.sendall(frame(message)))
+            out = python("from gguf2gpu.__main__ import main; main(%r)" % (["--socket", fake.path] + args))
+            text = (out.stdout + out.stderr).decode()
+            self.assertNotIn("Traceback", text)
+            self.assertEqual([c for c in text if not c.isprintable() and c != "\n"], [], text)
+            self.assertIn("a\\", text)
 
     def test_waiting(self) -> None:
         """Replies that tell to wait are passed on; silence ends with the time."""
@@ -248,9 +395,11 @@ class TestWire(Case):
                 conn.sendall(message[1:])
 
         for count in (0, 1, 2, 200):
-            fake = self.fake(serve)
-            with self.subTest(count), self.nothing_left(), self.assertRaises(gguf2gpu.ProtocolError):
-                gguf2gpu.attach(fake.path, timeout=20)
+            with self.subTest(count), self.nothing_left():
+                fake = self.fake(serve)
+                with self.assertRaises(gguf2gpu.ProtocolError):
+                    gguf2gpu.attach(fake.path, timeout=20)
+                fake.close()
 
     def test_default_socket(self) -> None:
         before = os.environ.get("XDG_RUNTIME_DIR")
@@ -263,6 +412,8 @@ class TestWire(Case):
             with self.assertRaises(gguf2gpu.Error) as caught:
                 gguf2gpu.attach()
             self.assertIn("other users", str(caught.exception))
+            os.environ["XDG_RUNTIME_DIR"] = "relative"
+            self.assertTrue(os.path.isabs(gguf2gpu.socket_path()))
         finally:
             os.chmod(self.dir, 0o700)
             if before is None:

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 /* CUdevice is the number of a device, CUdeviceptr and CUmemGenericAllocationHandle are integers of 64 bits, and
  * CUcontext, CUstream, CUevent, CUmodule, CUfunction, CUgraph, CUgraphExec and CUgraphNode are pointers. */

@@ -38,10 +38,16 @@ int hipMemAddressReserve(void **p, size_t n, size_t align, void *hint, unsigned 
 int hipMemAddressFree(void *p, size_t n) { FORWARD_IF(cuMemAddressFree, cu.cuMemAddressFree(PTR(p), n)); }
 
 int hipMemMap(void *p, size_t n, size_t offset, void *h, unsigned long long flags) {
-	FORWARD_IF(cuMemMap, cu.cuMemMap(PTR(p), n, offset, PTR(h), flags));
+	int code = ready();
+	if (!code) code = cu.cuMemMap ? cu.cuMemMap(PTR(p), n, offset, PTR(h), flags) : NOT_SUPPORTED;
+	if (!code) add_piece(PTR(p), n);
+	return result(code);
 }
 
-int hipMemUnmap(void *p, size_t n) { FORWARD_IF(cuMemUnmap, cu.cuMemUnmap(PTR(p), n)); }
+int hipMemUnmap(void *p, size_t n) {
+	drop_piece(PTR(p));
+	FORWARD_IF(cuMemUnmap, cu.cuMemUnmap(PTR(p), n));
+}
 
 int hipMemSetAccess(void *p, size_t n, const Access *access, size_t count) {
 	FORWARD_IF(cuMemSetAccess, cu.cuMemSetAccess(PTR(p), n, access, count));
