@@ -36,12 +36,12 @@ func freeAll(limit *watch.Limit, doing string, things []thing) (left LeftError, 
 	var ending sync.WaitGroup
 	for _, list := range of {
 		ending.Go(func() {
-			todo := list
+			remaining := list
 			err, ended := limit.Free(doing, func() (err error) {
 				for _, x := range list {
 					err = errors.Join(err, x.free())
 					mu.Lock()
-					todo = todo[1:]
+					remaining = remaining[1:]
 					mu.Unlock()
 				}
 				return err
@@ -50,7 +50,7 @@ func freeAll(limit *watch.Limit, doing string, things []thing) (left LeftError, 
 			defer mu.Unlock()
 			errs = append(errs, err)
 			if !ended {
-				left.add(sum(todo))
+				left.add(sum(remaining))
 			}
 		})
 	}

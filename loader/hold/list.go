@@ -3,6 +3,7 @@ package hold
 import (
 	"encoding/json"
 	"errors"
+	"iter"
 	"math"
 )
 
@@ -21,14 +22,9 @@ func (l *list[T]) UnmarshalJSON(b []byte) error {
 
 // elements counts the elements of a JSON array.
 func elements(b []byte) (n int) {
-	depth, inside := 0, false // of a string
-	for i := 0; i < len(b); i++ {
-		switch c := b[i]; {
-		case inside && c == '\\':
-			i++
-		case c == '"':
-			inside = !inside
-		case inside:
+	depth := 0
+	for c := range outsideStrings(b) {
+		switch {
 		case c == '[' || c == '{':
 			depth++
 		case c == ']' || c == '}':
@@ -38,6 +34,23 @@ func elements(b []byte) (n int) {
 		}
 	}
 	return n + 1
+}
+
+// outsideStrings gives the bytes of JSON that are outside of its strings. JSON may be broken.
+func outsideStrings(b []byte) iter.Seq[byte] {
+	return func(yield func(byte) bool) {
+		inside := false
+		for i := 0; i < len(b); i++ {
+			switch c := b[i]; {
+			case inside && c == '\\':
+				i++
+			case c == '"':
+				inside = !inside
+			case !inside && !yield(c):
+				return
+			}
+		}
+	}
 }
 
 // numbers is a list of numbers, the shape of a tensor. There is one for each tensor, so that what a decoder costs

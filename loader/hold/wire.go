@@ -246,19 +246,13 @@ func checkMessage(b []byte) error {
 		return nil
 	}
 	var objects, arrays, commas int
-	inside := false // of a string
-	for i := 0; i < len(b); i++ {
-		switch c := b[i]; {
-		case inside && c == '\\':
-			i++
-		case c == '"':
-			inside = !inside
-		case inside:
-		case c == '{':
+	for c := range outsideStrings(b) {
+		switch c {
+		case '{':
 			objects++
-		case c == '[':
+		case '[':
 			arrays++
-		case c == ',':
+		case ',':
 			commas++
 		}
 	}
