@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -295,6 +296,42 @@ func TestProofAfterStartingOver(t *testing.T) {
 			t.Errorf("async %v: no load started over", async)
 		}
 	}
+}
+
+// TestStartingOverLeavesWhatHasArrived: a small tensor has arrived, and those before and behind it, with which it could
+// share a chunk, have not. Another attempt must not write to it.
+func TestStartingOverLeavesWhatHasArrived(t *testing.T) {
+	t.Parallel()
+	f := makeModel(t, nil, []made{
+		{"before", gguf.F32, []uint64{24 << 10}}, {"small", gguf.F32, []uint64{64}}, {"behind", gguf.F32, []uint64{32 << 10}},
+	})
+	dev, sw := openDevice(t, soft.Options{Poison: true})
+	o := reading(IODirect)
+	o.Threads, o.Prove, o.autoProve = 2, ProveAuto, true
+	arrived := make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(arrived) })
+	var failing sync.Once
+	o.readAt = func(file *os.File, b []byte, off int64) (int, error) {
+		if off < 32<<10 || off > 180<<10 { // what the first chunk and the last one need
+			<-arrived
+			failing.Do(func() { sw.Inject(soft.Fault{Func: "hipModuleLaunchKernel", Code: amdhip.ErrLaunchFailure}) })
+		}
+		return file.ReadAt(b, off)
+	}
+	w := start(t.Context(), t, f, o, dev)
+	defer mustClose(t, w)
+	defer goOn()
+	if err := w.Wait(t.Context(), "small"); err != nil {
+		t.Fatal(err)
+	}
+	goOn()
+	if err := w.WaitAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.Report(); r.Unproved == "" {
+		t.Errorf("%+v: the load did not start over", r)
+	}
+	same(t, w.Plan(), contents(t, w), wanted(t, f, o))
 }
 
 // TestProofIsCancelled ends loads that are proved at many points, the comparison among them.

@@ -33,7 +33,7 @@ type CutOptions struct {
 	// the link gets something to do early, and the workers do not all finish at the same moment. 0: none is smaller.
 	Ramp   int
 	Expand []bool // by tensor: the device converts it; nil: none
-	Skip   []bool // by tensor: leave it out; nil: none
+	Skip   []bool // by tensor: leave it out, and leave its memory alone; nil: none
 	// Ordered begins a chunk at every tensor that needs several, so that one worker can read such a tensor in order.
 	Ordered bool
 }
@@ -47,8 +47,11 @@ func (g *Group) Cut(o CutOptions) []Chunk {
 	c := cutter{g: g, o: o, segs: make([]Segment, 0, len(g.Tensors)+int(most)+1)}
 	c.begin(Chunk{})
 	for i := range g.Tensors {
-		if o.Skip == nil || !o.Skip[i] {
+		switch {
+		case o.Skip == nil || !o.Skip[i]:
 			c.add(i)
+		case g.Tensors[i].Bytes > 0: // a chunk across it would be written over it
+			c.begin(Chunk{})
 		}
 	}
 	c.begin(Chunk{})

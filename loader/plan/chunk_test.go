@@ -88,6 +88,8 @@ func checkCut(t *testing.T, g *Group, o CutOptions) {
 				t.Fatalf("chunk %d, tensor %d: goes to %d, want %d", i, s.Tensor, c.Offset+uint64(s.Dst), place)
 			case s.Dst < end:
 				t.Fatalf("chunk %d: segments overlap", i)
+			case j > 0 && s.Dst-end >= Align: // a copy would write over what is there
+				t.Fatalf("chunk %d: %d bytes between segments are not padding", i, s.Dst-end)
 			case o.Ordered && j > 0 && s.Src == 0 && int64(s.SrcBytes) < x.Size:
 				large := x.Bytes
 				if c.Expand {

@@ -134,7 +134,7 @@ func FuzzDivide(f *testing.F) {
 		}
 		s := &stack{head: uint64(head), tail: uint64(tail)}
 		for _, n := range layers {
-			s.bytes = append(s.bytes, uint64(n)<<(shift%55)) // sums stay below 2^63, and have more bits than a float64
+			s.bytes = append(s.bytes, uint64(n)<<(shift%52)) // sums stay below 2^63, and have more bits than a float64
 		}
 		checkDivide(t, s, weights)
 	})
