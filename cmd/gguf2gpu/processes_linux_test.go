@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -188,4 +189,20 @@ func processesOf(dir string) map[int]string {
 		}
 	}
 	return found
+}
+
+// whileOthersWait runs a subtest for each name, eight at a time. They mostly wait for other processes, so that the one
+// for each CPU that go test runs at a time would leave the CPUs idle.
+func whileOthersWait(t *testing.T, names []string, test func(t *testing.T, name string)) {
+	t.Helper()
+	var all sync.WaitGroup
+	defer all.Wait()
+	places := make(chan struct{}, 8)
+	for _, name := range names {
+		places <- struct{}{}
+		all.Go(func() {
+			defer func() { <-places }()
+			t.Run(name, func(t *testing.T) { test(t, name) })
+		})
+	}
 }

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -87,25 +89,23 @@ func TestEveryCallBlocks(t *testing.T) {
 			fmt.Sprintf("hipMemcpyAsync:%d:100:stall,hipStreamQuery:0:999,hipEventQuery:0:999", n))
 	}
 	var stalled atomic.Int64
-	t.Run("faults", func(t *testing.T) {
-		for i, fault := range faults {
-			waits := fmt.Sprint(i % 2)
-			t.Run(fault+" waits "+waits, func(t *testing.T) {
-				t.Parallel()
-				code, stderr, ended := onSimulator(t, lib, []string{"HIPSIM_FAIL=" + fault, "HIPSIM_WAITS=" + waits},
-					loadArgs("--stall", "1s")...)
-				if !ended {
-					t.Fatalf("it does not end:\n%s", stderr)
-				}
-				if strings.Contains(stderr, "no progress for") || strings.Contains(stderr, "may still use") {
-					stalled.Add(1)
-				} else if !strings.Contains(stderr, "(999)") {
-					t.Errorf("nobody says that it stalled:\n%s", stderr)
-				}
-				if code != exitFailed && code != exitNoDevice {
-					t.Errorf("exit code %d:\n%s", code, stderr)
-				}
-			})
+	waits := make(map[string]string, len(faults))
+	for i, fault := range faults {
+		waits[fault] = fmt.Sprint(i % 2)
+	}
+	whileOthersWait(t, faults, func(t *testing.T, fault string) {
+		code, stderr, ended := onSimulator(t, lib, []string{"HIPSIM_FAIL=" + fault, "HIPSIM_WAITS=" + waits[fault]},
+			loadArgs("--stall", "1s")...)
+		if !ended {
+			t.Fatalf("it does not end:\n%s", stderr)
+		}
+		if strings.Contains(stderr, "no progress for") || strings.Contains(stderr, "may still use") {
+			stalled.Add(1)
+		} else if !strings.Contains(stderr, "(999)") {
+			t.Errorf("nobody says that it stalled:\n%s", stderr)
+		}
+		if code != exitFailed && code != exitNoDevice {
+			t.Errorf("exit code %d:\n%s", code, stderr)
 		}
 	})
 	t.Logf("%d of %d stalled, others failed before that", stalled.Load(), len(faults))
@@ -122,7 +122,7 @@ func TestInterruptedCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for fault, says := range map[string]string{
+	says := map[string]string{
 		"hipGetDeviceCount:1:0:block":        "asking the HIP library for the GPUs",
 		"hipMemGetInfo:1:0:block":            "asking for free device memory",
 		"hipMalloc:1:0:block":                "allocating device memory",
@@ -131,37 +131,36 @@ func TestInterruptedCalls(t *testing.T) {
 		"hipMemcpyAsync:1:0:block":           "the copies that are under way",
 		"hipMemcpyAsync:1:0:stall":           "the copies that are under way",
 		"hipFree:1:0:block":                  "the device to free its memory",
-	} {
-		for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-			t.Run(fmt.Sprint(fault, signal), func(t *testing.T) {
-				t.Parallel()
-				report := filepath.Join(t.TempDir(), "report")
-				cmd := exec.CommandContext(endOfTest(t), self)
-				cmd.Args = append([]string{"gguf2gpu"}, loadArgs("--stall", "1h")...)
-				cmd.Env = append(os.Environ(), "GGUF2GPU_HIP_LIBRARY="+lib, "HIPSIM_DEVICES=2", "HIPSIM_FAIL="+fault,
-					"HIPSIM_REPORT="+report)
-				var stderr lockedOutput
-				cmd.Stderr = &stderr
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
-				for !bytes.Contains(read(report), []byte(`"faults":1`)) { // until the call blocks
-					time.Sleep(5 * time.Millisecond)
-				}
-				if err := cmd.Process.Signal(signal); err != nil {
-					t.Fatal(err)
-				}
-				err := cmd.Wait()
-				exit, ok := errors.AsType[*exec.ExitError](err)
-				if !ok || exitCode(exit.ExitCode()) != exitInterrupted {
-					t.Errorf("it ended with %v, want exit code %d\n%s", err, exitInterrupted, stderr.String())
-				}
-				if !strings.Contains(stderr.String(), says) {
-					t.Errorf("it does not say %q:\n%s", says, stderr.String())
-				}
-			})
-		}
 	}
+	whileOthersWait(t, slices.Sorted(maps.Keys(says)), func(t *testing.T, fault string) {
+		for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+			report := filepath.Join(t.TempDir(), "report")
+			ctx := endOfTest(t)
+			cmd := exec.CommandContext(ctx, self)
+			cmd.Args = append([]string{"gguf2gpu"}, loadArgs("--stall", "1h")...)
+			cmd.Env = append(os.Environ(), "GGUF2GPU_HIP_LIBRARY="+lib, "HIPSIM_DEVICES=2", "HIPSIM_FAIL="+fault,
+				"HIPSIM_REPORT="+report)
+			var stderr lockedOutput
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for ctx.Err() == nil && !bytes.Contains(read(report), []byte(`"faults":1`)) { // until the call blocks
+				time.Sleep(5 * time.Millisecond)
+			}
+			if err := cmd.Process.Signal(signal); err != nil {
+				t.Fatal(err)
+			}
+			err := cmd.Wait()
+			exit, ok := errors.AsType[*exec.ExitError](err)
+			if !ok || exitCode(exit.ExitCode()) != exitInterrupted {
+				t.Errorf("%v: it ended with %v, want exit code %d\n%s", signal, err, exitInterrupted, stderr.String())
+			}
+			if !strings.Contains(stderr.String(), says[fault]) {
+				t.Errorf("%v: it does not say %q:\n%s", signal, says[fault], stderr.String())
+			}
+		}
+	})
 }
 
 // read returns what is in a file, nothing if it is not there.
