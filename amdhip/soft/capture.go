@@ -193,16 +193,21 @@ func (sw *Software) streamEndCapture(handle uintptr, out *uintptr) hip.Status {
 }
 
 func (sw *Software) graphDestroy(handle uintptr) hip.Status {
-	if st := sw.call("hipGraphDestroy"); st != hip.Success {
+	return destroy(sw, "hipGraphDestroy", sw.graphs, handle, &sw.stats.Graphs)
+}
+
+// destroy removes a handle from its table, of which count is the size.
+func destroy[T any](sw *Software, call string, table map[uintptr]*T, handle uintptr, count *int) hip.Status {
+	if st := sw.call(call); st != hip.Success {
 		return st
 	}
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
-	if sw.graphs[handle] == nil {
+	if table[handle] == nil {
 		return hip.ErrInvalidValue
 	}
-	delete(sw.graphs, handle)
-	sw.stats.Graphs--
+	delete(table, handle)
+	*count--
 	return hip.Success
 }
 
@@ -235,17 +240,7 @@ func (sw *Software) graphInstantiate(
 
 // graphExecDestroy does not wait: launches that are queued are executed all the same.
 func (sw *Software) graphExecDestroy(handle uintptr) hip.Status {
-	if st := sw.call("hipGraphExecDestroy"); st != hip.Success {
-		return st
-	}
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	if sw.execs[handle] == nil {
-		return hip.ErrInvalidValue
-	}
-	delete(sw.execs, handle)
-	sw.stats.GraphExecs--
-	return hip.Success
+	return destroy(sw, "hipGraphExecDestroy", sw.execs, handle, &sw.stats.GraphExecs)
 }
 
 // graphLaunch puts the graph on the stream. A graph never runs twice at a time: a launch waits for the one before it.

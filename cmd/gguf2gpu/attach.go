@@ -14,6 +14,7 @@ import (
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/amdhip/soft"
+	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader/hold"
 	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 	"github.com/gguf2gpu/gguf2gpu/loader/readback"
@@ -188,24 +189,18 @@ func describeAttached(ctx context.Context, w *hold.Attached) (*attachReport, err
 }
 
 // verifyAttached compares w with its model, of that name or what it was loaded from.
-func verifyAttached(ctx context.Context, far remoteFlags, w *hold.Attached, name string) (r readback.Result,
-	err error) {
+func verifyAttached(
+	ctx context.Context, far remoteFlags, w *hold.Attached, name string,
+) (r readback.Result, err error) {
 	first := w.Info.Files[0]
-	name = cmp.Or(name, first.Name, first.Path)
-	file, opener, err := far.openModel(ctx, name, nil)
-	if err != nil {
-		return r, err
-	}
-	defer func() {
-		err = errors.Join(err, file.Close())
-		if opener != nil {
-			opener.Close()
+	err = far.withModel(ctx, cmp.Or(name, first.Name, first.Path), func(file *gguf.File) error {
+		if err := hold.SameFile(w.Info.Files, file); err != nil {
+			return withCode(exitMismatch, err)
 		}
-	}()
-	if err := hold.SameFile(w.Info.Files, file); err != nil {
-		return r, withCode(exitMismatch, err)
-	}
-	return readback.Verify(ctx, w.Model, file)
+		r, err = readback.Verify(ctx, w.Model, file)
+		return err
+	})
+	return r, err
 }
 
 // stayAttached waits for the user or the holder to end it.

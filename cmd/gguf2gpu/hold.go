@@ -22,7 +22,6 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/internal/watch"
-	"github.com/gguf2gpu/gguf2gpu/loader"
 	"github.com/gguf2gpu/gguf2gpu/loader/hold"
 	"github.com/gguf2gpu/gguf2gpu/loader/measure"
 	"github.com/gguf2gpu/gguf2gpu/loader/plan"
@@ -293,21 +292,6 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	return err
 }
 
-// verifyWith compares w with the model of that name.
-func (f *holdFlags) verifyWith(ctx context.Context, w *loader.Model, name string) (r readback.Result, err error) {
-	file, opener, err := f.load.remote.openModel(ctx, name, nil)
-	if err != nil {
-		return r, err
-	}
-	defer func() {
-		err = errors.Join(err, file.Close())
-		if opener != nil {
-			opener.Close()
-		}
-	}()
-	return readback.Verify(ctx, w, file)
-}
-
 // openForOutputs opens the file that outputs must not overwrite; nil for "", of what is no file.
 func openForOutputs(path string) (*gguf.File, error) {
 	if path == "" {
@@ -365,7 +349,7 @@ func (f *holdFlags) loadAll(ctx context.Context, h *hold.Holder, paths []string,
 }
 
 // loadOne loads a model and does with it what the flags say.
-func (f *holdFlags) loadOne(ctx context.Context, h *hold.Holder, path string, serve func()) (err error) {
+func (f *holdFlags) loadOne(ctx context.Context, h *hold.Holder, path string, serve func()) error {
 	name, err := h.Add(ctx, *f.name, path)
 	if err != nil {
 		return err
@@ -378,29 +362,25 @@ func (f *holdFlags) loadOne(ctx context.Context, h *hold.Holder, path string, se
 	if err != nil {
 		return err
 	}
-	if *f.verify {
-		if _, err := f.verifyWith(ctx, w, path); err != nil {
-			return err
-		}
-	}
-	if !f.load.hashes.given() && *f.export.to == "" {
+	compares := f.load.hashes.given() || *f.export.to != ""
+	if !*f.verify && !compares {
 		return nil
 	}
-	file, opener, err := f.load.remote.openModel(ctx, path, nil)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		err = errors.Join(err, file.Close())
-		if opener != nil {
-			opener.Close()
+	return f.load.remote.withModel(ctx, path, func(file *gguf.File) error {
+		if *f.verify {
+			if _, err := readback.Verify(ctx, w, file); err != nil {
+				return err
+			}
 		}
-	}()
-	hf := func() (map[string][]plan.HFTensor, error) { return plan.HFTensors(file) }
-	if err := f.export.write(ctx, w, hf); err != nil {
-		return err
-	}
-	return f.load.hashes.finish(&loaded{path: path, file: file, weights: w})
+		if !compares {
+			return nil
+		}
+		hf := func() (map[string][]plan.HFTensor, error) { return plan.HFTensors(file) }
+		if err := f.export.write(ctx, w, hf); err != nil {
+			return err
+		}
+		return f.load.hashes.finish(&loaded{path: path, file: file, weights: w})
+	})
 }
 
 // announce tells everybody that the models are loaded: whoever reads stdout, systemd, and who waits at the other end of

@@ -62,6 +62,19 @@ func (f remoteFlags) openModel(ctx context.Context, name string, log *slog.Logge
 	return m, o, nil
 }
 
+// withModel opens the model of that name for as long as do works with it.
+func (f remoteFlags) withModel(ctx context.Context, name string, do func(*gguf.File) error) error {
+	file, opener, err := f.openModel(ctx, name, nil)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(do(file), file.Close())
+	if opener != nil {
+		opener.Close()
+	}
+	return err
+}
+
 // opener returns what opens a model that is not the path of a file.
 func (f remoteFlags) opener(name string, log *slog.Logger) (*models.Opener, error) {
 	if log == nil {

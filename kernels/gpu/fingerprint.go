@@ -55,24 +55,12 @@ func (s *Set) FingerprintPart(stream *amdhip.Stream, sums, in amdhip.DevicePtr, 
 // fingerprintProgram writes the constants and the kernel of a program that has common.hip already.
 func fingerprintProgram(b *strings.Builder) {
 	keys := kernels.KeysOfFingerprint()
-	array64(b, "word_keys", keys.Words[:])
-	array64(b, "stripe_keys", keys.Stripes[:])
+	array(b, "u64", "word_keys", keys.Words[:])
+	array(b, "u64", "stripe_keys", keys.Stripes[:])
 	b.WriteString(source("fingerprint"))
 	fmt.Fprintf(b, "extern \"C\" __global__ __launch_bounds__(%d) ", Threads)
 	fmt.Fprintf(b, "void %s(u64 *out, const u8 *in, u64 bytes, u64 at) { fingerprints(out, in, bytes, at); }\n",
 		Key{Fingerprint: true}.Name())
-}
-
-// array64 writes a constant array of words.
-func array64(b *strings.Builder, name string, words []uint64) {
-	fmt.Fprintf(b, "static __device__ const u64 %s[%d] = {", name, len(words))
-	for i, w := range words {
-		if i%6 == 0 {
-			b.WriteString("\n")
-		}
-		fmt.Fprintf(b, "%#x,", w)
-	}
-	b.WriteString("\n};\n")
 }
 
 // fingerprintStandIn does on the CPU what the kernel does on a GPU. It refuses arguments that Set.Fingerprint must not

@@ -164,7 +164,7 @@ func grids() string {
 		for bytes := []byte(kernels.Grid(t)); len(bytes) > 0; bytes = bytes[4:] {
 			words = append(words, binary.LittleEndian.Uint32(bytes))
 		}
-		array(&b, "grid_"+lower(t), words)
+		array(&b, "u32", "grid_"+lower(t), words)
 	}
 	var words []uint32
 	for bytes := kernels.Grid(gguf.IQ1_S); len(bytes) > 0; bytes = bytes[8:] {
@@ -174,13 +174,13 @@ func grids() string {
 		}
 		words = append(words, w)
 	}
-	array(&b, "grid_iq1", words)
+	array(&b, "u32", "grid_iq1", words)
 	return b.String()
 }
 
 // array writes a constant array of words. It is aligned so that a kernel can read two words at once.
-func array(b *strings.Builder, name string, words []uint32) {
-	fmt.Fprintf(b, "alignas(8) static __device__ const u32 %s[%d] = {", name, len(words))
+func array[W uint32 | uint64](b *strings.Builder, typ, name string, words []W) {
+	fmt.Fprintf(b, "alignas(8) static __device__ const %s %s[%d] = {", typ, name, len(words))
 	for i, w := range words {
 		if i%12 == 0 {
 			b.WriteString("\n")

@@ -336,7 +336,7 @@ if pid == 0:
         print('closed', flush=True)
     with gguf2gpu.attach(sys.argv[1]) as own:
         own.wait(); print(len(own), flush=True)
-    os.close(1)
+    os.close(1); os.close(2)  # else the test waits for it to end
     time.sleep(60)
 while len(gguf2gpu.models(sys.argv[1])) != 1 or not t.ready: time.sleep(0.01)
 time.sleep(0.5)
