@@ -39,9 +39,8 @@ func (p *proof) keep(arrived []bool) {
 	}
 }
 
-// finish copies the sums from the devices, and compares them. All kernels that make sums must have been enqueued and,
-// where they are on other streams than that of the summer, have ended. With stuck, a copy may still be under way. The
-// error is a *ProveError for the first block that is wrong, one for each device.
+// finish copies the sums from the devices, and compares them. All kernels that make sums must have ended. With stuck, a
+// copy may still be under way. The error is a *ProveError for the first block that is wrong, one for each device.
 func (p *proof) finish(ctx context.Context, limit *watch.Limit) (_ *proved, stuck bool, err error) {
 	all := &proved{prints: make([][]fingerprints, len(p.part.on))}
 	var want []collected

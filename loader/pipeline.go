@@ -108,7 +108,7 @@ func (p *pipeline) open(ctx context.Context) error {
 	})
 	if p.proof != nil {
 		var err error
-		p.round, err = p.proof.begin(ctx, p.team.limit, p.chunks, p.transport.streams)
+		p.round, err = p.proof.begin(ctx, p.team.limit, p.chunks)
 		if errors.Is(err, ErrInsufficientMemory) && p.request.Prove == ProveAuto {
 			p.unprove(err)
 		} else if err != nil {
@@ -325,14 +325,14 @@ func (p *pipeline) transfer(ctx context.Context) (stuck bool, err error) {
 	return !p.settle(p.gate.close()), err
 }
 
-// settle waits until no worker and no copy is under way. It is false when that does not come about in time: then a
-// device may still use the staging buffers and the model's memory.
+// settle waits until no worker, no copy and no sum is under way. It is false when that does not come about in time:
+// then a device may still use the staging buffers and the model's memory.
 func (p *pipeline) settle(idle <-chan struct{}) bool {
 	limit := p.team.limit
 	if _, ended := limit.Free("waiting for workers", func() error { <-idle; return nil }); !ended {
 		return false
 	}
-	return atRest(limit, p.transport.idle)
+	return atRest(limit, p.transport.idle) && atRest(limit, p.proof.idle)
 }
 
 // arrive counts a chunk that is on the devices. Calls do not overlap.

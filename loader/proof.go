@@ -15,9 +15,9 @@ import (
 // A tensor has one fingerprint for each 64 KiB of its bytes, counted from its beginning, whatever it is cut into on its
 // way: fingerprints are sums, and a segment that has only a part of a block adds what that part contributes. So each
 // segment of a chunk gets slots, one for every block that it touches. Its worker writes what the bytes in staging
-// memory contribute to the slots of the host, and a kernel behind the copy writes the same of what the device has got
-// to the slots of the device. At the end the device's slots are copied back, all in one piece, slots of the same block
-// are added up, and the sums are compared.
+// memory contribute to the slots of the host, and a kernel that waits for the copy writes the same of what the device
+// has got to the slots of the device. At the end the device's slots are copied back, all in one piece, slots of the
+// same block are added up, and the sums are compared.
 //
 // An example: a tensor of 100 KiB travels as the last 60 KiB of one chunk and the first 40 KiB of the next one. The
 // first segment has slot 0 (60 KiB of block 0), the second one slots 1 (4 KiB of block 0) and 2 (36 KiB of block 1).
@@ -64,9 +64,7 @@ func (r *round) stretch(at, bytes int64) stretch {
 }
 
 // begin makes a round for chunks, of which the devices convert some.
-func (p *proof) begin(ctx context.Context, limit *watch.Limit, chunks []plan.Chunk,
-	streams func(n int) []*amdhip.Stream,
-) (*round, error) {
+func (p *proof) begin(ctx context.Context, limit *watch.Limit, chunks []plan.Chunk) (*round, error) {
 	g := p.part.group
 	r := &round{proof: p, chunks: chunks, lists: make([][]segmentSums, len(chunks))}
 	for i := range chunks {
@@ -94,8 +92,8 @@ func (p *proof) begin(ctx context.Context, limit *watch.Limit, chunks []plan.Chu
 		return r, nil
 	}
 	r.host = make([]uint64, r.slots)
-	for n, on := range p.part.on {
-		s, err := p.loader.takeSummer(ctx, limit, on.device, r.slots, streams(n))
+	for _, on := range p.part.on {
+		s, err := p.loader.takeSummer(ctx, limit, on.device, r.slots)
 		if err != nil {
 			return nil, onDevice(on.device, len(p.part.on) > 1, err)
 		}
@@ -126,10 +124,18 @@ type unsummed struct{ error }
 
 func (e *unsummed) Unwrap() error { return e.error }
 
-// travelled lets the n-th device sum up chunk i, whose bytes come to the address at on the stream.
+// travelled lets the n-th device sum up chunk i, whose bytes come to the address at on the stream; nil: they are there.
 func (r *round) travelled(n int, stream *amdhip.Stream, i int, at amdhip.DevicePtr) error {
 	if r == nil {
 		return nil
+	}
+	if !r.chunks[i].Expand { // else the next copy on the stream would be written over the blocks
+		from := stream
+		if stream = r.on[n].stream; from != nil {
+			if err := r.on[n].follow(from); err != nil {
+				return &unsummed{err}
+			}
+		}
 	}
 	for j := range r.lists[i] {
 		err := r.enqueue(n, stream, r.lists[i][j].travel, at+amdhip.DevicePtr(r.chunks[i].Segs[j].Dst))

@@ -60,7 +60,7 @@ func (l *Loader) NewScrubber(ctx context.Context, d int) (_ *Scrubber, err error
 		return nil, err
 	}
 	s.set = set[fingerprintKeys[0]]
-	s.summer, err = l.takeSummer(ctx, limit, s.device, scrubSums+kernels.FingerprintBlock/sumSize, nil)
+	s.summer, err = l.takeSummer(ctx, limit, s.device, scrubSums+kernels.FingerprintBlock/sumSize)
 	return s, err
 }
 

@@ -7,49 +7,42 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 )
 
-// summer is where one device puts the sums of a round. A Loader keeps those that are free for later loads: freeing
-// device memory would wait for whatever else is running on the device.
+// summer is where one device puts the sums of a round. It has a stream of its own, so that copies do not wait for sums.
+// A Loader keeps those that are free for later loads: freeing device memory would wait for whatever else is running on
+// the device.
 type summer struct {
 	device *amdhip.Device
 	mem    *amdhip.Memory     // a slot takes sumSize bytes
 	copied *amdhip.HostMemory // what mem had at the end
-	event  *amdhip.Event      // behind the copy
-	own    *amdhip.Stream     // for loads that have no stream; nil: none was needed yet
-	stream *amdhip.Stream     // that the sums are copied on
+	stream *amdhip.Stream     // that bytes are summed up and the sums copied on
+	event  *amdhip.Event      // behind what stream is to wait for; at the end, behind the copy of the sums
+	mu     sync.Mutex         // held from recording event until stream waits for it
 }
 
 // sumSize is the size of a fingerprint in bytes.
 const sumSize = 8
 
-// takeSummer returns a summer for so many slots. streams are those of the load on the device, if it has any.
-func (l *Loader) takeSummer(ctx context.Context, limit *watch.Limit, dev *amdhip.Device, slots int,
-	streams []*amdhip.Stream) (s *summer, err error) {
+// takeSummer returns a summer for so many slots.
+func (l *Loader) takeSummer(ctx context.Context, limit *watch.Limit, dev *amdhip.Device, slots int) (*summer, error) {
 	l.mu.Lock()
 	i := slices.IndexFunc(l.summers, func(s *summer) bool { return s.device == dev && s.copied.Len() >= sumSize*slots })
 	if i >= 0 {
-		s = l.summers[i]
+		s := l.summers[i]
 		l.summers = slices.Delete(l.summers, i, i+1)
+		l.mu.Unlock()
+		return s, nil
 	}
 	l.mu.Unlock()
-	if s == nil {
-		s = &summer{device: dev}
-		err = s.open(ctx, limit, sumSize<<bits.Len(uint(slots-1))) // so that there are few sizes
-	}
-	if len(streams) > 0 {
-		s.stream = streams[0]
-	} else if err == nil && s.own == nil {
-		s.own, err = watch.Do(ctx, limit, "creating a stream", dev.NewStream, func(x *amdhip.Stream) { _ = x.Close() })
-	}
-	if err != nil {
+	s := &summer{device: dev}
+	if err := s.open(ctx, limit, sumSize<<bits.Len(uint(slots-1))); err != nil { // so that there are few sizes
 		return nil, errors.Join(err, l.freeSummers(limit, []*summer{s}))
-	}
-	if len(streams) == 0 {
-		s.stream = s.own
 	}
 	return s, nil
 }
@@ -74,7 +67,21 @@ func (s *summer) open(ctx context.Context, limit *watch.Limit, bytes int) (err e
 	s.event, err = watch.Do(ctx, limit, "creating an event", func() (*amdhip.Event, error) {
 		return s.device.NewEvent(amdhip.EventOptions{})
 	}, func(ev *amdhip.Event) { _ = ev.Close() })
+	if err != nil {
+		return err
+	}
+	s.stream, err = watch.Do(ctx, limit, "creating a stream", s.device.NewStream, func(x *amdhip.Stream) { _ = x.Close() })
 	return err
+}
+
+// follow makes what is summed up from now on wait for what is on another stream.
+func (s *summer) follow(stream *amdhip.Stream) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := stream.Record(s.event); err != nil {
+		return err
+	}
+	return s.stream.Wait(s.event)
 }
 
 // sums is what was copied from the device: so many slots.
@@ -92,8 +99,8 @@ func (s *summer) things() (all []thing) {
 	if s.event != nil {
 		all = append(all, thing{s.device, s.event.Close, LeftError{}})
 	}
-	if s.own != nil {
-		all = append(all, thing{s.device, s.own.Close, LeftError{Streams: 1}})
+	if s.stream != nil {
+		all = append(all, thing{s.device, s.stream.Close, LeftError{Streams: 1}})
 	}
 	if s.copied != nil {
 		all = append(all, thing{s.device, s.copied.Close, LeftError{HostBytes: uint64(s.copied.Len())}})
@@ -113,6 +120,21 @@ func (l *Loader) freeSummers(limit *watch.Limit, all []*summer) error {
 	left, err := freeAll(limit, "freeing memory of fingerprints", things)
 	l.leave(left)
 	return err
+}
+
+// idle waits until no device sums up anything any more; false: the deadline came first, or nobody can tell.
+func (p *proof) idle(deadline time.Time) bool {
+	if p == nil {
+		return true
+	}
+	for _, r := range p.rounds {
+		for _, s := range r.on {
+			if rest, _ := watch.Drain(s.stream.Query, amdhip.StopsWork, deadline); !rest { // copying the sums will tell
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // close gives back the summers of all rounds. After a failure they are freed, unless a device is stuck, which may still

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 	"github.com/gguf2gpu/gguf2gpu/loader/internal/read"
@@ -100,7 +99,7 @@ func (s *syncLoad) load(ctx context.Context, part *part) (err error) {
 	}
 	defer func() {
 		if err != nil && !s.stuck {
-			s.stuck = !atRest(s.limit, s.stage.idle)
+			s.stuck = !atRest(s.limit, s.stage.idle) || !atRest(s.limit, s.proof.idle)
 		}
 		err = errors.Join(err, s.proof.close(s.limit, err != nil, s.stuck),
 			s.giveBack(s.limit, s.stage, err != nil, s.stuck))
@@ -122,8 +121,7 @@ func (s *syncLoad) load(ctx context.Context, part *part) (err error) {
 	}
 	chunks := piecesOf(g, s.report.chunk)
 	if s.proof != nil {
-		streams := func(n int) []*amdhip.Stream { return s.stage.outlets[n].streams }
-		if s.round, err = s.proof.begin(ctx, s.limit, chunks, streams); err != nil {
+		if s.round, err = s.proof.begin(ctx, s.limit, chunks); err != nil {
 			return err
 		}
 	}

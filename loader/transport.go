@@ -191,8 +191,7 @@ func (s *staged) idle(deadline time.Time) bool {
 	return !s.p.failed.Load() || s.stage.idle(deadline)
 }
 
-// shared writes into memory that the device shares with the host: nothing is staged, nothing copied. What a proof of it
-// enqueues on the device is waited for in the end.
+// shared writes into memory that the device shares with the host: nothing is staged, nothing copied.
 type shared struct {
 	p  *pipeline
 	mu sync.Mutex // chunks arrive one at a time, as they do from a pool
@@ -213,7 +212,7 @@ func (s *shared) release(*worker) {}
 
 func (s *shared) submit(_ *worker, i int, c *plan.Chunk) error {
 	if r := s.p.round; r != nil { // the device reads what has just been written, through its own caches
-		if err := r.travelled(0, r.on[0].stream, i, s.p.part.ptr(0, c.Arena, c.Offset)); err != nil {
+		if err := r.travelled(0, nil, i, s.p.part.ptr(0, c.Arena, c.Offset)); err != nil {
 			return err
 		}
 	}
