@@ -132,7 +132,7 @@ class Tensor:
 
         if self._at[0] != _memory.CPU:
             self._at = self._attachment.machine.dlpack(self._device)  # PyTorch may have been loaded since
-        return torch.from_dlpack(self)
+        return torch.from_dlpack(self.__dlpack__())  # of self itself it would ask twice, and look for a stream each time
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> "ndarray[Any, Any]":
         out = self.numpy()

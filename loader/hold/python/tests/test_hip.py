@@ -137,7 +137,12 @@ mapped = _hip.mapped
 _hip.mapped = lambda name: calls.append(name) or ('/lib/libcuda.so.1' if name == 'libcuda.so' else mapped(name))
 torch = types.ModuleType('torch')
 torch.version = types.SimpleNamespace(hip=None, cuda='13.0')
-torch.from_dlpack = lambda t: (t.__dlpack_device__(), t.__dlpack__())
+pointer = ctypes.pythonapi.PyCapsule_GetPointer
+pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+def from_dlpack(capsule): # DLTensor begins with the address, the type and the number of the device
+    at = pointer(capsule, b'dltensor')
+    return tuple((ctypes.c_int32 * 2).from_address(at + 8)), capsule
+torch.from_dlpack = from_dlpack
 sys.modules['torch'] = torch
 with gguf2gpu.attach(socket) as model:
     model.wait(60)
