@@ -181,8 +181,10 @@ func TestAMDWithoutDevice(t *testing.T) {
 	if versionAMD(t, rt) < 5_07_00000 {
 		want = ErrInvalidDevice // of HIP 5.2; of 5.7 and later only hipGetDeviceCount differs, and it does not any more
 	}
-	working := []string{"HipRuntimeGetVersion", "HipDriverGetVersion", "HipGetDeviceCount", "HipGetErrorName",
-		"HipGetErrorString"}
+	working := []string{
+		"HipRuntimeGetVersion", "HipDriverGetVersion", "HipGetDeviceCount", "HipGetErrorName",
+		"HipGetErrorString",
+	}
 	table := reflect.ValueOf(rt.api).Elem()
 	for i := range table.NumField() {
 		field := table.Type().Field(i)
@@ -249,11 +251,19 @@ func TestAMDCompile(t *testing.T) {
 		code         RTCStatus
 		log          string
 	}{
-		{"source", `extern "C" __global__ void f() { no_such_thing(); }`, []string{arch}, ErrRTCCompilation,
-			"'no_such_thing'"},
+		{
+			"source", `extern "C" __global__ void f() { no_such_thing(); }`,
+			[]string{arch},
+			ErrRTCCompilation,
+			"'no_such_thing'",
+		},
 		{"option", addOneSource, []string{arch, "--no-such-option"}, ErrRTCCompilation, "'--no-such-option'"},
-		{"long log", "#error " + strings.Repeat("long ", 5000), []string{arch}, ErrRTCCompilation,
-			strings.Repeat("long ", 5000)[:24999]},
+		{
+			"long log", "#error " + strings.Repeat("long ", 5000),
+			[]string{arch},
+			ErrRTCCompilation,
+			strings.Repeat("long ", 5000)[:24999],
+		},
 		{"no source", "", []string{arch}, ErrRTCInvalidInput, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -72,8 +72,10 @@ func codeCases(t *testing.T, rt *Runtime) []codeCase {
 		as("a copy in no direction", a.HipMemcpyAsync(dev, host, 64, 9, stream), ErrInvalidMemcpyDirection),
 		as("a copy of nothing", a.HipMemcpyAsync(dev, host, 0, hip.MemcpyHostToDevice, stream), Success),
 		as("a copy beyond the end", a.HipMemcpyAsync(dev+1<<19, host, 1<<20, hip.MemcpyHostToDevice, stream), ErrInvalidValue),
-		{"a copy in the other direction", a.HipMemcpyAsync(dev, host, 64, hip.MemcpyDeviceToHost, stream), Success,
-			ErrInvalidValue},
+		{
+			"a copy in the other direction", a.HipMemcpyAsync(dev, host, 64, hip.MemcpyDeviceToHost, stream), Success,
+			ErrInvalidValue,
+		},
 		as("a fill beyond the end", a.HipMemsetAsync(dev+1<<19, 0, 1<<20, stream), ErrInvalidValue),
 		as("an event with unknown flags", a.HipEventCreateWithFlags(&other, 0x100), ErrInvalidValue),
 		as("an event for other processes with timing", a.HipEventCreateWithFlags(&other, hip.EventInterprocess),

@@ -229,8 +229,10 @@ func TestHiddenBy(t *testing.T) {
 		want string
 	}{
 		{nil, ""},
-		{map[string]string{"ROCR_VISIBLE_DEVICES": ""},
-			"; the environment hides GPUs: ROCR_VISIBLE_DEVICES is set and empty, so that none is seen"},
+		{
+			map[string]string{"ROCR_VISIBLE_DEVICES": ""},
+			"; the environment hides GPUs: ROCR_VISIBLE_DEVICES is set and empty, so that none is seen",
+		},
 		{map[string]string{"HIP_VISIBLE_DEVICES": "7"}, `; the environment hides GPUs: HIP_VISIBLE_DEVICES is "7"`},
 		{map[string]string{"HIP_VISIBLE_DEVICES": "", "CUDA_VISIBLE_DEVICES": "-1"}, "; the environment hides GPUs: " +
 			`HIP_VISIBLE_DEVICES is set and empty, so that none is seen, CUDA_VISIBLE_DEVICES is "-1"`},

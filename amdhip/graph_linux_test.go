@@ -66,12 +66,18 @@ func TestCaptureFails(t *testing.T) {
 		"not to begin": {fail: "hipStreamBeginCapture:1:999", want: ErrUnknown},
 		"not to end":   {fail: "hipStreamEndCapture:1:999", want: ErrUnknown},
 		"synchronize":  {record: func(a, _ *bench) error { return a.s.Synchronize() }, want: ErrStreamCaptureUnsupported},
-		"ignored": {record: func(a, _ *bench) error { _, _ = a.s.Query(); return nil },
-			want: ErrStreamCaptureInvalidated},
-		"allocation": {record: func(a, _ *bench) error { _, err := d.Malloc(64); return err },
-			want: ErrStreamCaptureUnsupported},
-		"captured event": {record: func(a, _ *bench) error { return errors.Join(a.s.Record(a.e), a.e.Synchronize()) },
-			want: ErrCapturedEvent},
+		"ignored": {
+			record: func(a, _ *bench) error { _, _ = a.s.Query(); return nil },
+			want:   ErrStreamCaptureInvalidated,
+		},
+		"allocation": {
+			record: func(a, _ *bench) error { _, err := d.Malloc(64); return err },
+			want:   ErrStreamCaptureUnsupported,
+		},
+		"captured event": {
+			record: func(a, _ *bench) error { return errors.Join(a.s.Record(a.e), a.e.Synchronize()) },
+			want:   ErrCapturedEvent,
+		},
 		"not joined": {
 			record: func(a, b *bench) error {
 				return errors.Join(a.s.Record(a.e), b.s.Wait(a.e), b.s.Memset(b.m.Ptr(), 1, 64))

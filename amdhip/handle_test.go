@@ -44,7 +44,8 @@ func nullRuntime(t *testing.T, log *slog.Logger) *Device {
 		HipModuleUnload:          ok,
 		HipModuleGetFunction:     func(p *uintptr, _ uintptr, _ string) Status { return out(p) },
 		HipModuleLaunchKernel: func(uintptr, uint32, uint32, uint32, uint32, uint32, uint32, uint32, uintptr, *unsafe.Pointer,
-			*uintptr) Status {
+			*uintptr,
+		) Status {
 			return Success
 		},
 	}}, log)

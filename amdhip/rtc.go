@@ -94,8 +94,10 @@ func (rt *Runtime) Compile(name, source string, options ...string) (code []byte,
 	}
 	for _, s := range append([]string{name, source}, options...) {
 		if strings.IndexByte(s, 0) >= 0 { // C would see the part before it
-			return nil, &CompileError{Func: "hiprtcCreateProgram", Code: ErrRTCInvalidInput, Name: name,
-				Log: "not called: a zero byte in the name, the source or an option"}
+			return nil, &CompileError{
+				Func: "hiprtcCreateProgram", Code: ErrRTCInvalidInput, Name: name,
+				Log: "not called: a zero byte in the name, the source or an option",
+			}
 		}
 	}
 	c := compilation{api: lib.RTC, name: name}
@@ -176,7 +178,8 @@ func (c *compilation) code() ([]byte, error) {
 
 // bytes asks for a size and then for that many bytes.
 func (c *compilation) bytes(sizeCall string, size func(uintptr, *uintptr) RTCStatus, getCall string,
-	get func(uintptr, *byte) RTCStatus) ([]byte, error) {
+	get func(uintptr, *byte) RTCStatus,
+) ([]byte, error) {
 	var n uintptr
 	if st := size(c.program, &n); st != RTCSuccess {
 		return nil, c.fail(sizeCall, st)

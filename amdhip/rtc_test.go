@@ -43,8 +43,10 @@ func TestCompileOddLibrary(t *testing.T) {
 		code RTCStatus
 		want string
 	}{
-		{"empty code", RTCSuccess,
-			"hiprtcGetCodeSize, program \"x\": HIPRTC_ERROR_INTERNAL_ERROR (11)\n\tthe code has 0 bytes\n\tlog"},
+		{
+			"empty code", RTCSuccess,
+			"hiprtcGetCodeSize, program \"x\": HIPRTC_ERROR_INTERNAL_ERROR (11)\n\tthe code has 0 bytes\n\tlog",
+		},
 		{"a code of the future", 103, "hiprtcCompileProgram, program \"x\": hiprtcResult 103: www\n\tlog"},
 		{"a code without text", 200, "hiprtcCompileProgram, program \"x\": hiprtcResult 200\n\tlog"},
 	} {
@@ -79,8 +81,10 @@ func TestCompileErrorText(t *testing.T) {
 		{ErrRTCCompilation, "HIPRTC_ERROR_COMPILATION (6)"},
 		{RTCStatus(500), "hiprtcResult 500"},
 		{&CompileError{Func: "f", Code: 3, Name: "n"}, `f, program "n": HIPRTC_ERROR_INVALID_INPUT (3)`},
-		{&CompileError{Func: "f", Code: 6, Name: "n", Log: log(20)},
-			`f, program "n": HIPRTC_ERROR_COMPILATION (6)` + numbered(1, 20)},
+		{
+			&CompileError{Func: "f", Code: 6, Name: "n", Log: log(20)},
+			`f, program "n": HIPRTC_ERROR_COMPILATION (6)` + numbered(1, 20),
+		},
 		{
 			&CompileError{Func: "f", Code: 6, Name: "n", Log: log(22)},
 			`f, program "n": HIPRTC_ERROR_COMPILATION (6)` + numbered(1, 20) + "\n\t(2 more lines)",
@@ -148,8 +152,10 @@ func TestFindCompiler(t *testing.T) {
 			name: "variable is final", major: 6, hip: "libamdhip64.so.6", env: "/x/rtc.so", good: ".6",
 			tried: []string{"GGUF2GPU_HIPRTC_LIBRARY /x/rtc.so"},
 		},
-		{name: "HIP 6 in the library", major: 6, hip: "libamdhip64.so.6", good: "libamdhip64.so.6",
-			found: "libamdhip64.so.6"},
+		{
+			name: "HIP 6 in the library", major: 6, hip: "libamdhip64.so.6", good: "libamdhip64.so.6",
+			found: "libamdhip64.so.6",
+		},
 		{
 			name: "HIP 6 of its own", major: 6, hip: "libamdhip64.so.6", good: "libhiprtc.so.6", found: "libhiprtc.so.6",
 			tried: []string{"HIP library libamdhip64.so.6"},

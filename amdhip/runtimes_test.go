@@ -81,8 +81,10 @@ func TestUnsupported(t *testing.T) {
 			t.Errorf("%v does not match both errors", err)
 		}
 	}
-	for _, err := range []error{amdhip.ErrOutOfMemory, amdhip.ErrClosed, &amdhip.Error{Code: amdhip.ErrUnknown},
-		amdhip.ErrRTCInternal} {
+	for _, err := range []error{
+		amdhip.ErrOutOfMemory, amdhip.ErrClosed, &amdhip.Error{Code: amdhip.ErrUnknown},
+		amdhip.ErrRTCInternal,
+	} {
 		if errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("%v matches errors.ErrUnsupported", err)
 		}

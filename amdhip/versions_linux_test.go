@@ -23,8 +23,10 @@ var versionTraits = []struct {
 	{version: "5.2", noDevice: ErrInvalidDevice, aborts: true, text: "hipErrorNotReady"},
 	{version: "5.7", noDevice: ErrNoDevice, virtual: true, aborts: true, text: "device not ready"},
 	{version: "6.4", noDevice: ErrNoDevice, virtual: true, export: true, aborts: true, text: "device not ready"},
-	{version: "7.2", noDevice: ErrNoDevice, virtual: true, export: true, text: "device not ready",
-		compiler: []string{"hiprtc.c"}},
+	{
+		version: "7.2", noDevice: ErrNoDevice, virtual: true, export: true, text: "device not ready",
+		compiler: []string{"hiprtc.c"},
+	},
 }
 
 // TestVersionTraits looks at the simulator of each version through this package.

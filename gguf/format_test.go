@@ -73,8 +73,10 @@ func TestMetadataText(t *testing.T) {
 	want := "general.architecture = \"llama\"\nllama.block_count = 4\n\"a\\x1b[2J\" = true\n" +
 		"template = \"" + strings.Repeat("x", 200) + "\"… (201 bytes)\n"
 	md := p.Metadata()
-	for _, got := range []string{fmt.Sprint(md), fmt.Sprint(*md), fmt.Sprintf("%+v", md), fmt.Sprintf("%#v", md),
-		md.String()} {
+	for _, got := range []string{
+		fmt.Sprint(md), fmt.Sprint(*md), fmt.Sprintf("%+v", md), fmt.Sprintf("%#v", md),
+		md.String(),
+	} {
 		if got != want {
 			t.Errorf("metadata prints\n%s\nwant\n%s", got, want)
 		}

@@ -10,8 +10,9 @@ import (
 const (
 	// FingerprintBlock is how many bytes one fingerprint covers.
 	FingerprintBlock = 64 << 10
-	// FingerprintWords is the number of 32-bit words in a stripe. A block is FingerprintStripes stripes of 1 KiB.
-	FingerprintWords   = 256
+	// FingerprintWords is the number of 32-bit words in a stripe.
+	FingerprintWords = 256
+	// FingerprintStripes is the number of stripes, of 1 KiB each, in a block.
 	FingerprintStripes = FingerprintBlock / stripeBytes
 
 	stripeBytes = 4 * FingerprintWords

@@ -31,9 +31,7 @@ func FlippedBit(want, got uint64) int64 {
 		change := (got - want) * inverse(stripe)
 		for i, word := range keys.Words {
 			x := change * inverse(word)
-			if -x < x {
-				x = -x
-			}
+			x = min(x, -x)
 			if b := bits.TrailingZeros64(x); x&(x-1) == 0 && b < 32 {
 				return int64(s*stripeBytes+4*i)*8 + int64(b)
 			}

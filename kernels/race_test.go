@@ -28,7 +28,8 @@ var races = []struct {
 	{"Copy src", func(_ *Kernels, dst, src []byte) error { Copy(dst, src); return nil }},
 	{"Copy dst", func(_ *Kernels, dst, src []byte) error { Copy(dst[:len(src)], src); return nil }},
 	{"Fingerprint src", func(_ *Kernels, _, src []byte) error { Fingerprint(make([]uint64, 1), src); return nil }},
-	{"CopyFingerprint src", copyFingerprint}, {"CopyFingerprint dst", copyFingerprint},
+	{"CopyFingerprint src", copyFingerprint},
+	{"CopyFingerprint dst", copyFingerprint},
 }
 
 func copyFingerprint(_ *Kernels, dst, src []byte) error {

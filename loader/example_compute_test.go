@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
@@ -186,8 +187,8 @@ func newEngine(dev *amdhip.Device, n network) (_ *engine, err error) {
 
 func (e *engine) close() error {
 	var errs []error
-	for i := len(e.closers) - 1; i >= 0; i-- {
-		errs = append(errs, e.closers[i]())
+	for _, c := range slices.Backward(e.closers) {
+		errs = append(errs, c())
 	}
 	return errors.Join(errs...)
 }

@@ -275,7 +275,7 @@ func (n *nginx) workers() (pids []int) {
 	if err != nil {
 		return nil
 	}
-	for _, s := range strings.Fields(string(text)) {
+	for s := range strings.FieldsSeq(string(text)) {
 		if pid, err := strconv.Atoi(s); err == nil {
 			pids = append(pids, pid)
 		}

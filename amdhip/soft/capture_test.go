@@ -83,16 +83,26 @@ func TestCaptureRefuses(t *testing.T) {
 		record func(s, other *amdhip.Stream, e *amdhip.Event) error
 		want   hip.Status
 	}{
-		{"synchronize", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { return s.Synchronize() },
-			hip.ErrStreamCaptureUnsupported},
-		{"query", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { _, err := s.Query(); return err },
-			hip.ErrStreamCaptureUnsupported},
-		{"device", func(*amdhip.Stream, *amdhip.Stream, *amdhip.Event) error { return d.Synchronize() },
-			hip.ErrStreamCaptureUnsupported},
-		{"malloc", func(*amdhip.Stream, *amdhip.Stream, *amdhip.Event) error { _, err := d.Malloc(1); return err },
-			hip.ErrStreamCaptureUnsupported},
-		{"host malloc", func(*amdhip.Stream, *amdhip.Stream, *amdhip.Event) error { _, err := d.HostMalloc(1); return err },
-			hip.ErrStreamCaptureUnsupported},
+		{
+			"synchronize", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { return s.Synchronize() },
+			hip.ErrStreamCaptureUnsupported,
+		},
+		{
+			"query", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { _, err := s.Query(); return err },
+			hip.ErrStreamCaptureUnsupported,
+		},
+		{
+			"device", func(*amdhip.Stream, *amdhip.Stream, *amdhip.Event) error { return d.Synchronize() },
+			hip.ErrStreamCaptureUnsupported,
+		},
+		{
+			"malloc", func(*amdhip.Stream, *amdhip.Stream, *amdhip.Event) error { _, err := d.Malloc(1); return err },
+			hip.ErrStreamCaptureUnsupported,
+		},
+		{
+			"host malloc", func(*amdhip.Stream, *amdhip.Stream, *amdhip.Event) error { _, err := d.HostMalloc(1); return err },
+			hip.ErrStreamCaptureUnsupported,
+		},
 		{"reserve", func(*amdhip.Stream, *amdhip.Stream, *amdhip.Event) error {
 			_, err := d.ReserveAddresses(4096, 0, 0)
 			return err
@@ -101,10 +111,14 @@ func TestCaptureRefuses(t *testing.T) {
 			_, err := s.MallocAsync(1)
 			return err
 		}, hip.ErrStreamCaptureUnsupported},
-		{"plain memory", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { return s.CopyToDevice(m.Ptr(), plain, 0, 64) },
-			hip.ErrStreamCaptureUnsupported},
-		{"graph", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { return s.LaunchGraph(exec) },
-			hip.ErrStreamCaptureUnsupported},
+		{
+			"plain memory", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { return s.CopyToDevice(m.Ptr(), plain, 0, 64) },
+			hip.ErrStreamCaptureUnsupported,
+		},
+		{
+			"graph", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { return s.LaunchGraph(exec) },
+			hip.ErrStreamCaptureUnsupported,
+		},
 		{"twice", func(s, _ *amdhip.Stream, _ *amdhip.Event) error {
 			_, err := s.Capture(func() error { return nil })
 			return err
@@ -131,8 +145,10 @@ func TestCaptureRefuses(t *testing.T) {
 			_, _ = s.Query()
 			return nil
 		}, hip.ErrStreamCaptureInvalidated},
-		{"wrong arguments", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { return s.Memset(m.Ptr(), 1, 65) },
-			hip.ErrInvalidValue},
+		{
+			"wrong arguments", func(s, _ *amdhip.Stream, _ *amdhip.Event) error { return s.Memset(m.Ptr(), 1, 65) },
+			hip.ErrInvalidValue,
+		},
 	} {
 		s, other, e := newStream(t, d), newStream(t, d), newEvent(t, d)
 		g, err := s.Capture(func() error { return tt.record(s, other, e) })
@@ -199,15 +215,21 @@ func TestCaptureModes(t *testing.T) {
 		{"fork", func() hip.Status {
 			return max(api.HipEventRecord(e.Handle(), a.Handle()), api.HipStreamWaitEvent(b.Handle(), e.Handle(), 0))
 		}, hip.Success},
-		{"nowhere to put the graph", func() hip.Status { return api.HipStreamEndCapture(a.Handle(), nil) },
-			hip.ErrInvalidValue},
-		{"end on the other stream", func() hip.Status { return api.HipStreamEndCapture(b.Handle(), &graph) },
-			hip.ErrStreamCaptureUnmatched},
+		{
+			"nowhere to put the graph", func() hip.Status { return api.HipStreamEndCapture(a.Handle(), nil) },
+			hip.ErrInvalidValue,
+		},
+		{
+			"end on the other stream", func() hip.Status { return api.HipStreamEndCapture(b.Handle(), &graph) },
+			hip.ErrStreamCaptureUnmatched,
+		},
 		{"end", func() hip.Status {
 			return onThread(func() hip.Status { return api.HipStreamEndCapture(a.Handle(), &graph) })
 		}, hip.ErrStreamCaptureInvalidated},
-		{"wait for a graph's event", func() hip.Status { return api.HipStreamWaitEvent(a.Handle(), e.Handle(), 0) },
-			hip.ErrCapturedEvent},
+		{
+			"wait for a graph's event", func() hip.Status { return api.HipStreamWaitEvent(a.Handle(), e.Handle(), 0) },
+			hip.ErrCapturedEvent,
+		},
 		{"global", func() hip.Status { return api.HipStreamBeginCapture(a.Handle(), hip.CaptureGlobal) }, hip.Success},
 		{"second", func() hip.Status { return api.HipStreamBeginCapture(b.Handle(), hip.CaptureRelaxed) }, hip.Success},
 		{"merge", func() hip.Status {
@@ -226,8 +248,10 @@ func TestCaptureModes(t *testing.T) {
 			return max(api.HipStreamEndCapture(a.Handle(), &graph), api.HipGraphDestroy(graph))
 		}, hip.Success},
 		{"destroy twice", func() hip.Status { return api.HipGraphDestroy(graph) }, hip.ErrInvalidValue},
-		{"instantiate nothing", func() hip.Status { return api.HipGraphInstantiate(&graph, 1, nil, nil, 0) },
-			hip.ErrInvalidValue},
+		{
+			"instantiate nothing", func() hip.Status { return api.HipGraphInstantiate(&graph, 1, nil, nil, 0) },
+			hip.ErrInvalidValue,
+		},
 		{"destroy nothing", func() hip.Status { return api.HipGraphDestroy(1) }, hip.ErrInvalidValue},
 		{"destroy no executable", func() hip.Status { return api.HipGraphExecDestroy(1) }, hip.ErrInvalidValue},
 		{"launch nothing", func() hip.Status { return api.HipGraphLaunch(1, a.Handle()) }, hip.ErrInvalidValue},

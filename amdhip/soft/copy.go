@@ -192,8 +192,10 @@ func (sw *Software) enqueueCopy(
 	if !fits(kind, to, from) {
 		return nil, hip.ErrInvalidValue
 	}
-	op := operation{kind: opCopy, late: late, toDev: s.dev, fromDev: s.dev,
-		dst: operand{dst, n, to == nil, true}, src: operand{src, n, from == nil, false}}
+	op := operation{
+		kind: opCopy, late: late, toDev: s.dev, fromDev: s.dev,
+		dst: operand{dst, n, to == nil, true}, src: operand{src, n, from == nil, false},
+	}
 	switch {
 	case to.onDevice() && !from.onDevice():
 		op.links[0] = &s.dev.up
@@ -271,8 +273,10 @@ func (sw *Software) memcpyPeerAsync(
 	if !to.onDevice() || !from.onDevice() || s.dev != toDev && s.dev != fromDev {
 		return hip.ErrInvalidValue
 	}
-	op := operation{kind: opCopy, late: late, toDev: toDev, fromDev: fromDev,
-		dst: operand{addr: dst, n: n, write: true}, src: operand{addr: src, n: n}}
+	op := operation{
+		kind: opCopy, late: late, toDev: toDev, fromDev: fromDev,
+		dst: operand{addr: dst, n: n, write: true}, src: operand{addr: src, n: n},
+	}
 	if toDev != fromDev {
 		op.links = [2]*link{&fromDev.down, &toDev.up}
 	}

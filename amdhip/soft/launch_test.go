@@ -41,8 +41,10 @@ func TestLaunchIsDeferred(t *testing.T) {
 	if want := []byte{8, 8, 8, 8, 8, 7, 7, 7}; !bytes.Equal(h.Bytes(), want) {
 		t.Errorf("the kernel left %v, want %v", h.Bytes(), want)
 	}
-	want := amdhip.KernelCall{Grid: amdhip.Dim3{X: 3, Y: 1, Z: 1}, Block: amdhip.Dim3{X: 64, Y: 1, Z: 1},
-		Args: []uint64{uint64(m.Ptr()), 5}}
+	want := amdhip.KernelCall{
+		Grid: amdhip.Dim3{X: 3, Y: 1, Z: 1}, Block: amdhip.Dim3{X: 64, Y: 1, Z: 1},
+		Args: []uint64{uint64(m.Ptr()), 5},
+	}
 	if len(got) != 1 || got[0].Grid != want.Grid || got[0].Block != want.Block || !slices.Equal(got[0].Args, want.Args) {
 		t.Errorf("the kernel saw %+v, want %+v", got, want)
 	}
@@ -250,8 +252,12 @@ func TestOfferKernel(t *testing.T) {
 	}
 	// A stand-in that knows one dimension only is not given more.
 	simple := offerKernel(t, d, 1, func(*amdhip.KernelCall) hip.Status { return hip.Success })
-	for _, c := range []amdhip.LaunchConfig{config, {SharedBytes: 1}, {Grid: amdhip.Dim3{Y: 2}},
-		{Block: amdhip.Dim3{Z: 2}}} {
+	for _, c := range []amdhip.LaunchConfig{
+		config,
+		{SharedBytes: 1},
+		{Grid: amdhip.Dim3{Y: 2}},
+		{Block: amdhip.Dim3{Z: 2}},
+	} {
 		if err := s.LaunchKernel(simple, c, uint64(1)); !errors.Is(err, amdhip.ErrUnsupported) {
 			t.Errorf("%+v: %v", c, err)
 		}

@@ -41,7 +41,8 @@ func TestLink(t *testing.T) {
 			}
 		}, 4 * time.Millisecond},
 		{"streams hide latency", 200 * time.Microsecond, func(t *testing.T, s []*amdhip.Stream, m *amdhip.Memory,
-			h *amdhip.HostMemory) {
+			h *amdhip.HostMemory,
+		) {
 			for i := range 8 {
 				noError(t, s[i%4].CopyToDevice(m.Ptr(), h, 0, 500*kb))
 			}
@@ -51,7 +52,8 @@ func TestLink(t *testing.T) {
 			noError(t, s[1].CopyToHost(h, 500*kb, m.Ptr()+500*kb, 300*kb))
 		}, 500 * time.Microsecond},
 		{"work on the device is free", time.Millisecond, func(t *testing.T, s []*amdhip.Stream, m *amdhip.Memory,
-			_ *amdhip.HostMemory) {
+			_ *amdhip.HostMemory,
+		) {
 			noError(t, s[0].Memset(m.Ptr(), 1, 500*kb))
 		}, 0},
 	}

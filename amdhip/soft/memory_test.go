@@ -143,17 +143,25 @@ func TestRegister(t *testing.T) {
 		{"before it", api.HipHostRegister(p, 4096, 0), hip.Success},
 		{"behind it", api.HipHostRegister(p+12288, 4096, 0), hip.Success},
 		{"unregister inside", api.HipHostUnregister(p + 5000), hip.ErrHostMemoryNotRegistered},
-		{"copy wholly inside", api.HipMemcpyAsync(uintptr(m.Ptr()), p+4096, 8192, hip.MemcpyHostToDevice, s.Handle()),
-			hip.Success},
-		{"copy leaving it", api.HipMemcpyAsync(uintptr(m.Ptr()), p+4096, 8193, hip.MemcpyHostToDevice, s.Handle()),
-			hip.ErrInvalidValue},
+		{
+			"copy wholly inside", api.HipMemcpyAsync(uintptr(m.Ptr()), p+4096, 8192, hip.MemcpyHostToDevice, s.Handle()),
+			hip.Success,
+		},
+		{
+			"copy leaving it", api.HipMemcpyAsync(uintptr(m.Ptr()), p+4096, 8193, hip.MemcpyHostToDevice, s.Handle()),
+			hip.ErrInvalidValue,
+		},
 		{"unregister", api.HipHostUnregister(p + 4096), hip.Success},
 		{"unregister again", api.HipHostUnregister(p + 4096), hip.ErrHostMemoryNotRegistered},
-		{"copy of what was registered",
+		{
+			"copy of what was registered",
 			api.HipMemcpyAsync(uintptr(m.Ptr()), p+4096, 8192, hip.MemcpyHostToDevice, s.Handle()),
-			hip.Success},
-		{"copy into registered", api.HipMemcpyAsync(uintptr(m.Ptr()), p+8192, 8192, hip.MemcpyHostToDevice, s.Handle()),
-			hip.Success},
+			hip.Success,
+		},
+		{
+			"copy into registered", api.HipMemcpyAsync(uintptr(m.Ptr()), p+8192, 8192, hip.MemcpyHostToDevice, s.Handle()),
+			hip.Success,
+		},
 		{"unregister first", api.HipHostUnregister(p), hip.Success},
 		{"unregister last", api.HipHostUnregister(p + 12288), hip.Success},
 	} {

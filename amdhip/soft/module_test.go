@@ -141,8 +141,10 @@ func TestFunctions(t *testing.T) {
 	m, err := d.LoadModule([]byte(code))
 	closeLater(t, m, err)
 	value(m.Function("add_one"))(t)
-	for name, want := range map[string]error{"not_offered": hip.ErrNotFound, "add": hip.ErrNotFound,
-		"": hip.ErrInvalidValue} {
+	for name, want := range map[string]error{
+		"not_offered": hip.ErrNotFound, "add": hip.ErrNotFound,
+		"": hip.ErrInvalidValue,
+	} {
 		if f, err := m.Function(name); f != nil || !errors.Is(err, want) ||
 			!strings.Contains(err.Error(), fmt.Sprintf("%q", name)) {
 			t.Errorf("%q: %v, %v; want %v", name, f, err, want)
@@ -259,15 +261,21 @@ func TestModuleCalls(t *testing.T) {
 		{"shared memory", launch(f, one, one, 4, nil), hip.ErrNotSupported},
 		{"extra", launch(f, one, one, 0, &out), hip.ErrNotSupported},
 		{"too large", launch(f, [3]uint32{1 << 31, 1, 1}, [3]uint32{2, 1, 1}, 0, nil), hip.ErrInvalidValue},
-		{"no parameters", api.HipModuleLaunchKernel(f.Handle(), 1, 1, 1, 1, 1, 1, 0, s.Handle(), nil, nil),
-			hip.ErrInvalidValue},
+		{
+			"no parameters", api.HipModuleLaunchKernel(f.Handle(), 1, 1, 1, 1, 1, 1, 0, s.Handle(), nil, nil),
+			hip.ErrInvalidValue,
+		},
 		{"unload twice", api.HipModuleUnload(gone.Module().Handle()), hip.ErrNotFound},
 		{"nowhere to put the module", api.HipModuleLoadData(nil, pageSize), hip.ErrInvalidValue},
 		{"no image", api.HipModuleLoadData(&out, 0), hip.ErrInvalidValue},
-		{"function of an unloaded module by name", api.HipModuleGetFunction(&out, gone.Module().Handle(), "add_one"),
-			hip.ErrInvalidHandle},
-		{"function while another device is current", api.HipModuleGetFunction(&out, foreign.Module().Handle(), "add_one"),
-			hip.ErrInvalidHandle},
+		{
+			"function of an unloaded module by name", api.HipModuleGetFunction(&out, gone.Module().Handle(), "add_one"),
+			hip.ErrInvalidHandle,
+		},
+		{
+			"function while another device is current", api.HipModuleGetFunction(&out, foreign.Module().Handle(), "add_one"),
+			hip.ErrInvalidHandle,
+		},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, tt.got, tt.want)

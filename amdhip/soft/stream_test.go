@@ -240,8 +240,10 @@ func TestFaultAsync(t *testing.T) {
 // Every function counts its calls, can be made to fail, and takes null pointers and handles without a crash.
 func TestEveryFunction(t *testing.T) {
 	rt, _ := openSoft(t, Options{})
-	for _, table := range []reflect.Value{reflect.ValueOf(Of(rt).table()).Elem(),
-		reflect.ValueOf(Of(rt).rtcTable()).Elem()} {
+	for _, table := range []reflect.Value{
+		reflect.ValueOf(Of(rt).table()).Elem(),
+		reflect.ValueOf(Of(rt).rtcTable()).Elem(),
+	} {
 		for i := range table.NumField() {
 			name, f := hip.Symbol(table.Type().Field(i).Name), table.Field(i)
 			if f.Kind() != reflect.Func {

@@ -67,10 +67,10 @@ var sizes = []int{1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8}
 
 // value adds a value of a kind.
 func (g *grammar) value(k gguf.ValueKind, depth int) {
-	switch {
-	case k == gguf.KindString:
+	switch k {
+	case gguf.KindString:
 		g.str(g.word())
-	case k == gguf.KindArray:
+	case gguf.KindArray:
 		elem := gguf.ValueKind(g.rng.IntN(len(sizes)))
 		if elem == gguf.KindArray && depth == 0 {
 			elem = gguf.KindUint8
@@ -81,7 +81,7 @@ func (g *grammar) value(k gguf.ValueKind, depth int) {
 		for range n {
 			g.value(elem, depth-1)
 		}
-	case k == gguf.KindBool:
+	case gguf.KindBool:
 		g.add(scalar, []byte{byte(g.rng.IntN(2))})
 	default:
 		b := make([]byte, sizes[k])
@@ -158,8 +158,10 @@ func (g *grammar) mutate() {
 		if len(b) == 8 {
 			old = binary.LittleEndian.Uint64(b)
 		}
-		odd := []uint64{0, 1, 2, 3, 4, 7, 8, 9, 12, 13, 31, 32, 33, 64, 255, 256, 1 << 16, 1 << 24, 1<<31 - 1, 1 << 31,
-			1<<32 - 1, 1 << 32, 1 << 62, 1<<63 - 1, 1 << 63, math.MaxUint64, old + 1, old - 1, old * 2, old / 2, old + 32}
+		odd := []uint64{
+			0, 1, 2, 3, 4, 7, 8, 9, 12, 13, 31, 32, 33, 64, 255, 256, 1 << 16, 1 << 24, 1<<31 - 1, 1 << 31,
+			1<<32 - 1, 1 << 32, 1 << 62, 1<<63 - 1, 1 << 63, math.MaxUint64, old + 1, old - 1, old * 2, old / 2, old + 32,
+		}
 		v := odd[g.rng.IntN(len(odd))]
 		if len(b) == 8 {
 			binary.LittleEndian.PutUint64(b, v)

@@ -27,8 +27,10 @@ type fingerprint struct {
 
 // fingerprints are all of these functions.
 var fingerprints = []*fingerprint{
-	{isa: avx2}, {isa: avx2, copies: true},
-	{isa: avx512}, {isa: avx512, copies: true},
+	{isa: avx2},
+	{isa: avx2, copies: true},
+	{isa: avx512},
+	{isa: avx512, copies: true},
 }
 
 // Offsets in the table of word keys: the low halves; the low halves of odd words, each in the place of the word before

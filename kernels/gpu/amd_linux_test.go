@@ -73,9 +73,13 @@ var architectures = []struct {
 	name  string
 	since int
 }{
-	{"gfx906", 5_02_00000}, {"gfx90a", 5_02_00000}, {"gfx1030", 5_02_00000}, // GCN, CDNA, RDNA (32 threads a wavefront)
-	{"gfx942", 5_07_00000}, {"gfx1100", 5_07_00000},
-	{"gfx950", 6_04_00000}, {"gfx1201", 6_04_00000},
+	{"gfx906", 5_02_00000},
+	{"gfx90a", 5_02_00000},
+	{"gfx1030", 5_02_00000}, // GCN, CDNA, RDNA (32 threads a wavefront)
+	{"gfx942", 5_07_00000},
+	{"gfx1100", 5_07_00000},
+	{"gfx950", 6_04_00000},
+	{"gfx1201", 6_04_00000},
 }
 
 // TestAMDCompiles compiles all kernels with AMD's own hipRTC, which needs no GPU, for each architecture that it knows.

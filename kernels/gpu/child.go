@@ -55,9 +55,9 @@ func Child(name string, args ...string) func(ctx context.Context, r Request) ([]
 			return nil, context.Cause(ctx)
 		case ended && (!exit.Exited() || crash.Match(messages.taken)):
 			return nil, fmt.Errorf("%w (%v), as some versions do for architectures they do not know; "+
-				"convert on the CPU instead%s", ErrCompilerCrashed, exit, messages.indented())
+				"convert on the CPU instead%s", ErrCompilerCrashed, exit.String(), messages.indented())
 		case ended:
-			return nil, fmt.Errorf("the compiler's process %s failed (%v)%s", name, exit, messages.indented())
+			return nil, fmt.Errorf("the compiler's process %s failed (%v)%s", name, exit.String(), messages.indented())
 		case err != nil:
 			return nil, fmt.Errorf("the compiler's process: %w", err)
 		}

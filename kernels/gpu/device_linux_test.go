@@ -3,6 +3,7 @@ package gpu
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
@@ -73,7 +74,7 @@ func TestKernelsOnGPU(t *testing.T) {
 		for _, n := range []int{1, 2, 1000, room / int(k.outBytes())} {
 			blocks := make([]byte, n*k.From.BlockBytes())
 			_, _ = random.Read(blocks)
-			inputs = append(inputs[:len(inputs):len(inputs)], blocks)
+			inputs = append(slices.Clip(inputs), blocks)
 		}
 		for _, blocks := range inputs {
 			n := uint64(len(blocks)) / k.inBytes()

@@ -99,7 +99,8 @@ func (r region) sums() int { return int(kernels.Fingerprints(int64(r.at + r.byte
 // checkRegions are what the check fingerprints: whole blocks, whole stripes and words, and a rest. In the second region
 // no word is at a multiple of 4; the third begins within a word, a stripe and a block.
 var checkRegions = []region{
-	{0, kernels.FingerprintBlock + 9*1024 + 777, 0}, {1, 2*kernels.FingerprintBlock + 1023, 0},
+	{0, kernels.FingerprintBlock + 9*1024 + 777, 0},
+	{1, 2*kernels.FingerprintBlock + 1023, 0},
 	{0, kernels.FingerprintBlock + 777, 5*1024 + 42},
 }
 

@@ -40,9 +40,14 @@ func TestLaunchGrid(t *testing.T) {
 		blocks uint64 // of 256 elements
 		grid   uint32
 	}{
-		{gguf.F16, 1, 1}, {gguf.F16, 8, 1}, {gguf.F16, 9, 2}, {gguf.F32, 4, 1}, {gguf.F32, 5, 2},
+		{gguf.F16, 1, 1},
+		{gguf.F16, 8, 1},
+		{gguf.F16, 9, 2},
+		{gguf.F32, 4, 1},
+		{gguf.F32, 5, 2},
 		{gguf.F32, 1 << 21, 1 << 19},
-		{gguf.F32, 1<<22 + 1, maxGrid}, {gguf.BF16, maxWork, maxGrid},
+		{gguf.F32, 1<<22 + 1, maxGrid},
+		{gguf.BF16, maxWork, maxGrid},
 	} {
 		var got []amdhip.KernelCall
 		k := Key{To: tt.to, From: gguf.Q4_K}
@@ -198,12 +203,22 @@ func TestElementIsNaN(t *testing.T) {
 		bits uint32
 		want bool
 	}{
-		{gguf.F32, 0x7f800000, false}, {gguf.F32, 0xff800000, false}, {gguf.F32, 0x7f800001, true},
+		{gguf.F32, 0x7f800000, false},
+		{gguf.F32, 0xff800000, false},
+		{gguf.F32, 0x7f800001, true},
 		{gguf.F32, 0xff800100, true},
-		{gguf.F32, 0x7fc00000, true}, {gguf.F32, 0x7f7fffff, false}, {gguf.F32, 0x80000001, false},
-		{gguf.F16, 0x7c00, false}, {gguf.F16, 0xfc00, false}, {gguf.F16, 0x7c01, true}, {gguf.F16, 0xfe00, true},
+		{gguf.F32, 0x7fc00000, true},
+		{gguf.F32, 0x7f7fffff, false},
+		{gguf.F32, 0x80000001, false},
+		{gguf.F16, 0x7c00, false},
+		{gguf.F16, 0xfc00, false},
+		{gguf.F16, 0x7c01, true},
+		{gguf.F16, 0xfe00, true},
 		{gguf.F16, 0x7bff, false},
-		{gguf.BF16, 0x7f80, false}, {gguf.BF16, 0xff80, false}, {gguf.BF16, 0x7f81, true}, {gguf.BF16, 0xffc0, true},
+		{gguf.BF16, 0x7f80, false},
+		{gguf.BF16, 0xff80, false},
+		{gguf.BF16, 0x7f81, true},
+		{gguf.BF16, 0xffc0, true},
 		{gguf.BF16, 0x7c01, false},
 	} {
 		b := binary.LittleEndian.AppendUint32(nil, tt.bits)[:tt.t.BlockBytes()]

@@ -241,8 +241,8 @@ func (s *Source) transport(ps *part, lo int64) uint32 {
 }
 
 // window is the mapping of window number w.
-func (ps *part) window(w int64) []byte {
-	return ps.bytes[w*windowBytes : min((w+1)*windowBytes, int64(len(ps.bytes)))]
+func (p *part) window(w int64) []byte {
+	return p.bytes[w*windowBytes : min((w+1)*windowBytes, int64(len(p.bytes)))]
 }
 
 // consumed lets go of the windows of the mapping that no segment needs any more.
