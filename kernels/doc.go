@@ -24,10 +24,10 @@
 //
 // # Fingerprints
 //
-// [Fingerprint] computes a number of 64 bits for each 64 KiB, and [CopyFingerprint] does so while it copies. The kernel
-// of [github.com/gguf2gpu/gguf2gpu/kernels/gpu.Set.Fingerprint] gives the same numbers on a GPU, so comparing them
-// shows whether bytes have arrived there and are still what they were. FINGERPRINT.md specifies the function, and says
-// what it finds.
+// [Fingerprint] computes a number of 64 bits for each 64 KiB, and [CopyAddFingerprint] does so while it copies. The
+// kernel of [github.com/gguf2gpu/gguf2gpu/kernels/gpu.Set.Fingerprint] gives the same numbers on a GPU, so comparing
+// them shows whether bytes have arrived there and are still what they were. FINGERPRINT.md specifies the function, and
+// says what it finds.
 //
 // # Concurrency
 //

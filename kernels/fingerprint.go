@@ -66,17 +66,11 @@ func Fingerprints(n int64) int64 {
 // Fingerprint panics unless len(sums) is Fingerprints(len(src)). It uses the tier that For(Auto) chooses; all tiers and
 // the GPU kernel give the same sums.
 func Fingerprint(sums []uint64, src []byte) {
-	checkSums(sums, len(src))
+	if want := Fingerprints(int64(len(src))); int64(len(sums)) != want {
+		panic(fmt.Sprintf("kernels: room for %d fingerprints, but %d bytes have %d", len(sums), len(src), want))
+	}
 	clear(sums)
 	fingerprintTier().add(sums, 0, src)
-}
-
-// CopyFingerprint is Copy and Fingerprint of what is copied, in one pass over memory. It returns the number of bytes,
-// min(len(dst), len(src)), and panics unless len(sums) is Fingerprints of that. dst and src must not overlap.
-func CopyFingerprint(dst, src []byte, sums []uint64) int {
-	checkSums(sums, min(len(dst), len(src)))
-	clear(sums)
-	return fingerprintTier().copyAdd(dst, src, sums, 0)
 }
 
 // fingerprinter computes fingerprints with the kernels of one tier.
@@ -215,13 +209,6 @@ func (f *fingerprinter) stripes(stripe int, b []byte) (sum uint64) {
 // pointers returns what the assembly takes for keys, if stripe is the first one.
 func (t *fingerprintTables) pointers(stripe int) (words, keys *byte) {
 	return (*byte)(unsafe.Pointer(&t.low)), (*byte)(unsafe.Pointer(&t.stripes[stripe]))
-}
-
-// checkSums panics unless sums has room for the fingerprints of n bytes, and no more.
-func checkSums(sums []uint64, n int) {
-	if want := Fingerprints(int64(n)); int64(len(sums)) != want {
-		panic(fmt.Sprintf("kernels: room for %d fingerprints, but %d bytes have %d", len(sums), n, want))
-	}
 }
 
 // sumStripes is the specification of the fingerprint, and the generic tier: the sum of a block that begins with stripe

@@ -151,26 +151,28 @@ func TestFingerprintForAll(t *testing.T) {
 		t.Errorf("fingerprints %#x, want %#x", sums, want)
 	}
 	dst := make([]byte, len(src)+1)
-	if n := CopyFingerprint(dst, src, sums); n != len(src) || !bytes.Equal(dst[:n], src) || dst[n] != 0 ||
+	clear(sums)
+	if n := CopyAddFingerprint(dst, src, sums, 0); n != len(src) || !bytes.Equal(dst[:n], src) || dst[n] != 0 ||
 		!slices.Equal(sums, want) {
 		t.Errorf("%d bytes of %d copied, fingerprints %#x, want %#x", n, len(src), sums, want)
 	}
 	clear(dst)
+	clear(sums)
 	want = slowSums(src[:100])
-	if n := CopyFingerprint(dst[:100], src, sums[:1]); n != 100 || !bytes.Equal(dst[:n], src[:n]) || dst[n] != 0 ||
+	if n := CopyAddFingerprint(dst[:100], src, sums[:1], 0); n != 100 || !bytes.Equal(dst[:n], src[:n]) || dst[n] != 0 ||
 		!slices.Equal(sums[:1], want) {
 		t.Errorf("%d bytes of 100 copied, fingerprints %#x, want %#x", n, sums[:1], want)
 	}
 }
 
-// TestFingerprintPanics gives no room for a fingerprint, or too much.
+// TestFingerprintPanics gives no room for a fingerprint, or, where that is told, too much.
 func TestFingerprintPanics(t *testing.T) {
 	t.Parallel()
 	for _, call := range []func(){
 		func() { Fingerprint(nil, make([]byte, 1)) },
 		func() { Fingerprint(make([]uint64, 2), make([]byte, FingerprintBlock)) },
-		func() { CopyFingerprint(make([]byte, 1), make([]byte, 2), nil) },
-		func() { CopyFingerprint(make([]byte, 1), make([]byte, 1<<20), make([]uint64, 16)) },
+		func() { AddFingerprint(nil, 0, make([]byte, 1)) },
+		func() { CopyAddFingerprint(make([]byte, 1), make([]byte, 2), nil, 0) },
 	} {
 		func() {
 			defer func() {

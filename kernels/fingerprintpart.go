@@ -10,8 +10,8 @@ import "math/bits"
 func AddFingerprint(sums []uint64, at int64, src []byte) { fingerprintTier().add(sums, at, src) }
 
 // CopyAddFingerprint is Copy and AddFingerprint of what is copied, in one pass over memory. It returns the number of
-// bytes, min(len(dst), len(src)). dst and src must not overlap. It is as fast as [CopyFingerprint], but for the bytes
-// up to the first stripe of 1 KiB.
+// bytes, min(len(dst), len(src)). dst and src must not overlap. Bytes up to the first stripe of 1 KiB take longer. It
+// panics if sums is too short.
 func CopyAddFingerprint(dst, src []byte, sums []uint64, at int64) int {
 	return fingerprintTier().copyAdd(dst, src, sums, at)
 }

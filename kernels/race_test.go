@@ -28,12 +28,12 @@ var races = []struct {
 	{"Copy src", func(_ *Kernels, dst, src []byte) error { Copy(dst, src); return nil }},
 	{"Copy dst", func(_ *Kernels, dst, src []byte) error { Copy(dst[:len(src)], src); return nil }},
 	{"Fingerprint src", func(_ *Kernels, _, src []byte) error { Fingerprint(make([]uint64, 1), src); return nil }},
-	{"CopyFingerprint src", copyFingerprint},
-	{"CopyFingerprint dst", copyFingerprint},
+	{"CopyAddFingerprint src", copyFingerprint},
+	{"CopyAddFingerprint dst", copyFingerprint},
 }
 
 func copyFingerprint(_ *Kernels, dst, src []byte) error {
-	CopyFingerprint(dst[:len(src)], src, make([]uint64, 1))
+	CopyAddFingerprint(dst[:len(src)], src, make([]uint64, 1), 0)
 	return nil
 }
 
