@@ -51,7 +51,7 @@ line-width: ## fail when a line is longer than 120 characters
 workflows: ## check the workflows of GitHub Actions
 	$(ACTIONLINT) -shellcheck= -pyflakes=
 
-golangci: ## golangci-lint; slow to build, so not part of lint
+golangci: ## golangci-lint, which takes minutes to build, so that it is not part of lint but a job of its own
 	$(GOLANGCI) run ./...
 
 fuzz: ## fuzz every fuzz target for FUZZTIME, combinations of flags for COMBINATIONS
