@@ -154,44 +154,44 @@ func TestCheckOfAShare(t *testing.T) {
 	}
 }
 
-// TestReadOnce: what can be read only once is read in order, by whatever load of one group.
+// TestReadOnce: what can be read only once is read in order, onto one device, and onto several, whether they get all of
+// it or layers each. The synchronous loader would not read layers in order.
 func TestReadOnce(t *testing.T) {
 	t.Parallel()
 	for _, o := range []options{
 		{}, {Policy: plan.Raw, Connections: 16}, rawTight(), {Shard: plan.Shard{By: plan.ShardTensors, World: 1}},
-		{Hash: true},
+		{Hash: true}, {Split: plan.Split{By: plan.SplitNone}},
 	} {
 		for name, load := range map[string]loadFunc{"Load": load, "LoadSync": loadSync} {
-			s := &pickySource{reading: gguf.Reading{Once: true}}
-			f := openPicky(t, sample, s)
-			dev, _ := openDevice(t, soft.Options{})
-			m, err := load(t.Context(), f, o, dev)
-			if err != nil {
-				t.Fatal(err)
-			}
-			end := int64(0)
-			for _, r := range s.ranges {
-				if r[0] < end {
-					t.Errorf("%s, %+v: byte %d is read after byte %d", name, o, r[0], end)
+			for n := 1; n <= 3; n++ {
+				s := &pickySource{reading: gguf.Reading{Once: true}}
+				f := openPicky(t, sample, s)
+				devs, _ := openDevices(t, n, soft.Options{})
+				m, err := load(t.Context(), f, o, devs...)
+				if name == "LoadSync" && n > 1 && o.Split.By == plan.SplitLayers {
+					if !errors.Is(err, ErrBadOption) {
+						t.Errorf("%s on %d devices: %v", name, n, err)
+					}
+					continue
 				}
-				end = r[1]
+				if err != nil {
+					t.Fatal(err)
+				}
+				end := int64(0)
+				for _, r := range s.ranges {
+					if r[0] < end {
+						t.Errorf("%s on %d devices, %+v: byte %d is read after byte %d", name, n, o, r[0], end)
+					}
+					end = r[1]
+				}
+				if len(s.ranges) == 0 || m.Report().Connections != 1 && (name == "Load" || n == 1) {
+					t.Errorf("%s on %d devices: %d ranges, %d connections", name, n, len(s.ranges), m.Report().Connections)
+				}
+				same(t, m.Plan(), contents(t, m), wanted(t, openModel(t, sample), o))
+				m.Close()
 			}
-			if len(s.ranges) == 0 || name == "Load" && m.Report().Connections != 1 {
-				t.Errorf("%s: %d ranges, %d connections", name, len(s.ranges), m.Report().Connections)
-			}
-			m.Close()
 		}
 	}
-	f := openPicky(t, sample, &pickySource{reading: gguf.Reading{Once: true}})
-	devs, _ := openDevices(t, 2, soft.Options{})
-	if _, err := load(t.Context(), f, options{}, devs...); !errors.Is(err, ErrBadOption) {
-		t.Errorf("layers on two devices: %v", err)
-	}
-	m, err := load(t.Context(), f, options{Split: plan.Split{By: plan.SplitNone}}, devs...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.Close()
 }
 
 // TestShortRanges: a source may want short ranges.

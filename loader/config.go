@@ -43,6 +43,8 @@ type Config struct {
 	Stall  time.Duration
 	Logger *slog.Logger // nil: silent
 
+	turns bool // groups take turns; see turns.go
+
 	// DequantAuto takes the device whatever it is and saves; for tests.
 	autoAlways bool
 	autoProve  bool                                               // likewise, of ProveAuto
@@ -136,12 +138,13 @@ func parseName[E ~uint8](text []byte, names []string, kind string) (E, error) {
 }
 
 // forFile is c for loads of f. A file that comes once and in order has one reader. Where ranges have to be short,
-// chunks are, too, as a request asks for at least one of them.
+// chunks are, too, as a request asks for at least one of them, and groups take turns.
 func (c Config) forFile(f *gguf.File) Config {
 	r := f.Reading()
 	if r.Once {
 		c.Connections = 1
 	}
+	c.turns = r.MaxRange > 0 || r.Once
 	if short := int(min(r.MaxRange, defaultChunk)); short >= minChunk && c.Chunk == 0 && (c.Staging == 0 ||
 		c.Staging >= 2*int64(short)) {
 		c.Chunk = short

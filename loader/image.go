@@ -227,6 +227,10 @@ func (p *Plan) suits(r Request, sync bool) error {
 	if p.image != nil && (r.Check || r.Hash || sync) {
 		return fmt.Errorf("%w: %w", ErrBadOption, errImageOnly)
 	}
+	if sync && len(p.Groups) > 1 && p.file.Reading().Once {
+		return fmt.Errorf("%w: the synchronous loader fills one device after the other, and %s can be read only once and in order",
+			ErrBadOption, p.file.Parts()[0].Path)
+	}
 	return nil
 }
 

@@ -86,11 +86,7 @@ func (l *Loader) Plan(f *gguf.File, s plan.Spec) (*Plan, error) {
 		return nil, fmt.Errorf("loader: %w", err)
 	}
 	if f.Remote() && l.config.IO != IOAuto {
-		return nil, fmt.Errorf("%w: reading by %v is for files; %s is remote", ErrBadOption, l.config.IO, f.Parts()[0].Path)
-	}
-	if f.Reading().Once && len(p.Groups) > 1 {
-		return nil, fmt.Errorf("%w: %s can be read only once and in order, so only onto one device, or onto several that get all of it",
-			ErrBadOption, f.Parts()[0].Path)
+		return nil, fmt.Errorf("%w: reading by %v is for files; %s is read by ranges", ErrBadOption, l.config.IO, f.Parts()[0].Path)
 	}
 	if _, err := sizesOf(p, l.config.forFile(f), f.Remote(), nil); err != nil { // before anything is allocated
 		return nil, err
@@ -303,6 +299,7 @@ func (t *team) open(ctx context.Context, p *Plan, r Request, x expansion, began 
 	if err != nil {
 		return err
 	}
+	t.turns = all[0].turns
 	for i, part := range t.model.parts {
 		pipe := &pipeline{
 			loader: t.loader, model: t.model, part: part, plan: p, file: p.file, request: r, sizes: all[i],

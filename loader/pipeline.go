@@ -45,6 +45,7 @@ type pipeline struct {
 	workers   []*worker
 	runs      []int // the chunks at which runs begin, if each run is for one worker: with Hash, and of remote models
 	gate      gate  // for workers
+	opened    bool  // the gate has been opened before
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc // the first call's error is the load's
@@ -119,7 +120,7 @@ func (p *pipeline) open(ctx context.Context) error {
 	p.part.issued.expect(p.chunks)
 	if p.plan.image == nil {
 		src, err := read.Open(p.file, group, p.chunks, read.Options{
-			Mode: read.Mode(p.loader.config.IO), Threads: p.sizes.threads, Connections: p.sizes.connections,
+			Mode: read.Mode(p.loader.config.IO), Threads: p.sizes.converters, Connections: p.sizes.readers,
 			Trace: p.request.Trace, ReadAt: p.loader.config.readAt, Fallback: p.team.fellBack,
 		})
 		if err != nil {
@@ -134,7 +135,10 @@ func (p *pipeline) open(ctx context.Context) error {
 		p.runs = p.src.Requests(p.chunks)
 	}
 	workers := min(p.sizes.threads, max(1, len(p.chunks)))
-	if p.plan.remote() {
+	switch {
+	case p.team.turns:
+		workers = p.sizes.connections
+	case p.plan.remote():
 		workers = min(p.sizes.connections, max(1, len(p.runs)))
 	}
 	for i := range workers {
@@ -292,7 +296,15 @@ func (p *pipeline) transfer(ctx context.Context) (stuck bool, err error) {
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	start := time.Now()
 	p.gate.open()
+	if !p.opened && p.team.turns {
+		p.opened = true
+		p.team.opened.Done()
+	}
 	for _, wk := range p.workers {
+		if p.team.turns {
+			go p.team.roam(wk)
+			continue
+		}
 		p.gate.enter(wk)
 		go func() {
 			wk.run()
@@ -385,7 +397,7 @@ func (p *pipeline) watch(stop <-chan struct{}, src *read.Source) {
 			if src != nil {
 				n += src.Stats().Remote
 			}
-			if n != seen {
+			if n != seen || p.awaitsTurn() {
 				seen, since, warned = n, now, false
 				continue
 			}

@@ -38,6 +38,9 @@ const (
 type sizes struct {
 	threads     int   // workers; of a remote model, how many may convert at the same time
 	connections int   // workers of a remote model; 0: it is a file
+	turns       bool  // groups take turns
+	converters  int   // of all workers that may come, how many may convert at the same time: where groups take turns, all
+	readers     int   // likewise, how many ranges of a remote model are read at the same time
 	streams     int   // of each device
 	chunk       int   // bytes of a copy at most
 	staging     int64 // bytes of staging memory
@@ -45,10 +48,10 @@ type sizes struct {
 	unstaged    bool  // there is no staging memory: all chunks are copied from an Image
 }
 
-// workers is how many workers fill buffers.
+// workers is how many workers fill buffers at the same time.
 func (z sizes) workers() int {
 	if z.connections > 0 {
-		return z.connections
+		return z.readers
 	}
 	return z.threads
 }
@@ -77,6 +80,10 @@ func sizesOf(p *plan.Plan, c Config, remote bool, expand [][]bool) ([]sizes, err
 		z.threads, z.connections = max(1, shareOf(threads, i, n)), shareOf(connections, i, n)
 		if remote {
 			z.connections = max(1, z.connections)
+		}
+		z.turns = remote && c.turns && n > 1
+		if z.converters, z.readers = z.threads, z.connections; z.turns {
+			z.converters, z.readers = max(1, threads), connections
 		}
 		var converts []bool
 		if expand != nil {

@@ -20,6 +20,9 @@ type team struct {
 	limit  *watch.Limit // of what the load calls besides the workers
 	prover *prover
 
+	turns  bool           // the pipelines take turns; see turns.go
+	opened sync.WaitGroup // then: the gates that have not been opened yet
+
 	told sync.Once // that a file is not read in the usual way
 
 	mu       sync.Mutex
@@ -32,6 +35,10 @@ type team struct {
 // start lets the pipelines run. They have been opened.
 func (t *team) start() {
 	t.left, t.done = len(t.pipes), make([]int64, len(t.pipes))
+	if t.turns {
+		t.opened.Add(len(t.pipes))
+		t.share()
+	}
 	for _, p := range t.pipes {
 		go p.run(t.ctx)
 	}

@@ -107,13 +107,16 @@ func (wk *worker) now() (t time.Time) {
 }
 
 // take returns the number of the chunk that the worker is to read next, and the chunks that it will read after that.
-// There is no chunk of that number when all are taken.
+// There is no chunk of that number when all are taken, or others have their turn.
 func (wk *worker) take() (i int, ahead []plan.Chunk) {
 	p := wk.p
 	if p.runs == nil {
 		return int(p.next.Add(1)) - 1, nil
 	}
 	if wk.after == wk.end { // begin another run
+		if !p.hasTurn() {
+			return len(p.chunks), nil
+		}
 		i := int(p.next.Add(1)) - 1
 		if i >= len(p.runs) {
 			return len(p.chunks), nil

@@ -76,6 +76,8 @@ func addCompletions(root *cobra.Command) {
 				complete = cobra.FixedCompletions(words, noFiles)
 			case f.Name == "drop":
 				complete = heldModels
+			case f.Name == "file":
+				complete = completeModel
 			case takesFile(f.Name):
 				return // as shells do without being told
 			}

@@ -64,6 +64,9 @@ func (f *loadFlags) sayUseless(w io.Writer, fs *pflag.FlagSet, path string, m *g
 	if models.IsPath(path) {
 		sayWithout(w, fs, "as MODEL is a file, not on a server", "connections", "allow-http", "digest", "cache")
 	}
+	if models.IsStream(path) {
+		sayWithout(w, fs, "as MODEL comes by a descriptor, not from a server", "connections", "allow-http", "digest", "cache")
+	}
 	rules := make([]*regexp.Regexp, len(f.rules))
 	for i, r := range f.rules {
 		rules[i] = r.Name

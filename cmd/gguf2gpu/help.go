@@ -192,7 +192,8 @@ func helpText(cmd *cobra.Command, width int) string {
 			b.WriteString(paragraph + "\n\n")
 			continue
 		}
-		b.WriteString(wrap(paragraph, "", width) + "\n\n")
+		writeProse(&b, paragraph, width)
+		b.WriteString("\n")
 	}
 	if !cmd.Runnable() && !cmd.HasAvailableSubCommands() { // a topic that is explained
 		return strings.TrimSuffix(b.String(), "\n")
@@ -239,6 +240,28 @@ func writeCommands(b *strings.Builder, cmd *cobra.Command, width int) {
 	}
 	list("COMMANDS", func(c *cobra.Command) bool { return c.IsAvailableCommand() })
 	list("ALSO EXPLAINED", (*cobra.Command).IsAdditionalHelpTopicCommand)
+}
+
+// writeProse writes a paragraph. Lines of it that begin with spaces are the items of a list: a word, and behind two
+// spaces or more what it means.
+func writeProse(b *strings.Builder, paragraph string, width int) {
+	var prose []string
+	flush := func() {
+		if len(prose) > 0 {
+			b.WriteString(wrap(strings.Join(prose, " "), "", width) + "\n")
+		}
+		prose = nil
+	}
+	for line := range strings.SplitSeq(paragraph, "\n") {
+		if !strings.HasPrefix(line, "  ") {
+			prose = append(prose, line)
+			continue
+		}
+		flush()
+		word, text, _ := strings.Cut(strings.TrimSpace(line), "  ")
+		writeItem(b, word, text, 0, width)
+	}
+	flush()
 }
 
 // writeItem writes a word and what it means, aligned with others. indent is that of the word, beyond two.

@@ -44,6 +44,23 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// TestHelpLists wants the items of a list each on a line of its own.
+func TestHelpLists(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	writeProse(&b, "One of these\ntwo:\n  a   the first\n  b c  the second, which is long\nand more.", 44)
+	const want = "One of these two:\n  a                         the first\n" +
+		"  b c                       the second,\n                            which is long\nand more.\n"
+	if b.String() != want {
+		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+	for _, name := range []string{"hf:", "ollama:", "oci://", "s3://", "https://", "- or fd:N"} {
+		if !strings.Contains(helpText(newLoadCommand(), 100), "\n  "+name) {
+			t.Errorf("the help of load does not list %s", name)
+		}
+	}
+}
+
 // TestEnvironmentFlags wants every flag that the environment sets to be one of some command.
 func TestEnvironmentFlags(t *testing.T) {
 	t.Parallel()

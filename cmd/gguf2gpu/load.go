@@ -376,7 +376,7 @@ MODEL is a GGUF file, or any part of a split model, or
   oci://REGISTRY/REPO:TAG or @DIGEST        of a registry, with the credentials of Docker's configuration
   s3://BUCKET/KEY, gs://BUCKET/KEY          in a bucket, with the credentials that AWS's tools use, or Google's HMAC keys
   https://HOST/PATH                         on a server that supports ranges, with a token in GGUF2GPU_TOKEN
-  -  or  fd:N                               standard input, or a descriptor
+  - or fd:N                                 standard input, or a descriptor
 What is not on this machine is read by ranges, and nothing is written to disk unless --cache says so; a proxy is taken from
 HTTPS_PROXY. --verify fetches it a second time.`,
 		Example: `  gguf2gpu load model.gguf --verify

@@ -90,7 +90,7 @@ var refusals = []refusal{
 		says: "type 137 is IQ2_K of ik_llama.cpp",
 	},
 	{when: "sync=yes dequant=gpu", code: exitUsage, says: "the synchronous loader converts on the CPU"},
-	{when: "source=http,http-parts io=mmap,direct", code: exitUsage, says: "is remote"},
+	{when: "source=http,http-parts io=mmap,direct", code: exitUsage, says: "is read by ranges"},
 	{when: "staging=least devices=2,3 split=unset,layer,ratio", code: exitUsage, says: "do not hold a chunk"},
 	{when: "by=load,load-verify,verify,hold hash=stdout", code: exitUsage, says: "both want stdout"},
 	{when: "by=add hash=write,expect,both,blake3,stdout", code: exitUsage, says: "are for one MODEL"},

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -191,11 +192,11 @@ func nameTokens(name string, err error) error {
 // printListing prints what a name offers.
 func printListing(w io.Writer, l *remote.Listing) error {
 	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(out, "%s", term.Safe(l.Name))
+	fmt.Fprint(out, strings.TrimSuffix(term.Safe(l.Name), ":"))
 	if l.Revision != "" {
 		fmt.Fprintf(out, ", revision %s", term.Safe(l.Revision))
 	}
-	fmt.Fprintf(out, ": %d models\n", len(l.Entries))
+	fmt.Fprintf(out, ": %s\n", english.Plural(len(l.Entries), "model", ""))
 	if len(l.Entries) > 0 {
 		fmt.Fprintln(out, "NAME\tQUANT\tFILES\tSIZE\tFILE")
 	}
@@ -213,7 +214,8 @@ func printListing(w io.Writer, l *remote.Listing) error {
 		if e.Local {
 			note += " (on this machine)"
 		}
-		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s%s\n", term.Safe(e.Name), term.Safe(e.Quant), files, size, term.Safe(e.File), note)
+		file := strings.TrimSpace(term.Safe(e.File) + note)
+		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\n", term.Safe(e.Name), term.Safe(e.Quant), files, size, file)
 	}
 	return out.Flush()
 }

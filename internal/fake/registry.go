@@ -1,13 +1,16 @@
 package fake
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 )
 
-// Registry is a registry as ollama's is: manifests for everybody, and blobs in a Store that it redirects to.
+// Registry is a registry as ollama's is: manifests for everybody, and blobs in a Store that it redirects to. It has
+// lists of tags, too, of two to a page, which that of ollama has not.
 type Registry struct {
 	*Server
 	Store *Store
@@ -69,6 +72,10 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		fmt.Fprint(w, text)
 		return
 	}
+	if repo, ok := strings.CutSuffix(p, "/tags/list"); ok {
+		r.list(w, req, repo)
+		return
+	}
 	_, digest, ok := strings.Cut(p, "/blobs/")
 	if !ok || !r.Store.Has(digest) {
 		w.WriteHeader(http.StatusNotFound)
@@ -76,4 +83,23 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	w.Header().Set("Docker-Content-Digest", digest)
 	http.Redirect(w, req, r.Store.Address(digest), http.StatusTemporaryRedirect)
+}
+
+// list answers with a page of the tags of a repository.
+func (r *Registry) list(w http.ResponseWriter, req *http.Request, repo string) {
+	const perPage = 2
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	tags := []string{}
+	for name := range r.manifests {
+		if tag, ok := strings.CutPrefix(name, repo+"/"); ok && !strings.Contains(tag, ":") && tag > req.URL.Query().Get("last") {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	if len(tags) > perPage {
+		tags = tags[:perPage]
+		w.Header().Set("Link", fmt.Sprintf(`</v2/%s/tags/list?last=%s&n=%d>; rel="next"`, repo, tags[perPage-1], perPage))
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{"name": repo, "tags": tags}) // nobody to tell
 }

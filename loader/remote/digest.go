@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/sha512"
-	"crypto/subtle"
 	"encoding/hex"
 	"fmt"
 	"hash"
@@ -185,7 +184,8 @@ func (d *digester) add(p piece) {
 }
 
 // await waits until there is room for p, as long as hashing goes on. It does so for pieces that are read at the same
-// time as what is hashed: others, such as those of another device, will not be needed for long. d.mu is held.
+// time as what is hashed: others, such as those of another load of the same file, will not be needed for long. d.mu is
+// held.
 func (d *digester) await(p piece) {
 	for d.patient && p.off > d.at && p.off-d.at < 2*int64(d.limit) && d.bytes+len(p.b) > d.limit &&
 		!d.ended.Load() && d.ctx.Err() == nil {
@@ -298,9 +298,7 @@ func (d *digester) fill(n int64) bool {
 
 // decide compares the digest. d.mu is held.
 func (d *digester) decide() {
-	if got := d.hash.Sum(nil); subtle.ConstantTimeCompare(got, d.sum) != 1 {
-		algorithm, _, _ := strings.Cut(d.want, ":")
-		d.err = fmt.Errorf("%w: %s has %s:%x, and should have %s", ErrDigest, d.path, algorithm, got, d.want)
+	if d.err = compareDigest(d.path, d.want, d.hash.Sum(nil), d.sum); d.err != nil {
 		d.fails.set(d.err)
 	}
 	d.ended.Store(true)

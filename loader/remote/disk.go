@@ -43,15 +43,28 @@ func newDisk(path string, id Identity) (*disk, error) {
 }
 
 // OpenFile opens the model in a regular file that is open, and reads it by ranges from its beginning. name is what
-// errors call it. The file belongs to the result from then on, also after an error. The parts of a split cannot be
-// found.
-func OpenFile(ctx context.Context, f *os.File, name string) (*gguf.File, error) {
+// errors and Options.Expect call it. The file belongs to the result from then on, also after an error. The parts of a
+// split cannot be found.
+func (c *Client) OpenFile(ctx context.Context, f *os.File, name string) (*gguf.File, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	d := &disk{name, f, Identity{URL: name, Size: info.Size()}}
-	return gguf.OpenSource(ctx, name, func(context.Context, string) (gguf.Source, error) { return d, nil })
+	expected, err := c.expected(name)
+	if err == nil {
+		err = expected.sized(name, d.Size())
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	var s gguf.Source = d
+	if expected.Digest != "" {
+		checked := newChecked(d, expected.Digest, new(failure))
+		checked.always = true
+		s = checked
+	}
+	return gguf.OpenSource(ctx, name, func(context.Context, string) (gguf.Source, error) { return s, nil })
 }
 
 // openDisk opens the model at path by ranges. wrap makes a source of each file.

@@ -1,7 +1,9 @@
 package remote
 
 import (
+	"crypto/subtle"
 	"fmt"
+	"hash"
 	"path"
 	"strings"
 )
@@ -54,4 +56,51 @@ func (e Expected) sized(path string, size int64) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %s has %d bytes, and should have %d", ErrDigest, path, size, e.Size)
+}
+
+// Comparison compares bytes that come in order, such as those of a stream, with what they have to be.
+type Comparison struct {
+	path string
+	e    Expected
+	hash hash.Hash // nil: any
+	sum  []byte    // that e says
+	size int64
+}
+
+// Compare returns what compares the file at path with e. An error says that e has no digest that can be computed.
+func (e Expected) Compare(path string) (*Comparison, error) {
+	c := &Comparison{path: path, e: e}
+	if e.Digest == "" {
+		return c, nil
+	}
+	var err error
+	c.hash, c.sum, err = parseDigest(e.Digest)
+	return c, err
+}
+
+// Write takes the next bytes. It returns no error.
+func (c *Comparison) Write(b []byte) (int, error) {
+	c.size += int64(len(b))
+	if c.hash == nil {
+		return len(b), nil
+	}
+	return c.hash.Write(b)
+}
+
+// Result says whether all bytes that came are what they have to be. If not, the error matches ErrDigest.
+func (c *Comparison) Result() error {
+	if err := c.e.sized(c.path, c.size); err != nil || c.hash == nil {
+		return err
+	}
+	return compareDigest(c.path, c.e.Digest, c.hash.Sum(nil), c.sum)
+}
+
+// compareDigest compares the digest that the file at path has with that of the text want, which is sum. If they differ,
+// the error matches ErrDigest.
+func compareDigest(path, want string, got, sum []byte) error {
+	if subtle.ConstantTimeCompare(got, sum) == 1 {
+		return nil
+	}
+	algorithm, _, _ := strings.Cut(want, ":")
+	return fmt.Errorf("%w: %s has %s:%x, and should have %s", ErrDigest, path, algorithm, got, want)
 }

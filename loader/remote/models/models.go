@@ -136,12 +136,8 @@ func (o *Opener) Opens(name string) bool { return !IsPath(name) }
 // Open opens the model of that name. ctx is for opening alone. The caller must Close the file. Errors are those of
 // [gguf.Open] for files, and of [remote.Client.Open] for others; names that cannot be match [remote.ErrAddress].
 //
-// What comes once, or by a descriptor, is not compared with what Remote.Expect says, and is refused then.
+// Remote.Expect calls what comes by a descriptor by the name that is given here.
 func (o *Opener) Open(ctx context.Context, name string) (*gguf.File, error) {
-	if o.o.Remote.Expect != nil && IsStream(name) {
-		return nil, fmt.Errorf("%w %s: what has no name cannot be compared with the digest of a file: "+
-			"write it to a file, or compare tensors", remote.ErrAddress, name)
-	}
 	switch n, isFD := strings.CutPrefix(name, "fd:"); {
 	case name == "-":
 		return o.openStdin(ctx)
@@ -210,7 +206,7 @@ func (o *Opener) openStdin(ctx context.Context) (*gguf.File, error) {
 	if f, ok := r.(*os.File); ok {
 		return o.openFile(ctx, f, "-")
 	}
-	return stream.Open(ctx, r, "-")
+	return o.openStream(ctx, r, "-")
 }
 
 // openDescriptor opens what a descriptor of the process is of.
@@ -240,40 +236,23 @@ func (o *Opener) openFile(ctx context.Context, f *os.File, name string) (*gguf.F
 	case info.Mode().IsRegular() && at == 0 && seekable == nil:
 		return o.openRegular(ctx, f, name)
 	}
-	return stream.Open(ctx, f, name)
+	return o.openStream(ctx, f, name)
 }
 
-// Complete returns the names that begin with prefix, as far as they can be listed.
-func (o *Opener) Complete(ctx context.Context, prefix string) []string {
-	base := prefix
-	switch {
-	case hf.IsName(prefix): // up to the quantization
-		if slash := strings.LastIndexByte(prefix, '/'); slash >= 0 {
-			if i := strings.IndexByte(prefix[slash:], ':'); i >= 0 {
-				base = prefix[:slash+i]
-			}
-		}
-	case ollama.IsName(prefix):
-		base = "ollama:"
-	case oci.IsName(prefix): // up to the tag
-		slash := strings.LastIndexByte(prefix, '/')
-		if i := strings.IndexByte(prefix[slash:], ':'); i >= 0 {
-			base = prefix[:slash+i]
-		}
-	case s3.IsName(prefix):
-		base = prefix[:strings.LastIndexByte(prefix, '/')+1]
+// openStream opens what comes once. It is compared with what is expected of it while it comes.
+func (o *Opener) openStream(ctx context.Context, r io.Reader, name string) (*gguf.File, error) {
+	if o.o.Remote.Expect == nil {
+		return stream.Open(ctx, r, name)
 	}
-	l, err := o.List(ctx, base)
-	if err != nil || l == nil {
-		return nil
+	expected, err := o.o.Remote.Expect(name)
+	if err != nil {
+		return nil, err
 	}
-	var names []string
-	for _, e := range l.Entries {
-		if strings.HasPrefix(e.Name, prefix) {
-			names = append(names, e.Name)
-		}
+	c, err := expected.Compare(name)
+	if err != nil {
+		return nil, err
 	}
-	return names
+	return stream.OpenChecked(ctx, r, name, c)
 }
 
 // List says what a name offers that is not one model: a repository of the hub without a file or a quantization, and

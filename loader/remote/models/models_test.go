@@ -3,11 +3,11 @@ package models_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -87,7 +87,41 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestExpect: the digest that a user expects is compared for every kind of name but streams.
+// TestNothingOnDisk: no kind of place leaves anything on a disk, unless a cache is asked for.
+func TestNothingOnDisk(t *testing.T) {
+	model := fake.Model(1, 2<<20)
+	p := newPlaces(t, model, 0)
+	defer p.close()
+	dir := t.TempDir()
+	for _, name := range []string{"TMPDIR", "TMP", "TEMP", "HOME", "USERPROFILE", "XDG_CACHE_HOME", "LocalAppData", "HF_HOME", "OLLAMA_MODELS"} {
+		t.Setenv(name, dir)
+	}
+	t.Chdir(dir)
+	for _, cache := range []string{"", filepath.Join(t.TempDir(), "kept")} {
+		for _, x := range p.list {
+			o := p.with(remote.Options{Digests: remote.DigestsAlways, Cache: cache})
+			f, err := o.Open(t.Context(), x.model)
+			if err != nil {
+				t.Fatal(x.name, err)
+			}
+			wantTensor(t, f, model)
+			if err := errors.Join(f.Check(t.Context(), true), f.Close()); err != nil {
+				t.Error(x.name, err)
+			}
+			o.Close()
+		}
+		left, err := os.ReadDir(dir)
+		if err != nil || len(left) > 0 {
+			t.Errorf("cache %q: %v, %v", cache, left, err)
+		}
+		kept, _ := os.ReadDir(cache)
+		if (len(kept) > 0) != (cache != "") {
+			t.Errorf("cache %q: %v", cache, kept)
+		}
+	}
+}
+
+// TestExpect: the digest that a user expects is compared for every kind of name.
 func TestExpect(t *testing.T) {
 	t.Parallel()
 	model := fake.Model(1, 2<<20)
@@ -118,10 +152,26 @@ func TestExpect(t *testing.T) {
 				t.Errorf("%s, the right digest %t: %v", name, right, err)
 			}
 		}
-		for _, name := range []string{"-", "fd:0"} {
-			if _, err := o.Open(t.Context(), name); !errors.Is(err, remote.ErrAddress) || !strings.Contains(err.Error(), "digest") {
-				t.Errorf("%s: %v", name, err)
+		for what, stdin := range map[string]io.Reader{"a stream": bytes.NewReader(model), "a file": openFile(t, path, 0)} {
+			asked := ""
+			r := remote.Options{Expect: func(name string) (remote.Expected, error) {
+				asked = name
+				return expect(name)
+			}}
+			o := models.New(models.Options{Stdin: stdin, Remote: r})
+			f, err := o.Open(t.Context(), "-")
+			if err != nil {
+				t.Fatal(what, err)
 			}
+			wantTensor(t, f, model)
+			err = f.Check(t.Context(), false)
+			if asked != "-" || right && err != nil || !right && !errors.Is(err, remote.ErrDigest) {
+				t.Errorf("%s called %q, the right digest %t: %v", what, asked, right, err)
+			}
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+			o.Close()
 		}
 	}
 }
@@ -191,10 +241,22 @@ func TestComplete(t *testing.T) {
 	p := newPlaces(t, fake.Model(1, 2000), 0)
 	t.Cleanup(p.close)
 	p.hub.Add("o/r", "m-Q8_0.gguf", fake.Model(2, 2000))
+	p.registry.Add("library/m/q8", fake.Model(2, 2000))
+	layer := func(name string) string {
+		return fmt.Sprintf(`{"mediaType":"application/octet-stream","digest":%q,"size":1,"annotations":{"org.opencontainers.image.title":%q}}`,
+			fake.Digest(nil), name)
+	}
+	p.registry.SetManifest("library/m/two", `{"layers":[`+layer("a-Q2_K.gguf")+","+layer("b-Q8_0.gguf")+`]}`)
 	o := p.opener(remote.DigestsAuto)
 	defer o.Close()
+	artifact := "oci://" + p.registry.URL[len("https://"):] + "/library/m"
 	for prefix, want := range map[string][]string{
 		"hf:o/r": {"hf:o/r:Q4_K_M", "hf:o/r:Q8_0"}, "hf:o/r:Q8": {"hf:o/r:Q8_0"}, "hf:o/r:Q9": nil, "hf:o": nil, "hf:": nil, "m": nil,
+		"hf:o/r:": {"hf:o/r:Q4_K_M", "hf:o/r:Q8_0"}, "hf://o/r:Q8": {"hf://o/r:Q8_0"}, "hf:o/r@v1:Q8": {"hf:o/r@v1:Q8_0"},
+		"hf:o/r/": {"hf:o/r/m-Q4_K_M.gguf", "hf:o/r/m-Q8_0.gguf"}, "hf://o/r@v1/m-Q8": {"hf://o/r@v1/m-Q8_0.gguf"}, "hf:o/r/x": nil,
+		artifact: {artifact + ":latest", artifact + ":q8", artifact + ":two"}, artifact + ":q": {artifact + ":q8"},
+		artifact + ":two#": {artifact + ":two#a-Q2_K.gguf", artifact + ":two#b-Q8_0.gguf"}, artifact + ":two#b": {artifact + ":two#b-Q8_0.gguf"},
+		artifact + ":q8#": nil, artifact + ":none#": nil,
 		"https://h/": nil, "s3://": nil, "oci://": nil, "oci://h": nil, "hf:o/none:": nil,
 	} {
 		if got := o.Complete(t.Context(), prefix); !slices.Equal(got, want) {

@@ -10,7 +10,11 @@ import (
 
 // openRegular opens a regular file again, by its descriptor, so that it can be mapped and read directly. It works for
 // files that have no name any more, too.
-func (o *Opener) openRegular(_ context.Context, f *os.File, _ string) (*gguf.File, error) {
+// One that is compared with a digest is read by ranges.
+func (o *Opener) openRegular(ctx context.Context, f *os.File, name string) (*gguf.File, error) {
+	if o.o.Remote.Expect != nil {
+		return o.client.OpenFile(ctx, f, name)
+	}
 	o.mu.Lock()
 	o.open = append(o.open, f)
 	o.mu.Unlock()

@@ -17,5 +17,6 @@
 // They are those of Docker's configuration, with its helpers. They go to the registry, over TLS or on this host, and to
 // the host that the registry names for tokens if both are of one domain, as registry-1.docker.io and auth.docker.io
 // are; see Options.Realms for others. Blobs are often elsewhere; nothing goes there. Tokens are renewed when the
-// registry refuses them.
+// registry refuses them. What fails to give credentials is no error where none are needed; where some are, the error
+// says what failed.
 package oci

@@ -305,6 +305,54 @@ func TestDigests(t *testing.T) {
 	}
 }
 
+// TestTags: all pages of a list are read, as long as they are of this list and on this host.
+func TestTags(t *testing.T) {
+	t.Parallel()
+	registry, spy := newRegistry(t), fake.NewServer(http.NotFoundHandler())
+	defer spy.Close()
+	for _, tag := range []string{"latest", "q4", "q8", "f16", "q2"} {
+		registry.Add("library/m/"+tag, fake.Model(1, 1000))
+	}
+	registry.Add("library/mm/other", fake.Model(1, 1000))
+	n, err := Parse(nameOf(registry))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := connect(t, alice("secret"), remote.Options{})
+	l, err := r.List(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := ""
+	for _, e := range l.Entries {
+		got += strings.TrimPrefix(e.Name, nameOf(registry)+":") + " "
+	}
+	if got != "f16 latest q2 q4 q8 " {
+		t.Errorf("got %q", got)
+	}
+	for link, want := range map[string]string{
+		spy.URL + "/v2/library/m/tags/list?last=a": "another place", "//" + spy.Listener.Addr().String() + "/v2/library/m/tags/list": "another place",
+		"http://" + spy.Listener.Addr().String(): "another place", "/v2/library/other/tags/list": "another place",
+		strings.Replace(registry.URL, "https://", "https://me:secret@", 1) + "/v2/library/m/tags/list": "another place",
+		"%zz": "another place", "?last=z": "more than",
+	} {
+		registry.Fault(func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.HasSuffix(r.URL.Path, "/tags/list") {
+				return false
+			}
+			w.Header().Set("Link", "<"+link+`>; rel="next"`)
+			io.WriteString(w, `{"tags":["a","..","b c"]}`)
+			return true
+		})
+		if _, err := r.List(t.Context(), n); !errors.Is(err, remote.ErrReply) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", link, err)
+		}
+	}
+	if len(spy.Requests()) > 0 {
+		t.Error("the list was asked for elsewhere")
+	}
+}
+
 // TestDockerConfiguration: credentials are found in the file, and given by helpers.
 func TestDockerConfiguration(t *testing.T) {
 	dir := t.TempDir()

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -33,6 +32,7 @@ type Registry struct {
 // host is what is known of a registry.
 type host struct {
 	auth   *auth.Client
+	asker  *asker
 	once   sync.Mutex // held while the scheme is found out
 	scheme string     // "": not known yet
 }
@@ -48,7 +48,8 @@ func (r *Registry) host(name string) *host {
 	defer r.mu.Unlock()
 	h := r.hosts[name]
 	if h == nil {
-		h = &host{auth: newAuth(r.client, r.o, name)}
+		by := &asker{o: r.o}
+		h = &host{auth: newAuth(r.client, by, name), asker: by}
 		r.hosts[name] = h
 	}
 	return h
@@ -56,10 +57,10 @@ func (r *Registry) host(name string) *host {
 
 // sender returns what sends requests about a repository.
 func (r *Registry) sender(n Name) func(*http.Request) (*http.Response, error) {
-	a := r.host(n.host()).auth
+	h := r.host(n.host())
 	return func(req *http.Request) (*http.Response, error) {
 		ctx := auth.WithScopesForHost(req.Context(), n.host(), auth.ScopeRepository(n.Repository, auth.ActionPull))
-		return send(a, req.WithContext(ctx))
+		return h.send(req.WithContext(ctx))
 	}
 }
 
@@ -133,7 +134,7 @@ func (r *Registry) manifest(ctx context.Context, n Name, base, reference string)
 	address := base + "/manifests/" + reference
 	text, header, err := r.client.Get(ctx, remote.Document{URL: address, Accept: manifest.Accept, Send: r.sender(n)})
 	if err != nil {
-		return nil, "", explain(n, err)
+		return nil, "", r.explain(n, err)
 	}
 	digest := fmt.Sprintf("sha256:%x", sha256.Sum256(text))
 	if strings.HasPrefix(reference, "sha512:") {
@@ -153,12 +154,15 @@ func (r *Registry) manifest(ctx context.Context, n Name, base, reference string)
 }
 
 // explain adds the name, and what a refusal may mean.
-func explain(n Name, err error) error {
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%s: there is no such artifact, or it is private ('docker login %s' gives the credentials): %w",
-			n, n.Registry, err)
+func (r *Registry) explain(n Name, err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%s: %w", n, err)
 	}
-	return fmt.Errorf("%s: %w", n, err)
+	if _, why := r.host(n.host()).asker.last(); why != nil {
+		return fmt.Errorf("%s: it was asked for without credentials, and is private or does not exist: %w; %w", n, why, err)
+	}
+	return fmt.Errorf("%s: there is no such artifact, or it is private ('docker login %s' gives the credentials): %w",
+		n, n.Registry, err)
 }
 
 // Open opens the model that n names, with all its parts if it is split. The error matches [fs.ErrNotExist] if there is
@@ -183,7 +187,7 @@ func (r *Registry) Open(ctx context.Context, n Name) (*gguf.File, error) {
 		}, nil
 	})
 	if err != nil && errors.Is(err, fs.ErrPermission) {
-		return nil, explain(n, err)
+		return nil, r.explain(n, err)
 	}
 	return f, err
 }
@@ -266,29 +270,4 @@ func (r *Registry) List(ctx context.Context, n Name) (*remote.Listing, error) {
 		})
 	}
 	return l, nil
-}
-
-// tags returns the tags of a repository: those of the first page.
-func (r *Registry) tags(ctx context.Context, n Name) ([]string, error) {
-	base, err := r.base(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	text, _, err := r.client.Get(ctx, remote.Document{URL: base + "/tags/list", Accept: "application/json", Send: r.sender(n)})
-	if err != nil {
-		return nil, explain(n, err)
-	}
-	var reply struct{ Tags []string }
-	if err := json.Unmarshal(text, &reply); err != nil {
-		return nil, fmt.Errorf("%s: %w: the list of tags cannot be read: %w", n, remote.ErrReply, err)
-	}
-	var tags []string
-	for _, tag := range reply.Tags {
-		named := n
-		named.Reference, named.File = tag, ""
-		if again, err := Parse(named.String()); err == nil && again.Reference == tag {
-			tags = append(tags, tag)
-		}
-	}
-	return tags, nil
 }

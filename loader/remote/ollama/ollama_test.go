@@ -229,7 +229,7 @@ func TestRegistry(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	t.Setenv("OLLAMA_MODELS", "/m")
-	if o := FromEnvironment(); len(o.Stores) != 1 || o.Stores[0] != "/m" {
+	if o := FromEnvironment(); len(o.Stores) != 1 || o.Stores[0] != "/m" || !strings.HasSuffix(o.Key, filepath.Join(".ollama", "id_ed25519")) {
 		t.Errorf("%+v", o)
 	}
 	t.Setenv("OLLAMA_MODELS", "")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -24,16 +25,24 @@ type Options struct {
 	Endpoint string
 	// Offline: use the stores alone.
 	Offline bool
+	// Key is the file of the private key that ollama has for the user, such as ~/.ollama/id_ed25519. Registries that want
+	// to know who asks get a signature by it, and nobody else does. "": there is none.
+	Key string
 }
 
 // FromEnvironment returns Options as ollama finds its models: OLLAMA_MODELS, or else the directory of the user and that
-// of the service.
+// of the service; and the user's key.
 func FromEnvironment() Options {
-	if dir := os.Getenv("OLLAMA_MODELS"); dir != "" {
-		return Options{Stores: []string{dir}}
-	}
 	var o Options
-	if home, err := os.UserHomeDir(); err == nil {
+	home, err := os.UserHomeDir()
+	if err == nil {
+		o.Key = filepath.Join(home, ".ollama", "id_ed25519")
+	}
+	if dir := os.Getenv("OLLAMA_MODELS"); dir != "" {
+		o.Stores = []string{dir}
+		return o
+	}
+	if err == nil {
 		o.Stores = append(o.Stores, filepath.Join(home, ".ollama", "models"))
 	}
 	if runtime.GOOS == "linux" {
@@ -131,13 +140,18 @@ func (s *Store) openRemote(ctx context.Context, n Name) (*gguf.File, error) {
 	}
 	base += "/v2/" + n.Namespace + "/" + n.Model
 	address := base + "/manifests/" + n.Tag
-	text, _, err := s.client.Get(ctx, remote.Document{URL: address, Accept: manifest.Docker + ", " + manifest.OCI})
+	var send func(*http.Request) (*http.Response, error)
+	if _, err := os.Stat(s.o.Key); err == nil {
+		send = (&sender{client: s.client, key: s.o.Key}).send
+	}
+	text, _, err := s.client.Get(ctx, remote.Document{URL: address, Accept: manifest.Docker + ", " + manifest.OCI, Send: send})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%s: there is no such model: %w", n, err)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%s: the registry wants credentials, which oci://%s/%s/%s:%s takes from the docker configuration: %w",
-			n, n.Host, n.Namespace, n.Model, n.Tag, err)
+		return nil, fmt.Errorf("%s: the registry wants to know who asks, and takes no key of ollama's (%q); "+
+			"oci://%s/%s/%s:%s takes the credentials of the docker configuration: %w",
+			n, s.o.Key, n.Host, n.Namespace, n.Model, n.Tag, err)
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", n, err)
 	}
@@ -153,7 +167,7 @@ func (s *Store) openRemote(ctx context.Context, n Name) (*gguf.File, error) {
 		return nil, fmt.Errorf("%s: %w: %w", address, remote.ErrReply, err)
 	}
 	o := remote.Object{
-		URL: base + "/blobs/" + files[0].Digest, Size: files[0].Size, Digest: files[0].Digest, Check: true,
+		URL: base + "/blobs/" + files[0].Digest, Size: files[0].Size, Digest: files[0].Digest, Check: true, Send: send,
 	}
 	return s.client.OpenObjects(ctx, n.Model+".gguf", func(context.Context, string) (remote.Object, error) { return o, nil })
 }

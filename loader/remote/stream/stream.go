@@ -4,9 +4,8 @@
 //	defer file.Close()
 //	model, err := loader.Load(ctx, file, spec, dev)
 //
-// The model can be loaded once, onto one device or onto several that get all of it. There is no second pass: it cannot
-// be verified against the stream, and parts of a split cannot be found. A few MiB are read ahead, and the header stays
-// in memory.
+// The model can be loaded once, onto one device or several. There is no second pass: it cannot be verified against the
+// stream, and parts of a split cannot be found. A few MiB are read ahead, and the header stays in memory.
 package stream
 
 import (
@@ -35,8 +34,19 @@ const (
 // others. name is what errors call it. If r is an [io.Closer], closing the file closes it. A Read that is under way
 // then may go on until r returns. Errors are *[gguf.FormatError], those of r, and the cause of ctx's end.
 func Open(ctx context.Context, r io.Reader, name string) (*gguf.File, error) {
+	return OpenChecked(ctx, r, name, nil)
+}
+
+// Check is told every byte of a stream, in order and once, and says in the end whether they are what they should be.
+type Check interface {
+	io.Writer // whose errors do not count
+	Result() error
+}
+
+// OpenChecked is Open for a stream that c looks at; nil: nobody does. [gguf.File.Check] reads it to its end.
+func OpenChecked(ctx context.Context, r io.Reader, name string, c Check) (*gguf.File, error) {
 	s := &source{
-		name: name, r: r, size: unknownSize, full: make(chan []byte, buffers), free: make(chan []byte, buffers),
+		check: c, name: name, r: r, size: unknownSize, full: make(chan []byte, buffers), free: make(chan []byte, buffers),
 		stop: make(chan struct{}),
 	}
 	for range buffers {
@@ -94,6 +104,8 @@ type source struct {
 	stop chan struct{}
 	last error // why the pump ended; once full is closed
 
+	check Check // nil: nobody looks at it
+
 	mu     sync.Mutex
 	size   int64
 	opened bool   // the header is known: nothing more is kept
@@ -105,7 +117,10 @@ type source struct {
 	once   sync.Once
 }
 
-var _ gguf.ReadingSource = (*source)(nil)
+var (
+	_ gguf.ReadingSource = (*source)(nil)
+	_ gguf.CheckedSource = (*source)(nil)
+)
 
 // pump reads ahead into memory of its own, so that nobody has to wait for a Read that does not return. It ends with the
 // stream or with stop.
@@ -148,6 +163,23 @@ func (s *source) Reading() gguf.Reading { return gguf.Reading{Once: true} }
 // Range returns a reader of n bytes from off on. Bytes before off that were not read are lost.
 func (s *source) Range(ctx context.Context, off, n int64) io.ReadCloser {
 	return &reader{ctx: ctx, s: s, off: off, end: off + n}
+}
+
+// Check reads what is left of the stream, if somebody looks at it, and returns what that one says.
+func (s *source) Check(ctx context.Context, _ bool) error {
+	if s.check == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !s.ended {
+		s.at += int64(len(s.have))
+		s.have = nil
+		if err := s.next(ctx); err != nil && !s.ended {
+			return err
+		}
+	}
+	return s.check.Result()
 }
 
 // Close ends the stream.
@@ -219,6 +251,9 @@ func (s *source) next(ctx context.Context) error {
 				return fmt.Errorf("%s: %w", s.name, s.last)
 			}
 			s.have, s.buf = b, b
+			if s.check != nil {
+				_, _ = s.check.Write(b) // its result will tell
+			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -142,3 +142,51 @@ func TestCancelled(t *testing.T) {
 		t.Errorf("opening: %v", err)
 	}
 }
+
+// counter is a Check that keeps what it is told.
+type counter struct {
+	bytes.Buffer
+	err error
+}
+
+func (c *counter) Result() error { return c.err }
+
+// TestChecked: who looks at a stream sees all of it, once and in order, whatever was read of it, and has the last word.
+func TestChecked(t *testing.T) {
+	t.Parallel()
+	data := append(fake.Model(3, 3<<20), "more"...)
+	wrong := errors.New("wrong")
+	for _, share := range []int64{0, 1000, 3 << 20} {
+		for _, want := range []error{nil, wrong} {
+			c := &counter{err: want}
+			f, err := OpenChecked(t.Context(), slow{bytes.NewReader(data)}, "-", c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			x := &f.Tensors()[0]
+			if _, err := io.ReadAll(f.Range(t.Context(), x, 0, share)); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Check(t.Context(), false); !errors.Is(err, want) || !bytes.Equal(c.Bytes(), data) {
+				t.Errorf("after %d bytes: %v, %d bytes were seen of %d", share, err, c.Len(), len(data))
+			}
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	c := &counter{}
+	broken := errors.New("broken")
+	model := fake.Model(3, 1<<20)
+	r := io.MultiReader(bytes.NewReader(model[:len(model)-9]), iotest.ErrReader(broken))
+	f, err := OpenChecked(t.Context(), r, "-", c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Check(t.Context(), true); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
