@@ -167,8 +167,11 @@ smoke: build hipsim ## load the sample model on the software device and through 
 dist: ## archives, deb, rpm, container layer, SBOMs and checksums of the commit, in bin/dist; IMAGE_BASE=image@digest
 	@GO='$(GO)' DIST_PLATFORMS='$(PLATFORMS)' IMAGE_BASE='$(IMAGE_BASE)' .ci/dist bin/dist
 
-dist-check: ## fail unless two builds of the archive and the deb for linux/amd64 are the same, bit for bit
+dist-check: ## fail unless two builds for linux/amd64, container image included, are the same, bit for bit, and work
 	@GO='$(GO)' .ci/dist-check bin/dist-check
+
+dist-test: ## try what 'make dist' has made: unpack it all, run the programs, verify units and manual pages
+	.ci/dist-test bin/dist
 
 check: ## all that CI runs, with what this machine has
 	.ci/run --no-install

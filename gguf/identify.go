@@ -12,6 +12,12 @@ var foreign = []struct{ magic, what string }{
 	{"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint"},
 	{"\x1f\x8b", "a gzip archive; decompress it first"},
 	{"\x28\xb5\x2f\xfd", "a zstd archive; decompress it first"},
+	{"\xfd7zXZ\x00", "an xz archive; decompress it first"},
+	{"BZh", "a bzip2 archive; decompress it first"},
+	{"\x04\x22\x4d\x18", "an lz4 archive; decompress it first"},
+	{"7z\xbc\xaf\x27\x1c", "a 7-Zip archive; unpack it first"},
+	{"Rar!", "a RAR archive; unpack it first"},
+	{"\x89HDF", "an HDF5 file, perhaps of Keras"},
 	{"gguf", "its magic is the lower-case gguf"},
 	// The formats before GGUF wrote their magic as a little-endian number, which swaps the letters.
 	{"GGML", legacy},
@@ -47,6 +53,9 @@ func identify(data []byte, size uint64) error {
 		return ErrBigEndian
 	case safetensors(data, size):
 		return fmt.Errorf("%w: a safetensors file", ErrNotGGUF)
+	}
+	if len(data) >= 262 && string(data[257:262]) == "ustar" {
+		return fmt.Errorf("%w: a tar archive; unpack it first", ErrNotGGUF)
 	}
 	for _, f := range foreign {
 		if begins(f.magic) {

@@ -2,10 +2,11 @@
 // sorted, belong to root, have one of two modes and one time. Go's own packages write them, so that it makes no
 // difference which tar, gzip and zip a machine has.
 //
-//	pack archive OUT DIR   DIR as OUT, which ends in .tar.gz or .zip; entries begin with DIR's last element
-//	pack root OUT DIR      the same, but what is in DIR is at the top: a layer of a container image
-//	pack gzip FILE...      each FILE becomes FILE.gz
-//	pack sums DIR          the SHA-256 of each file in DIR, as DIR/SHA256SUMS
+//	pack archive OUT DIR                 DIR as OUT, which ends in .tar.gz or .zip; entries begin with DIR's last element
+//	pack root OUT DIR                    the same, but what is in DIR is at the top: a layer of a container image
+//	pack image TAR OS/ARCH KEY=VALUE...  the container image in TAR, of that platform, runs gguf2gpu and has these labels
+//	pack gzip FILE...                    each FILE becomes FILE.gz
+//	pack sums DIR                        the SHA-256 of each file in DIR, as DIR/SHA256SUMS
 package main
 
 import (
@@ -38,6 +39,8 @@ func run(args []string) error {
 		return archive(args[1], args[2], filepath.Base(args[2]))
 	case len(args) == 3 && args[0] == "root":
 		return archive(args[1], args[2], "")
+	case len(args) > 2 && args[0] == "image":
+		return describeImage(args[1], args[2], args[3:])
 	case len(args) > 1 && args[0] == "gzip":
 		for _, name := range args[1:] {
 			if err := compress(name); err != nil {
@@ -48,7 +51,7 @@ func run(args []string) error {
 	case len(args) == 2 && args[0] == "sums":
 		return sums(args[1])
 	}
-	return errors.New("usage: pack archive OUT DIR | root OUT DIR | gzip FILE... | sums DIR")
+	return errors.New("usage: pack archive OUT DIR | root OUT DIR | image TAR OS/ARCH KEY=VALUE... | gzip FILE... | sums DIR")
 }
 
 // writer is what tar and zip have in common here.
@@ -57,13 +60,21 @@ type writer interface {
 	Close() error
 }
 
-// archive writes what is below dir to out. The names of entries begin with top.
-func archive(out, dir, top string) (err error) {
+// sourceDate is the time that everything gets.
+func sourceDate() (time.Time, error) {
 	seconds, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64)
 	if err != nil {
-		return fmt.Errorf("SOURCE_DATE_EPOCH must be seconds since 1970: %w", err)
+		return time.Time{}, fmt.Errorf("SOURCE_DATE_EPOCH must be seconds since 1970: %w", err)
 	}
-	date := time.Unix(seconds, 0).UTC()
+	return time.Unix(seconds, 0).UTC(), nil
+}
+
+// archive writes what is below dir to out. The names of entries begin with top.
+func archive(out, dir, top string) (err error) {
+	date, err := sourceDate()
+	if err != nil {
+		return err
+	}
 	f, err := os.Create(out)
 	if err != nil {
 		return err

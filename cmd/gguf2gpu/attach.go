@@ -98,7 +98,7 @@ the name that it is held under; it may be left out if there is only one.`,
 		if len(args) > 0 {
 			model = args[0]
 		}
-		if err := checkOutputs(nil, plannedOutput{"--readback", *export.to}); err != nil {
+		if err := checkOutputs(nil, plannedOutput{flag: "--readback", path: *export.to}); err != nil {
 			return err
 		}
 		w, err := hold.Attach(ctx, hold.AttachOptions{

@@ -48,16 +48,21 @@ On a GPU with hipRTC loads that convert are measured both ways, by the CPU (asyn
 	}
 	cmd.AddCommand(newBenchKernelsCommand())
 	f := addLoadFlags(cmd)
-	runs := cmd.Flags().Int("runs", 5, "loads of each kind; medians are shown")
+	for name, usage := range map[string]string{
+		"device": "auto (a GPU if one is usable, else the software device), soft, hip, or hip:N",
+		"dtype":  "load as this element type alone: raw (the file's bytes), f32, f16, bf16",
+	} {
+		cmd.Flags().Lookup(name).Usage = usage
+	}
+	cmd.Flags().Lookup("dtype").DefValue = "all"
+	_ = cmd.Flags().MarkHidden("sync") // it is there, and said to have no effect
+	runs := intFlag(cmd.Flags(), "runs", 5, 1, "loads of each kind; medians are shown")
 	limit := cmd.Flags().Duration("limit", 40*time.Second, "leave out what this `TIME` does not suffice for; 0s: nothing, as with --runs")
 	scaling := cmd.Flags().Bool("scaling", true, "also load with other numbers of threads and streams and other chunk sizes")
 	cold := cmd.Flags().Bool("cold", true, "also load with the file not in the page cache (Linux)")
 	preset := textFlag(cmd.Flags(), "preset", synth.Llama1B, "NAME", "what to make when there is no MODEL, as for synth")
 	chart := cmd.Flags().String("chart", "", "draw the result into this SVG file")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		if *runs < 1 {
-			return usageErrorf("--runs %d: at least 1", *runs)
-		}
 		config := f.config(newLogger(cmd, slog.LevelWarn))
 		if err := firstError([]error{f.dequant.check(*f.sync), config.Check()}); err != nil {
 			return err
@@ -76,7 +81,7 @@ On a GPU with hipRTC loads that convert are measured both ways, by the CPU (asyn
 		if err := b.open(cmd.Context(), path, notices(cmd)); err != nil {
 			return err
 		}
-		if err := checkOutputs(b.file, plannedOutput{"--chart", *chart}); err != nil {
+		if err := checkOutputs(b.file, plannedOutput{flag: "--chart", path: *chart}); err != nil {
 			return err
 		}
 		r := benchReport{

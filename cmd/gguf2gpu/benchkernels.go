@@ -43,16 +43,13 @@ and written, and what share that is of what a copy from device memory to device 
 	types := listFlag(fs, "type", "tensor types to measure, such as q4_0,q6_k", floatTypes())
 	dtypes := listFlag(fs, "dtype", "element types to write: f32, f16, bf16", []gguf.Type{gguf.F32, gguf.F16, gguf.BF16})
 	isas := listFlag(fs, "isa", "tiers of instructions that this CPU has", kernels.Supported())
-	runs := fs.Int("runs", 10, "runs of each kind; medians are shown")
+	runs := intFlag(fs, "runs", 10, 1, "runs of each kind; medians are shown")
 	buffer := byteSizeFlag(fs, "buffer",
 		"size of output and input of the working set memory, each (default 512MiB); of the output on a device (default 1GiB)")
 	device := parsedFlag(fs, "device", deviceSpec{kind: deviceCPU}, "DEVICE", "cpu, soft, hip, or hip:N", parseKernelDevice)
 	cache := kernelCacheFlag(fs)
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if *runs < 1 {
-			return usageErrorf("--runs %d: at least 1", *runs)
-		}
 		size := cmp.Or(*buffer, bench.MemoryBuffer)
 		if size < bench.MinBuffer || size > bench.MaxBuffer {
 			return usageErrorf("--buffer %d: allowed are 16MiB to 4GiB", size)
@@ -61,6 +58,7 @@ and written, and what share that is of what a copy from device memory to device 
 		var err error
 		switch {
 		case device.kind == deviceCPU:
+			sayWithout(notices(cmd), fs, "with --device cpu: it is for the kernels of GPUs", "kernel-cache")
 			report, err = bench.CPUKernels(cmd.Context(), bench.CPUOptions{
 				Types: *types, DTypes: *dtypes, ISAs: *isas, Runs: *runs, Buffer: size,
 			})

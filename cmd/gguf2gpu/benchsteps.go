@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/gguf2gpu/gguf2gpu/cmd/gguf2gpu/internal/bench"
 	"github.com/gguf2gpu/gguf2gpu/internal/term"
 )
 
@@ -58,37 +57,4 @@ func (s *benchSteps) clear() {
 		fmt.Fprint(s.w, "\r\x1b[K")
 		s.line = false
 	}
-}
-
-const (
-	benchHead = "%-9s  %-5s  %-7s  %-15s  %9s  %9s  %9s  %7s  %8s  %11s  %9s  %8s\n"
-	benchRow  = "%-9s  %-5s  %-7s  %-15s  %9.4f  %9.4f  %9.4f  %7.2f  %6.1f %%  %11.2f  %9.2f  %8s\n"
-)
-
-// benchTable prints what bench measures as it comes.
-type benchTable struct {
-	out   io.Writer
-	steps *benchSteps
-	head  bool // the heads of the columns have been printed
-}
-
-// row prints one kind of load.
-func (t *benchTable) row(c bench.Ceilings, run bench.Run) {
-	t.steps.clear()
-	if !t.head {
-		t.head = true
-		fmt.Fprintf(t.out, "ceilings: link %.2f GB/s, file read %.2f\n\n", c.H2D, c.Read)
-		fmt.Fprintf(t.out, benchHead, "mode", "dtype", "dequant", "setting", "seconds", "min", "max", "GB/s", "of link",
-			"device GB/s", "read GB/s", "of disk")
-	}
-	disk := ""
-	if run.OfDisk > 0 {
-		disk = fmt.Sprintf("%.1f %%", 100*run.OfDisk)
-	}
-	least, most := run.Seconds[0], run.Seconds[0]
-	for _, s := range run.Seconds {
-		least, most = min(least, s), max(most, s)
-	}
-	fmt.Fprintf(t.out, benchRow, run.Mode, run.DType, run.Dequant, run.Setting, run.Median, least, most, run.GBps,
-		100*run.OfLink, run.Device, run.ReadGBps, disk)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -71,6 +72,18 @@ func hashTarget(value string) (with loader.HashAlgorithm, path string) {
 	return with, after
 }
 
+// otherAlgorithm returns the hash function that a value of --hash names, if it is one that is not offered; else "".
+func otherAlgorithm(value string) string {
+	word, _, _ := strings.Cut(value, ":")
+	if others.MatchString(word) {
+		return word
+	}
+	return ""
+}
+
+// others are names of hash functions that are not offered.
+var others = regexp.MustCompile(`^(?i)(md[245]|sha-?1|sha-?(224|384|512)|sha3(-\d+)?|blake2[bs]?|crc-?(32c?|64)|xxh?(hash|32|64|3|128)?)$`)
+
 // ownsStdout reports whether stdout is for the hashes alone.
 func (h *hashFlags) ownsStdout() bool {
 	if h == nil {
@@ -86,13 +99,19 @@ func (h *hashFlags) outputs() []plannedOutput {
 		return nil
 	}
 	_, path := hashTarget(*h.to)
-	return []plannedOutput{{"--hash", h.shard.expand(path)}}
+	return []plannedOutput{
+		{flag: "--hash", path: h.shard.expand(path), stdout: true},
+		{flag: "--expect", path: h.shard.expand(*h.from), read: true},
+	}
 }
 
 // prepare finds out before the load of the model of that name what would be in the way after it.
 func (h *hashFlags) prepare(name string) (err error) {
 	if h == nil {
 		return nil
+	}
+	if other := otherAlgorithm(*h.to); other != "" {
+		return usageErrorf("--hash %q: %s is not offered, only sha256 and blake3; a file of that name is ./%s", *h.to, other, *h.to)
 	}
 	if h.ownsStdout() && *h.json {
 		return usageErrorf("--hash - and --json both want stdout; write the hashes to a file")

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +26,9 @@ func choices(cmd *cobra.Command, flag string) []string {
 		if ofKernels {
 			return []string{deviceCPU, "soft", "hip", "hip:0"}
 		}
+		if cmd.Name() == "bench" {
+			return []string{"auto", "soft", "hip", "hip:0"}
+		}
 		return []string{"auto", "soft", "hip", "hip:0", "hip:all", "soft:2"}
 	case "dtype":
 		if ofKernels {
@@ -35,6 +41,12 @@ func choices(cmd *cobra.Command, flag string) []string {
 		return []string{"auto", "cpu", "gpu"}
 	case "prove":
 		return []string{"auto", "on", "off"}
+	case "digest":
+		return []string{"auto", "always", "never"}
+	case "share":
+		return []string{"auto", "fd", "ipc"}
+	case "names":
+		return []string{namesGGUF, namesHF}
 	case "split":
 		return []string{"layer", "none"}
 	case "shard":
@@ -74,7 +86,7 @@ func addCompletions(root *cobra.Command) {
 			switch words := choices(c, f.Name); {
 			case words != nil:
 				complete = cobra.FixedCompletions(words, noFiles)
-			case f.Name == "drop":
+			case slices.Contains([]string{"drop", "sleep", "wake", "pin", "unpin"}, f.Name):
 				complete = heldModels
 			case f.Name == "file":
 				complete = completeModel
@@ -101,7 +113,7 @@ func addCompletions(root *cobra.Command) {
 func heldModels(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second) // nobody waits longer for a completion
 	defer cancel()
-	socket := general(cmd, "socket")
+	socket := cmp.Or(general(cmd, "socket"), os.Getenv(variableOf("socket"))) // which nobody has applied here
 	models, _ := (&hold.Client{Socket: socket}).List(ctx)
 	var names []string
 	for _, m := range models {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/internal/term"
+	"github.com/gguf2gpu/gguf2gpu/loader"
+	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote/models"
 )
 
@@ -30,6 +32,12 @@ func (f *loadFlags) sayCombinations(w io.Writer, fs *pflag.FlagSet) {
 	if *f.sync {
 		sayWithout(w, fs, "with --sync: one thread reads, converts and copies one chunk at a time",
 			"threads", "streams", "staging", "io", "connections", "stall")
+		if *f.prove != loader.ProveOn {
+			sayWithout(w, fs, "with --sync: the CPU converts, and no kernels are used", "kernel-cache")
+		}
+	}
+	if *f.dtype == plan.Raw && len(f.rules) == 0 {
+		sayWithout(w, fs, "with --dtype raw, as nothing is converted", "dequant")
 	}
 }
 

@@ -110,14 +110,14 @@ func errorText(err error) string {
 // optionFlags are the flags behind the names of options in errors of the library.
 var optionFlags = strings.NewReplacer("Streams is", "--streams is", "Threads is", "--threads is",
 	"Connections is", "--connections is", "Chunk is", "--chunk is", "Staging is", "--staging is",
-	"fit Staging,", "fit --staging,", "Stall is", "--stall is")
+	"fit Staging,", "fit --staging,", "Stall is", "--stall is", "a ratio of", "--split-ratio: a ratio of")
 
 // withFlags returns the text of an error, with flags and commands where the library names options.
 func withFlags(err error) string {
 	text := err.Error()
 	switch {
 	case errors.Is(err, loader.ErrBadOption):
-		return optionFlags.Replace(strings.TrimPrefix(text, loader.ErrBadOption.Error()+": "))
+		return optionFlags.Replace(strings.TrimPrefix(strings.TrimPrefix(text, "loader: "), loader.ErrBadOption.Error()+": "))
 	case errors.Is(err, remote.ErrAddress):
 		return strings.Replace(text, "use https, or allow it", "use https, or --allow-http", 1)
 	}

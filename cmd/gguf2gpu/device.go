@@ -267,6 +267,7 @@ func (d deviceSpec) numbers(count int) []int {
 const maxSoftDevices = 64
 
 func parseDevice(s string) (deviceSpec, error) {
+	s = strings.ToLower(s)
 	kind, number, numbered := strings.Cut(s, ":")
 	d := deviceSpec{kind: kind}
 	switch {
@@ -280,11 +281,17 @@ func parseDevice(s string) (deviceSpec, error) {
 			d.list = strconv.Itoa(int(n))
 			return d, nil
 		}
+		if numbered {
+			return deviceSpec{}, fmt.Errorf("soft:COUNT takes the number of software devices, 1 to %d", maxSoftDevices)
+		}
 	case kind == "hip":
 		var words []string
 		for word := range strings.SplitSeq(number, ",") {
 			n, err := strconv.ParseUint(word, 10, 16)
-			if err != nil || slices.Contains(words, strconv.Itoa(int(n))) {
+			if err == nil && slices.Contains(words, strconv.Itoa(int(n))) {
+				return deviceSpec{}, fmt.Errorf("GPU number %d is named twice", n)
+			}
+			if err != nil {
 				words = nil
 				break
 			}

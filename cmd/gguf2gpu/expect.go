@@ -47,6 +47,9 @@ func readExpectation(from, model string) (*expectation, error) {
 		if digest, ok := digestOf(from); ok && errors.Is(err, fs.ErrNotExist) {
 			return &expectation{files: &expectedFiles{from: from, one: remote.Expected{Digest: digest}}}, nil
 		}
+		if why := wrongDigest(from); why != "" && errors.Is(err, fs.ErrNotExist) {
+			return nil, usageErrorf("--expect %q: %s", from, why)
+		}
 		return nil, err
 	}
 	defer f.Close()
@@ -76,6 +79,21 @@ func digestOf(s string) (string, bool) {
 		return fmt.Sprintf("sha512:%x", sum), true
 	}
 	return "", false
+}
+
+// wrongDigest says what is wrong with s if it was meant as a digest; else "".
+func wrongDigest(s string) string {
+	algorithm, digits, named := strings.Cut(s, ":")
+	lengths := map[string]int{"sha256": sha256.Size, "sha512": sha512.Size}
+	switch size := lengths[strings.ToLower(algorithm)]; {
+	case size > 0 && named:
+		return fmt.Sprintf("%d hexadecimal digits are wanted, and there are %d characters", 2*size, len(digits))
+	case named && otherAlgorithm(s) != "":
+		return algorithm + " is not offered, only sha256 and sha512"
+	case !named && len(s) >= 32 && strings.Trim(strings.ToLower(s), "0123456789abcdef") == "":
+		return fmt.Sprintf("there is no such file, and a digest has 64 or 128 hexadecimal digits, not %d", len(s))
+	}
+	return ""
 }
 
 // parseExpectation reads the text of a file: a pointer of Git LFS, or a list.
@@ -168,6 +186,9 @@ func readList(r io.Reader) (list sumList, err error) {
 			x.name = unescapeName.Replace(x.name)
 		}
 		list = append(list, x)
+	}
+	if errors.Is(lines.Err(), bufio.ErrTooLong) {
+		return nil, errors.New("it has a line that is too long for a list of hashes")
 	}
 	if lines.Err() == nil && len(list) > 1 {
 		for _, x := range list {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/gguf2gpu/gguf2gpu/internal/term"
 )
 
 // flagError makes an error in a flag a usage error, in the words of who typed it: what was wrong, what is allowed, and
@@ -92,7 +94,7 @@ func valueError(cmd *cobra.Command, f *pflag.Flag, value string, err error) stri
 	if _, rest, ok := strings.Cut(text, strconv.Quote(value)+": "); ok { // the value has been named already
 		text = rest
 	}
-	return text + didYouMean(value, choices(cmd, f.Name))
+	return text + meantValue(cmd, f.Name, value)
 }
 
 // allowedValues returns what the help says of the values of a flag.
@@ -104,9 +106,15 @@ func allowedValues(f *pflag.Flag) string {
 // usageArgs returns check with its errors made usage errors, which say what the command takes.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
+		if slices.Contains(args, "") {
+			return usageErrorf("an argument of %s is empty; is a variable of the shell not set?", cmd.CommandPath())
+		}
 		err := check(cmd, args)
 		if err == nil {
 			return suggestSubcommand(cmd, args)
+		}
+		if _, explained := errors.AsType[*exitError](err); explained {
+			return err
 		}
 		name := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 		var what string
@@ -148,6 +156,9 @@ func unknownCommand(root *cobra.Command, word string) error {
 		return usageErrorf("there is no command %q below '%s'", word, root.CommandPath())
 	}
 	meant := didYouMean(word, names)
+	if root == root.Root() && (strings.HasSuffix(word, ".gguf") || strings.ContainsAny(word, ":/")) {
+		return usageErrorf("there is no command %q; did you mean '%s load %s'?", word, root.Name(), term.Safe(word))
+	}
 	if other := otherWords[strings.ToLower(word)]; other != "" && root == root.Root() {
 		meant = " (did you mean " + other + "?)"
 	}

@@ -4,7 +4,10 @@ import (
 	"encoding"
 	"errors"
 	"fmt"
+	"math"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -68,10 +71,11 @@ func textFlag[T any, P text[T]](fs *pflag.FlagSet, name string, def T, kind, usa
 func choiceFlag(fs *pflag.FlagSet, name, def, usage string, allowed ...string) *string {
 	list := strings.Join(allowed, ", ")
 	return parsedFlag(fs, name, def, "WORD", usage+" ("+list+")", func(s string) (string, error) {
-		if !slices.Contains(allowed, s) {
+		i := slices.IndexFunc(allowed, func(word string) bool { return strings.EqualFold(word, s) })
+		if i < 0 {
 			return "", fmt.Errorf("allowed are %s", list)
 		}
-		return s, nil
+		return allowed[i], nil
 	})
 }
 
@@ -100,6 +104,24 @@ func listFlag[T any](fs *pflag.FlagSet, name, usage string, all []T) *[]T {
 // lowerName returns the name of a value as flags and reports spell it: in lower case.
 func lowerName(v any) string { return strings.ToLower(fmt.Sprint(v)) }
 
+// intFlag registers a flag that takes a whole number, from least on. It is read as decimal: 010 is ten.
+func intFlag(fs *pflag.FlagSet, name string, def, least int, usage string) *int {
+	return parsedFlag(fs, name, def, "N", usage, func(s string) (int, error) {
+		n, err := strconv.Atoi(s)
+		switch {
+		case errors.Is(err, strconv.ErrRange):
+			return 0, errors.New("such a large number is not taken")
+		case err != nil && least >= 0:
+			return 0, fmt.Errorf("a whole number from %d on is wanted", least)
+		case err != nil:
+			return 0, errors.New("a whole number is wanted")
+		case n < least:
+			return 0, fmt.Errorf("a whole number from %d on is wanted", least)
+		}
+		return n, nil
+	})
+}
+
 // jsonFlag registers --json. Main looks it up by this name, to report errors as JSON, too.
 func jsonFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("json", false, "print one JSON object on stdout; everything else goes to stderr")
@@ -117,6 +139,9 @@ func byteSizeFlag(fs *pflag.FlagSet, name, usage string) *uint64 {
 
 func parseBytes(s string) (uint64, error) {
 	n, err := humanize.ParseBytes(s)
+	if err != nil && strings.Contains(err.Error(), "too large") || n > math.MaxInt64 {
+		return 0, errors.New("such a large size is not taken")
+	}
 	if err != nil || n == 0 {
 		return 0, errors.New("allowed are sizes above zero such as 4096, 256KiB, 64MiB or 16GB (1 KiB is 1024 bytes, 1 KB 1000)")
 	}
@@ -129,7 +154,13 @@ func byteRateFlag(fs *pflag.FlagSet, name, usage string) *float64 {
 	return parsedFlag(fs, name, 0, "RATE", usage, parseRate)
 }
 
+// bitRate matches rates in bits per second, as network hardware has them: a small b behind a capital prefix.
+var bitRate = regexp.MustCompile(`[KMGT]i?(b|bit|bits|bps)(/s)?$`)
+
 func parseRate(s string) (float64, error) {
+	if bitRate.MatchString(s) {
+		return 0, errors.New("that is in bits; allowed are rates in bytes such as 800MB/s, 25GB/s or 1GiB/s (8 Gb/s are 1 GB/s)")
+	}
 	n, err := parseBytes(strings.TrimSuffix(s, "/s"))
 	if err != nil {
 		return 0, errors.New("allowed are rates above zero such as 800MB/s, 25GB/s or 1GiB/s")

@@ -18,28 +18,43 @@ var topics = []struct {
 	flags []string
 }{
 	{"What goes where", []string{
-		"device", "dtype", "dtype-for", "tensors", "no-tensors", "keys", "full", "split", "split-ratio", "plan",
+		"device", "dtype", "dtype-for", "tensors", "split", "split-ratio", "plan",
 	}},
 	{"One rank of several", []string{"shard", "rank", "world", "shard-rule"}},
 	{"The model to write", []string{"output", "force", "preset", "type", "seed"}},
+	{"What is shown", []string{"tensors", "no-tensors", "keys", "full"}},
 	{"Holding and attaching", []string{
 		"socket", "name", "vram", "ram", "share", "keep", "keeper", "grace", "allow-group", "metrics", "ready-fd", "stay",
 	}},
 	{"Orders to a holder", []string{"add", "drop", "sleep", "wake", "pin", "unpin", "list"}},
-	{"What is measured", []string{"runs", "limit", "scaling", "cold", "isa", "buffer"}},
+	{"What is measured", []string{
+		"device", "type", "dtype", "preset", "runs", "limit", "scaling", "cold", "isa", "buffer",
+	}},
 	{"Checks", []string{"check", "prove", "verify", "scrub", "file", "hash", "expect"}},
 	{"How it is done", []string{"sync", "threads", "streams", "staging", "chunk", "io", "dequant", "kernel-cache", "stall"}},
 	{"Software device", []string{"soft-memory", "soft-link"}},
 	{"Models that are elsewhere", []string{"digest", "cache", "allow-http", "connections"}},
-	{"Output", []string{"json", "progress", "readback", "names", "trace", "chart"}},
+	{"Output", []string{"json", "progress", "readback", "names", "trace", "chart", "no-descriptions"}},
 	{"General", []string{"log-level", "verbose", "quiet", "version", "help"}},
+}
+
+// topicsOf are topics of flags that mean something else in some commands.
+var topicsOf = map[string]map[string]string{
+	"bench": {"preset": "What is measured"},
+	"kernels": {
+		"device": "What is measured", "type": "What is measured", "dtype": "What is measured",
+	},
+	"inspect": {"tensors": "What is shown"},
 }
 
 // otherTopic is the topic of flags that have none.
 const otherTopic = "Other"
 
-// topicOf returns the topic of a flag.
-func topicOf(flag string) string {
+// topicOf returns the topic of a flag of cmd.
+func topicOf(cmd *cobra.Command, flag string) string {
+	if t := topicsOf[cmd.Name()][flag]; t != "" {
+		return t
+	}
 	for _, t := range topics {
 		if slices.Contains(t.flags, flag) {
 			return t.name
@@ -65,7 +80,8 @@ func groupFlags(cmd *cobra.Command) (groups []flagGroup) {
 	byTopic := map[string][]*pflag.Flag{}
 	add := func(f *pflag.Flag) {
 		if !f.Hidden {
-			byTopic[topicOf(f.Name)] = append(byTopic[topicOf(f.Name)], f)
+			topic := topicOf(cmd, f.Name)
+			byTopic[topic] = append(byTopic[topic], f)
 		}
 	}
 	cmd.LocalFlags().VisitAll(add)
@@ -98,7 +114,7 @@ func valueName(f *pflag.Flag, kind string) string {
 	switch {
 	case f.Value.Type() == "bool", f.Value.Type() == "count":
 		return ""
-	case f.Name == "kernel-cache":
+	case f.Name == "kernel-cache", f.Name == "cache":
 		return "DIR"
 	case f.Name == "socket", f.Name == "keep":
 		return "PATH"
@@ -171,7 +187,7 @@ func unitNotes(cmd *cobra.Command) (notes []string) {
 
 // helpWidth is how wide the help is, in characters.
 func helpWidth(cmd *cobra.Command) int {
-	const usual, narrowest = 100, 50
+	const usual, narrowest = 100, 40
 	if f, ok := rawStream(cmd.OutOrStdout()).(*os.File); ok {
 		if w, _, err := xterm.GetSize(int(f.Fd())); err == nil && w > 0 {
 			return max(min(w, 120), narrowest)
@@ -188,18 +204,16 @@ func helpText(cmd *cobra.Command, width int) string {
 		long = cmd.Short + "."
 	}
 	for paragraph := range strings.SplitSeq(long, "\n\n") {
-		if strings.Contains("\n"+paragraph, "\n\t") { // what is to be typed
-			b.WriteString(paragraph + "\n\n")
-			continue
+		for _, piece := range helpPieces(paragraph) {
+			piece.write(&b, width)
 		}
-		writeProse(&b, paragraph, width)
 		b.WriteString("\n")
 	}
 	if !cmd.Runnable() && !cmd.HasAvailableSubCommands() { // a topic that is explained
 		return strings.TrimSuffix(b.String(), "\n")
 	}
 	fmt.Fprintf(&b, "USAGE\n  %s\n", cmd.UseLine())
-	if cmd.HasAvailableSubCommands() && cmd != cmd.Root() {
+	if cmd.HasAvailableSubCommands() && cmd.HasExample() && cmd != cmd.Root() { // bench: what can be left out
 		fmt.Fprintf(&b, "  %s COMMAND\n", cmd.CommandPath())
 	}
 	writeCommands(&b, cmd, width)
@@ -217,7 +231,8 @@ func helpText(cmd *cobra.Command, width int) string {
 	}
 	b.WriteString("\nEXIT STATUS\n")
 	for _, code := range exitCodes(cmd) {
-		fmt.Fprintf(&b, "  %-4d %s\n", code, exitMeanings[code])
+		meaning := strings.TrimSpace(wrap(exitMeanings[code], strings.Repeat(" ", 7), width))
+		fmt.Fprintf(&b, "  %-4d %s\n", code, meaning)
 	}
 	if cmd == cmd.Root() {
 		fmt.Fprintf(&b, "\n'%s help COMMAND' explains a command.\n", cmd.Name())
@@ -242,34 +257,15 @@ func writeCommands(b *strings.Builder, cmd *cobra.Command, width int) {
 	list("ALSO EXPLAINED", (*cobra.Command).IsAdditionalHelpTopicCommand)
 }
 
-// writeProse writes a paragraph. Lines of it that begin with spaces are the items of a list: a word, and behind two
-// spaces or more what it means.
-func writeProse(b *strings.Builder, paragraph string, width int) {
-	var prose []string
-	flush := func() {
-		if len(prose) > 0 {
-			b.WriteString(wrap(strings.Join(prose, " "), "", width) + "\n")
-		}
-		prose = nil
-	}
-	for line := range strings.SplitSeq(paragraph, "\n") {
-		if !strings.HasPrefix(line, "  ") {
-			prose = append(prose, line)
-			continue
-		}
-		flush()
-		word, text, _ := strings.Cut(strings.TrimSpace(line), "  ")
-		writeItem(b, word, text, 0, width)
-	}
-	flush()
-}
-
 // writeItem writes a word and what it means, aligned with others. indent is that of the word, beyond two.
 func writeItem(b *strings.Builder, word, text string, indent, width int) {
-	const column = 28 // where the text begins
+	column := 28 // where the text begins
+	if width < 70 {
+		column = 8 // beneath the word
+	}
 	head := strings.Repeat(" ", 2+indent) + word
 	body := wrap(text, strings.Repeat(" ", column), width)
-	if utf8.RuneCountInString(head) <= column-2 {
+	if width >= 70 && utf8.RuneCountInString(head) <= column-2 {
 		body = head + strings.Repeat(" ", column-utf8.RuneCountInString(head)) + strings.TrimLeft(body, " ")
 	} else {
 		body = head + "\n" + body
@@ -303,9 +299,10 @@ func wrap(text, indent string, width int) string {
 // newHelpCommand is 'help'.
 func newHelpCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "help [COMMAND...]",
-		Short: "Explain a command",
-		Long:  "Explain a command, as 'gguf2gpu COMMAND --help' does, or what 'gguf2gpu help' lists besides.",
+		Use:     "help [COMMAND...]",
+		Short:   "Explain a command",
+		Long:    "Explain a command, as 'gguf2gpu COMMAND --help' does, or what 'gguf2gpu help' lists besides.",
+		Example: "  gguf2gpu help load\n  gguf2gpu help environment",
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			at, _, err := cmd.Root().Find(args)
 			if err != nil {
@@ -330,19 +327,27 @@ func newHelpCommand() *cobra.Command {
 
 // newEnvironmentTopic is 'help environment'.
 func newEnvironmentTopic() *cobra.Command {
-	flags := make([]string, len(fromEnvironment))
-	for i, name := range fromEnvironment {
-		flags[i] = envName(&cobra.Command{Use: "load"}, name) + " (--" + name + ")"
+	var flags strings.Builder
+	for _, name := range fromEnvironment {
+		fmt.Fprintf(&flags, "  %s  --%s\n", variableOf(name), name)
 	}
 	return &cobra.Command{
 		Use:   "environment",
 		Short: "Environment variables",
-		Long: `These environment variables set flags of all commands that have them; a flag on the command line wins, and an empty
-variable counts as none: ` + strings.Join(flags, ", ") + `.
+		Long: `These environment variables set flags of the commands that have them. A flag on the command line wins, and an empty
+variable counts as none.
 
-GGUF2GPU_HIP_LIBRARY is the HIP library to use, GGUF2GPU_ISA the instructions that the CPU's kernels use (as in 'bench
-kernels --isa'), GGUF2GPU_TOKEN the token for servers (HF_TOKEN for huggingface.co). HTTPS_PROXY, HTTP_PROXY and NO_PROXY
-are as for other programs. ROCR_VISIBLE_DEVICES and HIP_VISIBLE_DEVICES hide GPUs.`,
+` + flags.String() + `
+Others:
+
+  GGUF2GPU_HIP_LIBRARY  the HIP library to use
+  GGUF2GPU_HIPRTC_LIBRARY  the hipRTC library to use, which compiles GPU kernels
+  GGUF2GPU_ISA  the instructions that the CPU's kernels use, as in 'bench kernels --isa'
+  GGUF2GPU_TOKEN  the token for servers
+  GGUF2GPU_TOKEN_HOST  the host that the token goes to (default that of MODEL)
+  HF_TOKEN  the token for huggingface.co
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY  as for other programs
+  ROCR_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES  the GPUs that can be seen; set and empty they hide all`,
 	}
 }
 

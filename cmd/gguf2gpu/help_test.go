@@ -25,7 +25,7 @@ func TestHelp(t *testing.T) {
 		if simple := ofCobra || slices.Contains([]string{"help", "version"}, c.Name()); c.Runnable() && !simple && c.Example == "" {
 			t.Errorf("%s has no example", c.CommandPath())
 		}
-		for _, width := range []int{60, 100} {
+		for _, width := range []int{44, 60, 100} { // in narrower ones some names stick out
 			for line := range strings.Lines(helpText(c, width)) {
 				typed := strings.HasPrefix(line, "  gguf2gpu ") || strings.HasPrefix(line, "\t") || ofCobra
 				if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > width && !typed {
@@ -34,6 +34,15 @@ func TestHelp(t *testing.T) {
 			}
 		}
 		c.Flags().VisitAll(func(f *pflag.Flag) {
+			words := []string{"WORD", "HOW", "WHO", "WAY", "WHEN", "DTYPE", "DEVICE", "TYPE"}
+			if slices.Contains(words, f.Value.Type()) && !f.Hidden && choices(c, f.Name) == nil {
+				t.Errorf("%s --%s: nobody completes its values: add them to choices", c.CommandPath(), f.Name)
+			}
+			for _, word := range choices(c, f.Name) { // what is completed is taken
+				if err := f.Value.Set(word); err != nil {
+					t.Errorf("%s --%s %s: %v", c.CommandPath(), f.Name, word, err)
+				}
+			}
 			text := flagText(c, f)
 			for _, bad := range []string{"default []", "default )", "default 0", "default <nil>", "default -1", "default false"} {
 				if strings.Contains(text, bad) {
@@ -48,13 +57,15 @@ func TestHelp(t *testing.T) {
 func TestHelpLists(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
-	writeProse(&b, "One of these\ntwo:\n  a   the first\n  b c  the second, which is long\nand more.", 44)
+	for _, piece := range helpPieces("One of these\ntwo:\n  a   the first\n  b c  the second, which is long\nand more.") {
+		piece.write(&b, 70)
+	}
 	const want = "One of these two:\n  a                         the first\n" +
-		"  b c                       the second,\n                            which is long\nand more.\n"
+		"  b c                       the second, which is long\nand more.\n"
 	if b.String() != want {
 		t.Errorf("got\n%swant\n%s", b.String(), want)
 	}
-	for _, name := range []string{"hf:", "ollama:", "oci://", "s3://", "https://", "- or fd:N"} {
+	for _, name := range []string{"hf:", "ollama:", "oci://", "s3://", "https://", "-, fd:N"} {
 		if !strings.Contains(helpText(newLoadCommand(), 100), "\n  "+name) {
 			t.Errorf("the help of load does not list %s", name)
 		}

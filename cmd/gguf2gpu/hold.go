@@ -82,7 +82,7 @@ started.`,
 		socket:     socketFlag(cmd),
 		name:       fs.String("name", "", "what others ask for the model by (default the file's name without .gguf)"),
 		grace:      fs.Duration("grace", 30*time.Second, "how long to wait at the end for attached processes to go"),
-		readyFD:    fs.Int("ready-fd", -1, "write a line to this file descriptor, and close it, when the models are loaded"),
+		readyFD:    intFlag(fs, "ready-fd", -1, 0, "write a line to this file descriptor, and close it, when the models are loaded"),
 		metrics:    fs.String("metrics", "", "serve Prometheus metrics on this address, such as :9400 (loopback unless a host is named)"),
 		allowGroup: fs.Bool("allow-group", false, "processes of members of this one's group may attach and list, too"),
 		orders:     addOrders(cmd),
@@ -108,6 +108,7 @@ started.`,
 		case *f.isKeeper && (order || len(args) > 0 || *f.keep != ""):
 			return usageErrorf("--keeper takes no MODEL and no other order")
 		case *f.isKeeper:
+			f.sayKeeper(cmd)
 			return f.keeper(cmd)
 		case (*f.name != "" || *f.export.to != "" || f.load.hashes.given()) && len(args) != 1:
 			return usageErrorf("--name, --readback, --hash and --expect are for one MODEL")
@@ -122,6 +123,9 @@ started.`,
 			return usageErrorf("--scrub %v: it takes a time above zero, such as 10s", *f.scrub)
 		case *f.keep != "" && *f.share == hold.ShareIPC:
 			return usageErrorf("--keep needs descriptors: --share fd or auto")
+		}
+		if err := checkNames(args); err != nil {
+			return err
 		}
 		f.load.sayCombinations(notices(cmd), fs)
 		if err := f.export.check(nil); err != nil {
@@ -302,7 +306,8 @@ func openForOutputs(path string) (*gguf.File, error) {
 
 // checkOutputs finds out whether what the flags name can be written.
 func (f *holdFlags) checkOutputs(names []string) error {
-	outputs := append(f.load.hashes.outputs(), plannedOutput{"--readback", *f.export.to}, plannedOutput{"--trace", *f.trace})
+	outputs := append(f.load.hashes.outputs(), plannedOutput{flag: "--readback", path: *f.export.to},
+		plannedOutput{flag: "--trace", path: *f.trace})
 	if !slices.ContainsFunc(outputs, func(o plannedOutput) bool { return o.path != "" }) {
 		return nil
 	}

@@ -89,6 +89,13 @@ func TestHoldSeveral(t *testing.T) {
 			t.Errorf("%+v", a)
 		}
 	}
+	for _, args := range []string{"attach", "hold --drop", "hold --sleep", "hold --wake", "hold --pin", "hold --unpin"} {
+		words := append(append([]string{"__complete"}, strings.Fields(args)...), "")
+		out := runCommand(t, append(words[:2:2], append([]string{"--socket", r.socket}, words[2:]...)...)...)
+		if !strings.HasPrefix(out, "raw\nsmall\ntiny-llama\n") {
+			t.Errorf("a shell completes %s with\n%s", args, out)
+		}
+	}
 	stay := r.stay(t, "raw")
 	for args, want := range map[string]struct {
 		code exitCode

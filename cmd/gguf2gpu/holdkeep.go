@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/gguf2gpu/gguf2gpu/loader/hold"
 )
@@ -38,6 +40,29 @@ func orderly(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
+}
+
+// sayKeeper says which flags mean nothing to a keeper, which opens neither models nor devices.
+func (f *holdFlags) sayKeeper(cmd *cobra.Command) {
+	cmd.Flags().Visit(func(g *pflag.Flag) {
+		if !slices.Contains([]string{"keeper", "socket", "ready-fd", "progress"}, g.Name) && cmd.InheritedFlags().Lookup(g.Name) == nil {
+			sayWithout(notices(cmd), cmd.Flags(), "with --keeper: it is for the process that holds the models", g.Name)
+		}
+	})
+}
+
+// checkNames refuses models that would be held under the same name, before any of them is loaded.
+func checkNames(paths []string) error {
+	seen := map[string]string{}
+	for _, path := range paths {
+		name := hold.DefaultName(path)
+		if other, twice := seen[name]; twice {
+			return usageErrorf("%q and %q would both be held as %q: hold one of them, and add the other with "+
+				"'gguf2gpu hold --add MODEL --name NAME'", other, path, name)
+		}
+		seen[name] = path
+	}
+	return nil
 }
 
 // keeper is the process of 'hold --keeper'.

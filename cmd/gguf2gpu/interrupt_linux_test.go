@@ -50,7 +50,7 @@ func interruptTwice(t *testing.T) (inTime bool) {
 		}
 		t.Fatalf("it ended without saying %q: %v", want, lines.Err())
 	}
-	next(`"total_bytes":6623808`) // the load is under way, and knows from the start how much there is to do
+	next(`"done_bytes":0,"total_bytes":6623808`) // it is known how much there is to do before anything has arrived
 	signal := func() {
 		t.Helper()
 		if err := cmd.Process.Signal(syscall.SIGINT); err != nil && !errors.Is(err, os.ErrProcessDone) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"regexp"
 	"regexp/syntax"
 	"time"
@@ -55,14 +56,14 @@ func addLoadFlags(cmd *cobra.Command) *loadFlags {
 		device:   addDeviceFlags(fs),
 		dtype:    dtypeFlag(fs),
 		tensors:  parsedFlag(fs, "tensors", nil, "REGEXP", "only the tensors whose names match", parseNames),
-		streams:  fs.Int("streams", 0, "streams that copies are spread over (default chosen for the machine)"),
-		threads:  fs.Int("threads", 0, "workers that read and dequantize (default chosen for the machine)"),
+		streams:  intFlag(fs, "streams", 0, math.MinInt, "streams that copies are spread over (default chosen for the machine)"),
+		threads:  intFlag(fs, "threads", 0, math.MinInt, "workers that read and dequantize (default chosen for the machine)"),
 		staging:  byteSizeFlag(fs, "staging", "pinned staging memory, such as 64MiB (default chosen for the machine)"),
 		chunk:    byteSizeFlag(fs, "chunk", "bytes of one copy, such as 4MiB (default chosen for the machine)"),
 		sync:     fs.Bool("sync", false, "the synchronous reference loader: one thread, one copy at a time"),
 		io:       textFlag(fs, "io", loader.IOAuto, "WAY", "how bytes come off the disk: auto, mmap, direct"),
 		remote:   addRemoteFlags(cmd),
-		conns:    fs.Int("connections", 0, "ranges of a remote MODEL that are read at the same time (default 32)"),
+		conns:    intFlag(fs, "connections", 0, math.MinInt, "ranges of a remote MODEL that are read at the same time (default 32)"),
 		dequant:  addDequantFlags(fs),
 		prove:    proveFlag(fs),
 		check:    fs.Bool("check", false, "fail if a value is not finite, in the file or as what it is converted to"),
@@ -376,7 +377,7 @@ MODEL is a GGUF file, or any part of a split model, or
   oci://REGISTRY/REPO:TAG or @DIGEST        of a registry, with the credentials of Docker's configuration
   s3://BUCKET/KEY, gs://BUCKET/KEY          in a bucket, with the credentials that AWS's tools use, or Google's HMAC keys
   https://HOST/PATH                         on a server that supports ranges, with a token in GGUF2GPU_TOKEN
-  - or fd:N                                 standard input, or a descriptor
+  -, fd:N                                   standard input, or a descriptor
 What is not on this machine is read by ranges, and nothing is written to disk unless --cache says so; a proxy is taken from
 HTTPS_PROXY. --verify fetches it a second time.`,
 		Example: `  gguf2gpu load model.gguf --verify
@@ -394,7 +395,9 @@ HTTPS_PROXY. --verify fetches it a second time.`,
 	f.export = addExportFlags(cmd.Flags(), "")
 	traceTo := cmd.Flags().String("trace", "", "write the pipeline's timeline to this file (Chrome trace events; opens in Perfetto)")
 	f.outputs = func() []plannedOutput {
-		return []plannedOutput{{"--readback", f.shard.expand(*f.export.to)}, {"--trace", f.shard.expand(*traceTo)}}
+		return []plannedOutput{
+			{flag: "--readback", path: f.shard.expand(*f.export.to)}, {flag: "--trace", path: f.shard.expand(*traceTo)},
+		}
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		if *planOnly {

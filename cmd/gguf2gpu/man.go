@@ -54,7 +54,9 @@ func writeMan(w io.Writer, c *cobra.Command) error {
 	}
 	line(".SH DESCRIPTION")
 	for paragraph := range strings.SplitSeq(c.Long, "\n\n") {
-		line(".PP\n%s", roff.Replace(paragraph))
+		for _, p := range helpPieces(paragraph) {
+			p.man(line)
+		}
 	}
 	if c.HasAvailableSubCommands() {
 		line(".SH COMMANDS")

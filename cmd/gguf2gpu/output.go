@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -206,12 +207,15 @@ func writeFile(path string, write func(*outputFile) error) error {
 
 // plannedOutput is a file that a flag names, which the command writes in the end.
 type plannedOutput struct {
-	flag string
-	path string // "": there is none; "-": stdout
+	flag   string
+	path   string // "": there is none
+	stdout bool   // "-" is stdout
+	read   bool   // the command reads the file, and must not write it
 }
 
 // checkOutputs finds out, before anything takes long, whether the outputs can be written. It refuses one that is the
-// model or the same file as another one, whatever names and links lead to it. model is nil where it is not known.
+// model, another model, or the same file as another one, whatever names and links lead to it. model is nil where it is
+// not known.
 func checkOutputs(model *gguf.File, outputs ...plannedOutput) error {
 	type checked struct {
 		plannedOutput
@@ -220,20 +224,29 @@ func checkOutputs(model *gguf.File, outputs ...plannedOutput) error {
 	}
 	var done []checked
 	for _, p := range outputs {
-		if p.path == "" || p.path == "-" {
+		if p.path == "" || p.path == "-" && p.stdout {
 			continue
 		}
-		if strings.HasPrefix(p.path, "-") {
-			return usageErrorf("%s takes a file, and %q looks like a flag: a file of that name is ./%s", p.flag, p.path, p.path)
+		if err := checkOutputName(p); err != nil {
+			return err
 		}
 		d, err := findDestination(p.path)
+		if p.read && (err != nil || d.info == nil) {
+			continue // it is no file
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.flag, err)
 		}
-		if part := partOf(model, d.info); part != "" {
+		if part := partOf(model, d.info); part != "" && !p.read {
 			return usageErrorf("%s %s is the model itself (%s): name another file", p.flag, p.path, part)
 		}
-		if err := checkWritable(d); err != nil {
+		if !p.read && isModel(d) {
+			return usageErrorf("%s %s is a model, which would be lost: name another file, or remove that one", p.flag, p.path)
+		}
+		if err := checkEnding(p); err != nil {
+			return err
+		}
+		if err := checkWritable(d); err != nil && !p.read {
 			return fmt.Errorf("%s: %w", p.flag, err)
 		}
 		c := checked{plannedOutput: p, destination: d}
@@ -251,6 +264,49 @@ func checkOutputs(model *gguf.File, outputs ...plannedOutput) error {
 		done = append(done, c)
 	}
 	return nil
+}
+
+// wrongEndings are endings of names that say what an output is not: it would be taken for that later.
+var wrongEndings = map[string][]string{
+	"--readback": {".gguf"},
+	"--chart":    {".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf", ".html"},
+}
+
+// checkOutputName refuses a name that was hardly meant as that of a file.
+func checkOutputName(p plannedOutput) error {
+	if p.path == "-" && !p.read {
+		return usageErrorf("%s writes a file, and %q would be stdout: a file of that name is ./-", p.flag, p.path)
+	}
+	if strings.HasPrefix(p.path, "-") && !p.read {
+		return usageErrorf("%s takes a file, and %q looks like a flag: a file of that name is ./%s", p.flag, p.path, p.path)
+	}
+	return nil
+}
+
+// checkEnding refuses a name with the ending of another kind of file.
+func checkEnding(p plannedOutput) error {
+	ending := strings.ToLower(filepath.Ext(p.path))
+	if slices.Contains(wrongEndings[p.flag], ending) {
+		what := map[string]string{"--readback": "safetensors", "--chart": "SVG"}[p.flag]
+		return usageErrorf("%s writes %s, and %s has the ending of something else: name it %s.%s", p.flag, what, p.path,
+			strings.TrimSuffix(p.path, filepath.Ext(p.path)), strings.ToLower(what))
+	}
+	return nil
+}
+
+// isModel reports whether there is a GGUF file where an output is to go.
+func isModel(d destination) bool {
+	if d.info == nil {
+		return false
+	}
+	f, err := os.Open(d.target)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var magic [4]byte
+	_, err = io.ReadFull(f, magic[:])
+	return err == nil && string(magic[:]) == "GGUF"
 }
 
 func directoryOf(path string) string {

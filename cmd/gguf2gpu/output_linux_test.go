@@ -17,7 +17,7 @@ func TestOutputMounted(t *testing.T) {
 		t.Skip("this process may not mount: ", err)
 	}
 	t.Cleanup(func() { must(t, unix.Unmount(path, 0)) })
-	must(t, checkOutputs(nil, plannedOutput{"--x", path}), writeFile(path, func(o *outputFile) error {
+	must(t, checkOutputs(nil, plannedOutput{flag: "--x", path: path}), writeFile(path, func(o *outputFile) error {
 		_, err := o.WriteString("new")
 		return err
 	}))

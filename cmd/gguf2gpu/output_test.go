@@ -121,7 +121,7 @@ func TestOutputTargets(t *testing.T) {
 			}
 			path, target := tt.make(t, t.TempDir())
 			link, _ := os.Readlink(path)
-			must(t, checkOutputs(nil, plannedOutput{"--x", path}), writeFile(path, func(o *outputFile) error {
+			must(t, checkOutputs(nil, plannedOutput{flag: "--x", path: path}), writeFile(path, func(o *outputFile) error {
 				_, err := o.WriteString("new")
 				return err
 			}))
@@ -186,6 +186,7 @@ func TestCheckOutputs(t *testing.T) {
 	dir := t.TempDir()
 	sample, err := os.ReadFile("../../testdata/tiny-llama.gguf")
 	must(t, err, os.WriteFile(dir+"/m.gguf", sample, 0o644), os.WriteFile(dir+"/a", nil, 0o644),
+		os.WriteFile(dir+"/other.gguf", []byte("GGUF\x03"), 0o644),
 		os.Mkdir(dir+"/sub", 0o755), os.Link(dir+"/m.gguf", dir+"/hard"))
 	for name, to := range map[string]string{
 		"link": "m.gguf", "b": "a", "c": "new", "sub2": "sub", "loop": "loop",
@@ -202,7 +203,9 @@ func TestCheckOutputs(t *testing.T) {
 	}{
 		{"a", "", exitOK, ""},
 		{"new", "sub/new", exitOK, ""},
-		{"-", "-", exitOK, ""},
+		{"-", "a", exitUsage, "a file of that name is ./-"},
+		{"-x", "", exitUsage, "looks like a flag"},
+		{"other.gguf", "", exitUsage, "is a model, which would be lost"},
 		{"m.gguf", "", exitUsage, "is the model itself"},
 		{"link", "", exitUsage, "is the model itself"},
 		{"hard", "", exitUsage, "is the model itself"},
@@ -216,14 +219,14 @@ func TestCheckOutputs(t *testing.T) {
 		{"loop", "", exitFailed, "too many levels of symbolic links"},
 	} {
 		at := func(name string) string {
-			if name == "" || name == "-" {
+			if name == "" || name[0] == '-' {
 				return name
 			}
 			return dir + "/" + name
 		}
 		before, err := os.ReadDir(dir)
 		must(t, err)
-		err = checkOutputs(m, plannedOutput{"--one", at(tt.one)}, plannedOutput{"--two", at(tt.two)})
+		err = checkOutputs(m, plannedOutput{flag: "--one", path: at(tt.one)}, plannedOutput{flag: "--two", path: at(tt.two)})
 		if got := codeOf(t.Context(), err); got != tt.code || err != nil && (!strings.Contains(err.Error(), tt.text) ||
 			!strings.Contains(err.Error(), "--one")) {
 			t.Errorf("%s and %s: %v, code %d, want %d and %q", tt.one, tt.two, err, got, tt.code, tt.text)
@@ -231,6 +234,46 @@ func TestCheckOutputs(t *testing.T) {
 		if after, err := os.ReadDir(dir); err != nil || len(after) != len(before) {
 			t.Errorf("%s and %s: something is left or gone", tt.one, tt.two)
 		}
+	}
+}
+
+// TestCheckOutputsThatAreRead: what a command reads is not written by it, and need be neither a file nor writable.
+func TestCheckOutputsThatAreRead(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	list := filepath.Join(dir, "sums.txt")
+	must(t, os.WriteFile(list, []byte("x"), 0o444))
+	out := plannedOutput{flag: "--hash", path: list, stdout: true}
+	err := checkOutputs(nil, out, plannedOutput{flag: "--expect", path: list, read: true})
+	if codeOf(t.Context(), err) != exitUsage || !strings.Contains(err.Error(), "are the same file") {
+		t.Errorf("got %v", err)
+	}
+	for _, path := range []string{"sha256:00", "-", filepath.Join(dir, "none"), dir} {
+		out.path = "-"
+		must(t, checkOutputs(nil, out, plannedOutput{flag: "--expect", path: path, read: true}))
+	}
+}
+
+// TestOutputNames: a name with the ending of something else is refused.
+func TestOutputNames(t *testing.T) {
+	t.Parallel()
+	for _, p := range []plannedOutput{
+		{flag: "--readback", path: "m.GGUF"}, {flag: "--chart", path: "a/b.png"}, {flag: "--chart", path: "b.pdf"},
+	} {
+		err := checkOutputs(nil, p)
+		if codeOf(t.Context(), err) != exitUsage || !strings.Contains(err.Error(), "has the ending of something else") {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
+	for _, p := range []plannedOutput{
+		{flag: "--readback", path: "m.safetensors"},
+		{flag: "--readback", path: "m"},
+		{flag: "--readback", path: "m.bin"},
+		{flag: "--chart", path: "c.svg"},
+		{flag: "--chart", path: "c"},
+		{flag: "--trace", path: "t.gguf"},
+	} {
+		must(t, checkOutputName(p), checkEnding(p))
 	}
 }
 
@@ -244,14 +287,14 @@ func TestOutputReadOnly(t *testing.T) {
 	path := filepath.Join(dir, "out")
 	must(t, os.WriteFile(path, []byte("old and longer"), 0o644), os.Chmod(dir, 0o555))
 	t.Cleanup(func() { _ = os.Chmod(dir, 0o755) })
-	must(t, checkOutputs(nil, plannedOutput{"--x", path}), writeFile(path, func(o *outputFile) error {
+	must(t, checkOutputs(nil, plannedOutput{flag: "--x", path: path}), writeFile(path, func(o *outputFile) error {
 		_, err := o.WriteString("new")
 		return err
 	}))
 	if got, err := os.ReadFile(path); err != nil || string(got) != "new" {
 		t.Errorf("%q, %v", got, err)
 	}
-	if err := checkOutputs(nil, plannedOutput{"--x", filepath.Join(dir, "other")}); !errors.Is(err, fs.ErrPermission) {
+	if err := checkOutputs(nil, plannedOutput{flag: "--x", path: filepath.Join(dir, "other")}); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("a new file: %v", err)
 	}
 }

@@ -11,8 +11,6 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/pflag"
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
 	xterm "golang.org/x/term"
 
 	"github.com/gguf2gpu/gguf2gpu/internal/term"
@@ -64,7 +62,7 @@ func newProgress(mode string, stderr io.Writer, label string) *progress {
 	}
 	switch mode {
 	case "bar":
-		p.show = newBar(stderr, label)
+		p.show = &bar{w: stderr, label: label, width: terminalWidth(stderr), started: p.started}
 	case "plain":
 		p.show = &plainLines{w: stderr, label: label}
 	case "json":
@@ -79,13 +77,20 @@ func newProgress(mode string, stderr io.Writer, label string) *progress {
 
 // isTerminal reports whether w is a terminal that can move its cursor, and says how wide it is: a bar would not be
 // drawn on one of no width, such as those of some containers.
-func isTerminal(w io.Writer) bool {
+func isTerminal(w io.Writer) bool { return os.Getenv("TERM") != "dumb" && terminalWidth(w) > 0 }
+
+// terminalWidth returns how many characters a line of the terminal behind w has; 0 if it is no terminal, or none of a
+// width.
+func terminalWidth(w io.Writer) int {
 	f, ok := rawStream(w).(*os.File)
-	if !ok || os.Getenv("TERM") == "dumb" {
-		return false
+	if !ok {
+		return 0
 	}
 	width, _, err := xterm.GetSize(int(f.Fd())) // fails for what is no terminal
-	return err == nil && width > 0
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // Update says that done of total bytes are through. Calls may overtake each other: the largest done counts.
@@ -205,51 +210,3 @@ func perSecond(n int64, elapsed time.Duration) int64 {
 
 // gigabytes prints a number of bytes in decimal units, with enough digits to see it move.
 func gigabytes(n int64) string { return humanize.BytesN(uint64(max(n, 0)), 3) }
-
-// bar draws a progress bar with bytes, rate and time left.
-type bar struct {
-	pool    *mpb.Progress
-	bar     *mpb.Bar
-	console *console // that other lines are written to; nil: none
-}
-
-func newBar(w io.Writer, label string) *bar {
-	// The caller has decided that a bar is wanted, whatever w is.
-	pool := mpb.New(mpb.WithOutput(rawStream(w)), mpb.ForceTTY(), mpb.WithAutoRefresh(), mpb.WithRefreshRate(barInterval))
-	c, _ := w.(*console)
-	if c != nil {
-		c.showBar(pool)
-	}
-	return &bar{pool: pool, console: c, bar: pool.AddBar(0,
-		mpb.PrependDecorators(decor.Name(label+" "), decor.CountersKiloByte("% .2f / % .2f")),
-		mpb.AppendDecorators(
-			decor.AverageSpeed(decor.SizeB1000(0), "% .2f "),
-			decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO), "done"),
-		),
-	)}
-}
-
-func (*bar) interval() time.Duration { return barInterval }
-
-func (b *bar) update(done, total int64, _ time.Duration) {
-	b.bar.SetTotal(total, false)
-	b.bar.SetCurrent(done)
-}
-
-// wait draws the last state.
-func (b *bar) wait() {
-	b.pool.Wait()
-	if b.console != nil {
-		b.console.showBar(nil)
-	}
-}
-
-func (b *bar) end(done, total int64, elapsed time.Duration, aborted bool) {
-	b.update(done, total, elapsed)
-	if aborted {
-		b.bar.Abort(total == 0) // a bar that never began is removed
-	} else {
-		b.bar.SetTotal(total, true)
-	}
-	b.wait()
-}

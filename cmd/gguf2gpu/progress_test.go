@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -79,6 +81,39 @@ func TestProgressBar(t *testing.T) {
 				t.Errorf("drew %q, want %q in it", &out, end.want)
 			}
 		})
+	}
+}
+
+// TestProgressBarWidths: whatever the terminal's width, a line fits it, words do not run into each other, and the share
+// or the bytes can be read. Before the total is known nothing is drawn.
+func TestProgressBarWidths(t *testing.T) {
+	t.Parallel()
+	for _, label := range []string{"loading", "loading " + strings.Repeat("long-name-", 9) + ".gguf"} {
+		for _, width := range []int{120, 80, 64, 63, 48, 40, 36, 35, 20} {
+			var out bytes.Buffer
+			b := &bar{w: &out, label: label, width: width, started: time.Now().Add(-time.Second)}
+			b.update(0, 0, 0)
+			if out.Len() != 0 {
+				t.Errorf("%d: drew %q before anything is known", width, &out)
+			}
+			b.update(1_234_560_000, 4e9, time.Second)
+			b.end(1_234_560_000, 4e9, time.Second, true)
+			lines := strings.FieldsFunc(out.String(), func(r rune) bool { return r == '\n' || r == '\r' })
+			last := strings.TrimPrefix(strings.TrimPrefix(lines[len(lines)-1], "\x1b[1A"), "\x1b[J")
+			if n := utf8.RuneCountInString(last); n > width {
+				t.Errorf("%d: a line of %d characters: %q", width, n, last)
+			}
+			want := `^loading( .*)?…? (31 %)`
+			if width >= 64 {
+				want = `^loading( .*)?…? (1\.23 GB / 4\.00 GB) \[`
+			}
+			if width >= 36 {
+				want += `.*\] [0-9.]+ [GM]B/s [0-9]`
+			}
+			if !regexp.MustCompile(want).MatchString(last) {
+				t.Errorf("%d: drew %q, want %s", width, last, want)
+			}
+		}
 	}
 }
 

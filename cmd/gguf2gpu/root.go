@@ -117,8 +117,16 @@ Where there is no GPU it uses a software device, so that everything but the spee
 			}
 			return unknownCommand(cmd, args[0])
 		},
-		RunE:              func(*cobra.Command, []string) error { return nil }, // never reached: Args always fails
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return applySettings(cmd, os.Getenv) },
+		RunE: func(*cobra.Command, []string) error { return nil }, // never reached: Args always fails
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := applySettings(cmd, os.Getenv); err != nil {
+				return err
+			}
+			if cmd.Name() != compileKernel {
+				sayUnknownVariables(notices(cmd), cmd.Root(), os.Environ())
+			}
+			return nil
+		},
 	}
 	root.SetVersionTemplate("gguf2gpu {{.Version}}\n")
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
@@ -146,11 +154,7 @@ Where there is no GPU it uses a software device, so that everything but the spee
 	)
 	root.SetHelpCommand(newHelpCommand())
 	root.InitDefaultCompletionCmd()
-	for _, c := range root.Commands() {
-		if c.Name() == "completion" {
-			c.Short = "Print a script with which a shell completes this program's command lines"
-		}
-	}
+	describeCompletion(root)
 	checkUsage(root)
 	addCompletions(root)
 	return root

@@ -27,8 +27,8 @@ func addShardFlags(fs *pflag.FlagSet) *shardFlags {
 	f := &shardFlags{
 		by: textFlag(fs, "shard", plan.ShardNone, "HOW",
 			"load one rank's part only: layer (a run of whole layers), tensor (a slice of each matrix)"),
-		rank:  fs.Int("rank", -1, "with --shard, which of the ranks this is, from 0 on (default from the environment of torchrun, mpirun, srun, ...)"),
-		world: fs.Int("world", -1, "with --shard, how many ranks there are (default likewise)"),
+		rank:  intFlag(fs, "rank", -1, 0, "with --shard, which of the ranks this is, from 0 on (default from the environment of torchrun, mpirun, srun, ...)"),
+		world: intFlag(fs, "world", -1, 1, "with --shard, how many ranks there are (default likewise)"),
 		local: -1,
 	}
 	fs.Lookup("rank").DefValue, fs.Lookup("world").DefValue = "", ""

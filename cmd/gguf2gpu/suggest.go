@@ -1,7 +1,10 @@
 package main
 
 import (
+	"slices"
 	"strings"
+
+	"github.com/spf13/cobra"
 )
 
 // otherWords are words that other programs use for what a command of this one does.
@@ -10,6 +13,33 @@ var otherWords = map[string]string{
 	"benchmark": "bench", "serve": "hold", "server": "hold", "daemon": "hold", "list": "hold --list", "ps": "hold --list",
 	"gpus": "devices", "device": "devices", "doctor": "devices", "generate": "synth", "create": "synth", "upload": "load",
 	"check": "verify", "run": "load",
+}
+
+// otherValues are words that other programs use for values of flags of this one.
+var otherValues = map[string]map[string]string{
+	"device": {"gpu": "hip", "cuda": "hip", "rocm": "hip", "amd": "hip", "software": "soft", "cpu": "soft", "none": "soft"},
+	"dtype": {
+		"float16": "f16", "half": "f16", "fp16": "f16", "float32": "f32", "float": "f32", "fp32": "f32", "single": "f32",
+		"bfloat16": "bf16", "brain": "bf16", "none": "raw", "native": "raw", "original": "raw",
+	},
+	"split":    {"row": "layer", "layers": "layer", "copy": "none", "replicate": "none"},
+	"shard":    {"tp": "tensor", "row": "tensor", "pp": "layer", "pipeline": "layer"},
+	"progress": {"off": "none", "quiet": "none", "no": "none", "on": "auto", "yes": "auto"},
+	"dequant":  {"hip": "gpu", "host": "cpu", "device": "gpu"},
+	"prove":    {"yes": "on", "true": "on", "no": "off", "false": "off", "always": "on", "never": "off"},
+	"digest":   {"on": "always", "off": "never", "yes": "always", "no": "never"},
+}
+
+// meantValue returns the end of an error about a value of a flag: the one that was meant, if that can be guessed.
+func meantValue(cmd *cobra.Command, flag, value string) string {
+	words := choices(cmd, flag)
+	if other := otherValues[flag][strings.ToLower(value)]; slices.Contains(words, other) {
+		return " (did you mean " + other + "?)"
+	}
+	if strings.Contains(value, ":") { // soft:0 is no misspelled soft:2
+		return ""
+	}
+	return didYouMean(value, words)
 }
 
 // didYouMean returns the end of an error about a word that is not among the candidates: the one that was meant, if one

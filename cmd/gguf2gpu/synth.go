@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -30,13 +32,22 @@ so each type fits each matrix.`,
 	out := fs.StringP("output", "o", "", "the file to write (required)")
 	preset := textFlag(fs, "preset", synth.Llama1B, "NAME", "shape of the model: "+synth.PresetNames())
 	types := textFlag(fs, "type", synth.Q4KM, "TYPE", "type of the matrices, such as q4_k_m, q8_0 or f16")
-	seed := fs.Uint64("seed", 1, "seed of the weights")
+	seed := parsedFlag(fs, "seed", uint64(1), "N", "seed of the weights", func(s string) (uint64, error) {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			return 0, errors.New("a whole number from 0 on is wanted")
+		}
+		return n, nil
+	})
 	force := fs.Bool("force", false, "replace the file if it exists")
 	progress := progressFlag(fs)
 	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *out == "" {
 			return usageErrorf("-o FILE is required: where to write the model")
+		}
+		if err := checkOutputName(plannedOutput{flag: "-o", path: *out}); err != nil {
+			return err
 		}
 		m := synth.Model{Preset: *preset, Types: *types, Seed: *seed}
 		start := time.Now()

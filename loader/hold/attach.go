@@ -185,6 +185,9 @@ func dial(ctx context.Context, socket string) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(socket) > maxSocketPath {
+		return nil, tooLong(socket)
+	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	switch {

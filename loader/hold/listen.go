@@ -71,7 +71,7 @@ func Listen(path string, group bool) (l *net.UnixListener, remove func() error, 
 		return nil, nil, err
 	}
 	if len(path) > maxSocketPath {
-		return nil, nil, fmt.Errorf("hold: %s is longer than the path of a socket may be, %d bytes", path, maxSocketPath)
+		return nil, nil, tooLong(path)
 	}
 	lock, err := lockDirectory(filepath.Dir(path))
 	if err != nil {
@@ -95,6 +95,10 @@ func Listen(path string, group bool) (l *net.UnixListener, remove func() error, 
 		return nil, nil, errors.Join(err, l.Close(), os.Remove(path))
 	}
 	return l, func() error { return removeSocket(path) }, nil
+}
+
+func tooLong(path string) error {
+	return fmt.Errorf("hold: %s is longer than the path of a socket may be, %d bytes", path, maxSocketPath)
 }
 
 // removeSocket removes the socket at path if nobody listens on it any more.

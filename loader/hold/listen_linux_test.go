@@ -184,6 +184,32 @@ func TestListenShared(t *testing.T) {
 	}
 }
 
+// TestLongSocketPath: both sides say that a path is too long for a socket, where the system says "invalid argument".
+func TestLongSocketPath(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), strings.Repeat("s", maxSocketPath))
+	_, _, listening := Listen(path, false)
+	_, attaching := Attach(t.Context(), AttachOptions{Socket: path})
+	_, listing := (&Client{Socket: path}).List(t.Context())
+	for _, err := range []error{listening, attaching, listing} {
+		if err == nil || !strings.Contains(err.Error(), "longer than the path of a socket may be, 107 bytes") {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+// TestDefaultName: a model is called as its file, without the ending and without the number of a part.
+func TestDefaultName(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{
+		"/models/a.gguf": "a", "a-00002-of-00003.gguf": "a", "hf:org/repo:Q8_0": "repo:Q8_0", "a.gguf.gguf": "a.gguf",
+	} {
+		if got := DefaultName(path); got != want {
+			t.Errorf("%s is held as %q, want %q", path, got, want)
+		}
+	}
+}
+
 func TestSocketPath(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {

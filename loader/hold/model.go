@@ -146,6 +146,12 @@ var partNumber = regexp.MustCompile(`-[0-9]{5}-of-[0-9]{5}$`)
 // maxName bounds names of models, in bytes.
 const maxName = 255
 
+// DefaultName returns the name that a model is held under if none is given: the last element of its path or name,
+// without .gguf and without the number of a split model's part.
+func DefaultName(path string) string {
+	return partNumber.ReplaceAllString(strings.TrimSuffix(filepath.Base(path), ".gguf"), "")
+}
+
 // newHeld checks a name, or makes one. elsewhere says that the model is not a file, so that path is not a path.
 func newHeld(name, path string, elsewhere bool) (*held, error) {
 	if !elsewhere {
@@ -155,7 +161,7 @@ func newHeld(name, path string, elsewhere bool) (*held, error) {
 		}
 	}
 	if name == "" {
-		name = partNumber.ReplaceAllString(strings.TrimSuffix(filepath.Base(path), ".gguf"), "")
+		name = DefaultName(path)
 	}
 	if err := checkName(name); err != nil {
 		return nil, fmt.Errorf("%w: %w", loader.ErrBadOption, err)

@@ -88,6 +88,8 @@ func (c *Client) parse(s string) (*address, error) {
 	}
 	u.Scheme = strings.ToLower(u.Scheme)
 	switch {
+	case u.Scheme == "file":
+		return refuse("a file of this machine is named by its path alone: %s", u.Path)
 	case u.Scheme != "https" && u.Scheme != "http":
 		return refuse("%q is not supported: use https", u.Scheme)
 	case u.Hostname() == "":

@@ -53,7 +53,8 @@ func (e *Error) Unwrap() error { return e.Err }
 func (r *Reader) Read(ctx context.Context, all []plan.Segment, ahead []plan.Chunk) error {
 	r.ahead, r.refused = ahead, nil
 	segs := r.src.group.Spread(r.runs[:0], all)
-	if len(segs) > 0 && &segs[0] != &all[0] {
+	spread := len(segs) > 0 && &segs[0] != &all[0]
+	if spread {
 		r.runs = segs
 	}
 	for len(segs) > 0 {
@@ -76,12 +77,23 @@ func (r *Reader) Read(ctx context.Context, all []plan.Segment, ahead []plan.Chun
 		if err != nil {
 			return r.failed(err)
 		}
+		if !spread {
+			r.consumed(r.segs)
+		}
 		segs = segs[len(r.segs):]
 	}
-	for i := range all {
-		r.src.consumed(&all[i])
+	if spread { // whose runs are pieces of segments
+		r.consumed(all)
 	}
 	return r.sink.Flush()
+}
+
+// consumed says that segs have been read. It is said as early as it is true: a chunk may have segments of hundreds of
+// small files, each of which stays open until then.
+func (r *Reader) consumed(segs []plan.Segment) {
+	for i := range segs {
+		r.src.consumed(&segs[i])
+	}
 }
 
 // failed adds the tensor and the range to an error.

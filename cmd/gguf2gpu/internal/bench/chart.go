@@ -75,6 +75,7 @@ type chart struct {
 	top     float64 // the greatest speed on the axis, in GB/s
 	step    float64 // between two ticks, in GB/s
 	beyond  bool    // some link is too fast for the axis
+	single  bool    // each load was made once: there are neither medians nor spreads
 }
 
 // Chart draws the runs of r as bars of GB/s beside the speed of the link, as an SVG document that needs no other file.
@@ -95,7 +96,7 @@ func Chart(w io.Writer, about Caption, r *LoadsReport) error {
 
 // newChart decides what depends on the figures: the groups, the columns, the axis and the marks.
 func newChart(r *LoadsReport) *chart {
-	c := &chart{report: r, left: chartMargin + labelWidth + 8}
+	c := &chart{report: r, left: chartMargin + labelWidth + 8, single: true}
 	fastest, link, expanded := 0.0, 0.0, false
 	for _, run := range slices.Concat(r.Runs, r.Scaling) {
 		if n := len(c.groups); n > 0 && groupOf(&c.groups[n-1][0]) == groupOf(&run) {
@@ -103,6 +104,7 @@ func newChart(r *LoadsReport) *chart {
 		} else {
 			c.groups = append(c.groups, []Run{run})
 		}
+		c.single = c.single && len(run.Seconds) <= 1
 		_, most := spread(&run)
 		fastest = max(fastest, run.GBps, most)
 		if onDevice(&run) {
@@ -118,7 +120,7 @@ func newChart(r *LoadsReport) *chart {
 	}
 	c.top, c.step = axis(fastest)
 
-	c.columns = []column{{"median", "GB/s", 64, func(run *Run) string { return figure(run.GBps) }}}
+	c.columns = []column{{c.speedName(), "GB/s", 64, func(run *Run) string { return figure(run.GBps) }}}
 	if expanded {
 		c.columns = append(c.columns, column{"on device", "GB/s", 70, func(run *Run) string {
 			if onDevice(run) {
@@ -140,6 +142,14 @@ func newChart(r *LoadsReport) *chart {
 	}
 	c.right -= 16
 	return c
+}
+
+// speedName is what the speed of a kind of load is called.
+func (c *chart) speedName() string {
+	if c.single {
+		return "speed"
+	}
+	return "median"
 }
 
 // groupOf returns what the runs of a group have in common. Between two groups the link is measured.
@@ -263,7 +273,7 @@ func (c *chart) drawHead(about Caption) float64 {
 	if len(runs) > 0 {
 		byCount := func(a, b Run) int { return cmp.Compare(len(a.Seconds), len(b.Seconds)) }
 		least, most := len(slices.MinFunc(runs, byCount).Seconds), len(slices.MaxFunc(runs, byCount).Seconds)
-		count = fmt.Sprintf("n = %d runs of each kind", most)
+		count = fmt.Sprintf("n = %s of each kind", counted(most))
 		if least < most {
 			count = fmt.Sprintf("n = %d to %d runs of each kind", least, most)
 		}
@@ -325,8 +335,10 @@ func (c *chart) drawLegend(y float64) float64 {
 	if c.has(onDevice) {
 		sample("on the device, after it has converted", box(deviceColor))
 	}
-	sample("median", func(x, y float64) { c.line("sample", x+swatch/2, y-6, x+swatch/2, y+6, inkColor, 2.5, "") })
-	sample("least to most", func(x, y float64) { c.whisker("sample", x+2, x+swatch-2, y) })
+	sample(c.speedName(), func(x, y float64) { c.line("sample", x+swatch/2, y-6, x+swatch/2, y+6, inkColor, 2.5, "") })
+	if !c.single {
+		sample("least to most", func(x, y float64) { c.whisker("sample", x+2, x+swatch-2, y) })
+	}
 	name := "link, before and after the group"
 	if c.beyond {
 		name = "link: faster than the axis shows"
@@ -410,8 +422,10 @@ func (c *chart) drawGroup(g []Run, y float64) {
 	}
 	for i := range g {
 		run, y := &g[i], y+rowHeight*float64(i)
-		least, most := spread(run)
-		c.whisker("whisker", c.x(least), c.x(most), y+rowHeight/2)
+		if len(run.Seconds) > 1 {
+			least, most := spread(run)
+			c.whisker("whisker", c.x(least), c.x(most), y+rowHeight/2)
+		}
 		c.line("median", c.x(run.GBps), y+2, c.x(run.GBps), y+rowHeight-2, inkColor, 2.5, "")
 		if disk := c.report.Ceilings.ReadCold; run.Mode == Cold && disk > 0 && disk <= c.top {
 			c.line("disk", c.x(disk), y-1, c.x(disk), y+rowHeight+1, diskColor, 2, "3 2")

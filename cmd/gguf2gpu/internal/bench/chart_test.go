@@ -44,6 +44,7 @@ func testReports() map[string]*LoadsReport {
 		"all":       {Ceilings: ceilings, Runs: all, Scaling: scaling},
 		"one dtype": {Ceilings: ceilings, Runs: all[:2]},
 		"far link":  {Ceilings: ceilings, Runs: slow},
+		"once":      {Ceilings: ceilings, Runs: once(all)},
 		"empty":     {},
 		"zero":      {Runs: []Run{{Mode: Async, DType: "raw", Seconds: []float64{0}}}},
 	}
@@ -61,6 +62,15 @@ func testReports() map[string]*LoadsReport {
 		reports[name] = r
 	}
 	return reports
+}
+
+// once returns runs of which each was made once.
+func once(runs []Run) []Run {
+	runs = slices.Clone(runs)
+	for i := range runs {
+		runs[i].Seconds = []float64{runs[i].Median}
+	}
+	return runs
 }
 
 // testCaptions are short, usual and far too long.
@@ -313,6 +323,23 @@ func TestChartFarLink(t *testing.T) {
 	}
 	if !slices.ContainsFunc(texts, func(b box) bool { return b.name == "50.0–52.0" }) {
 		t.Error("the speed of the link is not in the chart")
+	}
+}
+
+// TestChartOnce: of loads that were made once nothing is called a median, and no spread is drawn.
+func TestChartOnce(t *testing.T) {
+	t.Parallel()
+	texts, shapes, _ := parseChart(t, drawn(t, Caption{}, testReports()["once"]))
+	for _, b := range texts {
+		if b.name == "median" || b.name == "least to most" {
+			t.Errorf("%q is in the chart", b.name)
+		}
+	}
+	if !slices.ContainsFunc(texts, func(b box) bool { return b.name == "n = 1 run of each kind" }) {
+		t.Error("the chart does not say that each load was made once")
+	}
+	if slices.ContainsFunc(shapes, func(b box) bool { return b.class == "whisker" }) {
+		t.Error("the chart has whiskers")
 	}
 }
 

@@ -182,7 +182,7 @@ func (m *measurement) begin(s Setup, setting string) {
 	if m.Limit > 0 {
 		upTo = "up to "
 	}
-	m.Step(m.number, m.count, fmt.Sprintf("%s, %s%d runs", what, upTo, m.Runs))
+	m.Step(m.number, m.count, fmt.Sprintf("%s, %s%s", what, upTo, counted(m.Runs)))
 }
 
 // finish takes the figures of a kind of load.
@@ -211,6 +211,14 @@ func (m *measurement) measureCeilings(ctx context.Context) error {
 
 // ceilingRetries is how often a ceiling is measured again, at most, after loads that were faster.
 const ceilingRetries = 2
+
+// counted returns how many runs there are, in words: "1 run", "5 runs".
+func counted(runs int) string {
+	if runs == 1 {
+		return "1 run"
+	}
+	return fmt.Sprintf("%d runs", runs)
+}
 
 // measureLink measures the link after a group of runs, and notes for each run what it reached before and after. Loads
 // cannot be faster than the link for long: if some were, it was slow by chance, and is measured again.

@@ -65,6 +65,36 @@ func (m *machine) describe() *Loads {
 	}
 }
 
+// TestMeasureRows: each kind of load is announced before it begins, and its row is there as soon as it ends, with the
+// ceilings that it is compared with.
+func TestMeasureRows(t *testing.T) {
+	t.Parallel()
+	var m machine
+	l := m.describe()
+	l.Runs, l.DTypes, l.Evict = 2, []string{"raw", "f16"}, nil
+	l.Step = func(number, count int, what string) { m.note("%d of %d: %s", number, count, what) }
+	l.Row = func(c Ceilings, run Run) {
+		m.note("row %s %s, %d runs, %g GB/s of %g", run.Mode, run.DType, len(run.Seconds), run.GBps, c.H2D)
+	}
+	if _, err := l.Measure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, line := range m.log {
+		if strings.HasPrefix(line, "load ") || strings.HasPrefix(line, "row ") || strings.Contains(line, " of ") {
+			got = append(got, line)
+		}
+	}
+	var want []string
+	for i, kind := range []string{"sync raw", "async raw", "sync f16", "async f16"} {
+		load := "load " + kind + " 0 0 0"
+		want = append(want, fmt.Sprintf("%d of 4: %s, 2 runs", i+1, kind), load, load, "row "+kind+", 2 runs, 4 GB/s of 10")
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("what is said and done (-want +got):\n%s", diff)
+	}
+}
+
 // TestMeasureOrder keeps the order in which things are measured: the file is warm before the warm loads, the peak of
 // memory is taken before the buffers of the memory ceiling count, and the cold loads come last.
 func TestMeasureOrder(t *testing.T) {
