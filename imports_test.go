@@ -44,7 +44,7 @@ var allowed = map[string][]string{
 	},
 	"loader/readback": {"gguf", "kernels", "loader", "loader/plan", "loader/internal/read"},
 	"loader/hold": {
-		"amdhip", "gguf", "internal/cgroup", "internal/watch", "loader", "loader/plan", "golang.org/x/sys/",
+		"amdhip", "gguf", "internal/cgroup", "internal/watch", "kernels", "loader", "loader/plan", "golang.org/x/sys/",
 		"github.com/dustin/go-humanize",
 	},
 	"loader/measure":                  {"amdhip", "gguf", "loader/internal/read"},

@@ -2,10 +2,12 @@ package loader
 
 import (
 	"cmp"
+	"fmt"
 	"io"
 	"time"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
+	"github.com/gguf2gpu/gguf2gpu/kernels"
 	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
 
@@ -92,6 +94,38 @@ func (f *Feed) Loaded() {
 		f.loaded = true
 		close(f.model.finished)
 	}
+}
+
+// Know says what fingerprints the tensors have: all of them on each device that they are on, as Model.Fingerprints of
+// the model that was loaded has given them. Then those of the adopted Model are these, and a Scrubber finds what has
+// changed since. It is said before anybody else has the Model. The error matches ErrBadOption when some are missing.
+func (f *Feed) Know(all []Fingerprint) error {
+	type key struct {
+		device *amdhip.Device
+		name   string
+	}
+	sums := make(map[key][]uint64, len(all))
+	for i := range all {
+		sums[key{all[i].Device, all[i].Tensor.Name}] = all[i].Sums
+	}
+	known := make([][][]fingerprints, len(f.model.parts))
+	for i, p := range f.model.parts {
+		known[i] = make([][]fingerprints, len(p.on))
+		for n, on := range p.on {
+			for j := range p.group.Tensors {
+				t := &p.group.Tensors[j]
+				s := sums[key{on.device, t.Name}]
+				if want := kernels.Fingerprints(int64(t.Bytes)); int64(len(s)) != want {
+					return fmt.Errorf("%w: %d fingerprints of tensor %q, not %d", ErrBadOption, len(s), t.Name, want)
+				}
+				known[i][n] = append(known[i][n], s)
+			}
+		}
+	}
+	for i, p := range f.model.parts {
+		p.prints = known[i]
+	}
+	return nil
 }
 
 // Lose says that the memory must not be used any more, and why. The model's methods return that error from then on. It

@@ -71,6 +71,8 @@ type Request struct {
 	// i of the device with this number in the plan. Closing Mapping.Memory frees them. It may be called in another
 	// goroutine, and after the load has failed; see package loader/hold. Nil: memory is allocated as usual.
 	Allocate func(device, i int, n uint64) (Mapping, error)
+	// Keep is filled with the file's bytes on their way, see AwaitImage; nil: nothing is.
+	Keep *Image
 	// Progress is called when bytes of tensors have arrived, with the sum so far and the total. Calls do not overlap, the
 	// sum never falls, and calls must return quickly.
 	Progress func(done, total int64)

@@ -27,6 +27,7 @@ type Image struct {
 	bytes  int64
 	filled atomic.Bool
 	stuck  atomic.Bool
+	way    *onItsWay // nil: Fill fills it
 }
 
 // imagePlace is where the bytes of a tensor are.
@@ -55,12 +56,25 @@ func imagePlaces(p *plan.Plan) (map[string]imagePlace, int64) {
 // NewImage returns an empty Image for the tensors of p. The slabs must have ImageBytes(p) bytes together, else the
 // error matches ErrBadOption; a tensor may lie in several.
 func NewImage(p *plan.Plan, slabs []*amdhip.HostMemory) (*Image, error) {
-	im := &Image{slabs: slabs, prints: make(map[string]fingerprints)}
+	sizes := make([]int64, len(slabs))
+	for i, s := range slabs {
+		sizes[i] = int64(s.Len())
+	}
+	im, err := newImage(p, sizes)
+	if err == nil {
+		im.slabs = slabs
+	}
+	return im, err
+}
+
+// newImage is NewImage without the slabs.
+func newImage(p *plan.Plan, sizes []int64) (*Image, error) {
+	im := &Image{prints: make(map[string]fingerprints)}
 	im.places, im.bytes = imagePlaces(p)
 	at := int64(0)
-	for _, s := range slabs {
+	for _, n := range sizes {
 		im.starts = append(im.starts, at)
-		at += int64(s.Len())
+		at += n
 	}
 	im.starts = append(im.starts, at)
 	if at < im.bytes {
@@ -197,6 +211,16 @@ func (im *Image) runs(g *plan.Group, c *plan.Chunk, f func(slab, from, to, n int
 	return err
 }
 
+// suits refuses a plan of other tensors.
+func (im *Image) suits(p *plan.Plan) error {
+	for _, t := range p.Tensors() {
+		if at, ok := im.places[t.Name]; !ok || at.size != t.Size {
+			return fmt.Errorf("%w: the image does not have the %d bytes of tensor %q", ErrBadOption, t.Size, t.Name)
+		}
+	}
+	return nil
+}
+
 // PlanImage returns a Plan that is loaded from im and not from a file. p is the plan of a model for the same devices,
 // such as Model.Plan of an earlier load, and im an Image of its tensors. Where devices can convert, they do; else the
 // CPU converts through the usual staging memory. Request.Check and Request.Hash are not for such loads. The error
@@ -210,10 +234,8 @@ func (l *Loader) PlanImage(p *plan.Plan, im *Image) (*Plan, error) {
 	case p.Devices != len(l.devices):
 		return nil, fmt.Errorf("%w: a plan for %d devices, the Loader has %d", ErrBadOption, p.Devices, len(l.devices))
 	}
-	for _, t := range p.Tensors() {
-		if at, ok := im.places[t.Name]; !ok || at.size != t.Size {
-			return nil, fmt.Errorf("%w: the image does not have the %d bytes of tensor %q", ErrBadOption, t.Size, t.Name)
-		}
+	if err := im.suits(p); err != nil {
+		return nil, err
 	}
 	made := &Plan{Plan: p, image: im, loader: l}
 	_, err := made.sizes(l.config, nil)
@@ -231,7 +253,13 @@ func (p *Plan) suits(r Request, sync bool) error {
 		return fmt.Errorf("%w: the synchronous loader fills one device after the other, and %s can be read only once and in order",
 			ErrBadOption, p.file.Parts()[0].Path)
 	}
-	return nil
+	if r.Keep == nil {
+		return nil
+	}
+	if p.image != nil || sync || r.Keep.way == nil {
+		return fmt.Errorf("%w: Keep is for a load from a file, other than by LoadSync, and an Image of AwaitImage", ErrBadOption)
+	}
+	return r.Keep.suits(p.Plan)
 }
 
 // remote reports whether the model is on a server.

@@ -265,15 +265,15 @@ type Fingerprint struct {
 }
 
 // Fingerprints returns the fingerprints of all tensors on all devices that they are on, once a load that was proved has
-// ended well. Of other models there are none. What a tensor's bytes are to be later can be found out by computing them
-// again.
+// ended well, or as Feed.Know has said. Of other models there are none. What a tensor's bytes are to be later can be
+// found out by computing them again.
 func (m *Model) Fingerprints() ([]Fingerprint, error) {
 	if err := m.acquire(); err != nil {
 		return nil, err
 	}
 	defer m.release()
 	m.mu.Lock()
-	proved := m.report.Proved
+	proved := m.report.Proved || m.adopted != nil
 	m.mu.Unlock()
 	if !proved {
 		return nil, nil

@@ -63,7 +63,13 @@ func (z sizes) scratchBytes() uint64 { return uint64(z.scratch) * scratchSize(z.
 // convert; it may be nil. Whatever is large or small about a load, local or remote, on one device or on several, is
 // decided here and nowhere else.
 func sizesOf(p *plan.Plan, c Config, remote bool, expand [][]bool) ([]sizes, error) {
-	n := len(p.Groups)
+	n, loading := 0, 0 // groups that get something: nothing is set aside for the others
+	for i := range p.Groups {
+		if len(p.Groups[i].Tensors) > 0 {
+			n++
+		}
+	}
+	n = max(1, n)
 	threads := c.Threads
 	if threads == 0 {
 		threads = min(runtime.GOMAXPROCS(0), n*maxDefaultThreads)
@@ -74,10 +80,13 @@ func sizesOf(p *plan.Plan, c Config, remote bool, expand [][]bool) ([]sizes, err
 			connections = defaultConnections
 		}
 	}
-	all := make([]sizes, n)
+	all := make([]sizes, len(p.Groups))
 	for i := range all {
-		z := &all[i]
-		z.threads, z.connections = max(1, shareOf(threads, i, n)), shareOf(connections, i, n)
+		z, share := &all[i], loading%n
+		if len(p.Groups[i].Tensors) > 0 {
+			loading++
+		}
+		z.threads, z.connections = max(1, shareOf(threads, share, n)), shareOf(connections, share, n)
 		if remote {
 			z.connections = max(1, z.connections)
 		}

@@ -26,6 +26,26 @@ func planFor(t *testing.T, m *gguf.File, o options, n int) *plan.Plan {
 	return p
 }
 
+// TestSizesOfOne: what goes to one of several devices is loaded as if there was no other.
+func TestSizesOfOne(t *testing.T) {
+	t.Parallel()
+	m := openModel(t, sparse(t, 16, 64<<20))
+	for _, o := range []options{{}, {Threads: 8}, {Staging: 4 << 20, Chunk: 1 << 20}, {Connections: 5}} {
+		for _, far := range []bool{false, true} {
+			alone, err := sizesOf(planFor(t, m, o, 1), o.config(), far, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			of := o
+			of.Split = plan.Split{Ratio: []float64{0, 0, 1, 0}}
+			all, err := sizesOf(planFor(t, m, of, 4), o.config(), far, nil)
+			if err != nil || len(all) != 4 || all[2] != alone[0] {
+				t.Errorf("%+v, remote %v: %+v, alone %+v, %v", o, far, all, alone, err)
+			}
+		}
+	}
+}
+
 // TestSizes wants all sizes of a load to be usable, and no more than what was asked for.
 func TestSizes(t *testing.T) {
 	t.Parallel()

@@ -109,7 +109,7 @@ func TestSplitRefused(t *testing.T) {
 		{[]*amdhip.Device{devs[0], others[1]}, options{}, ErrBadOption, "devices of several runtimes"},
 		{[]*amdhip.Device{devs[1], devs[1]}, options{}, ErrBadOption, "device 1 is there twice"},
 		{devs[:2], options{Split: plan.Split{Ratio: []float64{1}}}, ErrBadOption, "a ratio of 1 numbers for 2 devices"},
-		{devs[:2], options{Split: plan.Split{Ratio: []float64{1, 0}}}, ErrBadOption, "a share of 0"},
+		{devs[:2], options{Split: plan.Split{Ratio: []float64{0, 0}}}, ErrBadOption, "no device has a share above 0"},
 		{devs[:2], options{Split: plan.Split{Ratio: []float64{1, math.NaN()}}}, ErrBadOption, "a share of NaN"},
 		{devs[:2], options{Split: plan.Split{By: plan.SplitNone, Ratio: []float64{1, 1}}}, ErrBadOption, "nothing to share"},
 		{devs[:2], options{Split: plan.Split{By: 7}}, ErrBadOption, "split number 7"},

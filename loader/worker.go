@@ -30,6 +30,7 @@ type worker struct {
 func newWorker(p *pipeline, i int) *worker {
 	wk := &worker{p: p, track: fmt.Sprintf("%sworker %d", p.label, i)}
 	wk.fill = filler{group: p.part.group, kernels: p.loader.kernelsOfCPU, around: p.transport.uncached(), round: p.round}
+	wk.fill.image = p.request.Keep
 	wk.fill.inspect = newInspector(p.part.group, p.request, p.part.hashes)
 	if p.src != nil {
 		wk.read = p.src.Reader(&wk.fill, fmt.Sprintf("%sreader %d", p.label, i))
@@ -80,6 +81,7 @@ func (wk *worker) run() {
 
 // fillBuffer puts into buf what the devices get for c. ahead is the chunks that the worker reads next.
 func (wk *worker) fillBuffer(buf []byte, c *plan.Chunk, ahead []plan.Chunk) error {
+	wk.fill.ends = wk.p.ctx.Done()
 	wk.fill.begin(buf, c.Expand, wk.p.round.of(int(wk.filling.Load())))
 	if wk.read != nil {
 		err := wk.read.Read(wk.p.ctx, c.Segs, ahead)
@@ -135,11 +137,13 @@ type filler struct {
 	group   *plan.Group
 	kernels *kernels.Kernels
 	inspect *inspector
-	around  bool          // write around the caches
-	round   *round        // nil: nothing is proved
-	slots   []segmentSums // of the segments of the chunk
-	bounce  []byte        // what convert needs
-	expand  bool          // the devices convert: blocks are copied as they are
+	image   *Image          // to be filled on the way; nil: none is
+	ends    <-chan struct{} // closed when the load is to end
+	around  bool            // write around the caches
+	round   *round          // nil: nothing is proved
+	slots   []segmentSums   // of the segments of the chunk
+	bounce  []byte          // what convert needs
+	expand  bool            // the devices convert: blocks are copied as they are
 	buf     []byte
 	filled  int // up to here
 	short   shortRuns
@@ -211,7 +215,7 @@ func (f *filler) Room(s *plan.Segment) ([]byte, error) {
 }
 
 // Looks reports whether somebody wants to see bytes that have been read to their places.
-func (f *filler) Looks() bool { return f.inspect != nil || f.round != nil }
+func (f *filler) Looks() bool { return f.inspect != nil || f.round != nil || f.image != nil }
 
 // PutPart turns src, which begins at byte at of the segment's tensor, into dst.
 func (f *filler) PutPart(s *plan.Segment, at int64, dst, src []byte) error {
@@ -244,8 +248,10 @@ func (f *filler) piece(tensor int, at int64, dst, src []byte) error {
 		case sums != nil:
 			f.round.copy(sums.travel, at, dst, src)
 		}
+		f.image.keep(t, at, dst, f.ends)
 		return f.inspect.see(tensor, at, dst)
 	}
+	f.image.keep(t, at, src, f.ends)
 	if err := f.inspect.see(tensor, at, src); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"text/tabwriter"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader/hold"
 	"github.com/gguf2gpu/gguf2gpu/loader/plan"
+	"github.com/gguf2gpu/gguf2gpu/loader/rank"
 	"github.com/gguf2gpu/gguf2gpu/loader/readback"
 )
 
@@ -71,7 +73,8 @@ func newAttachCommand() *cobra.Command {
 		Use:   "attach [MODEL] [flags]",
 		Short: "Use a model that another process holds",
 		Long: `Map a model that 'gguf2gpu hold' keeps in device memory into this process, and show its tensors and where they are. MODEL is
-the name that it is held under; it may be left out if there is only one.`,
+the name that it is held under; it may be left out if there is only one. Of a model that is held in parts it is the part
+of a rank: --rank, or the one that torchrun, mpirun, srun and the like have made of this process.`,
 		Example: `  gguf2gpu attach
   gguf2gpu attach assistant --verify
   gguf2gpu attach assistant --json | jq '.tensors[].name'`,
@@ -81,7 +84,10 @@ the name that it is held under; it may be left out if there is only one.`,
 	socket := socketFlag(cmd)
 	verify := fs.Bool("verify", false, "read device memory back and compare it with the file")
 	file := fs.String("file", "", "the model, if it is not where it was loaded from: a file, or what else load takes")
-	export := addExportFlags(fs, "")
+	number := fs.Int("rank", -1, "the rank whose part to attach to, where a model is held in parts (default from the environment of torchrun, ...)")
+	world := fs.Int("world", -1, "with --rank, of how many ranks the parts have to be (default whatever is held)")
+	fs.Lookup("rank").DefValue, fs.Lookup("world").DefValue = "", ""
+	export := addExportFlags(fs, ", in whose name {rank} and {world} are replaced")
 	far := addRemoteFlags(cmd)
 	stall := fs.Duration("stall", time.Minute, "give up when nothing at all has happened for so long")
 	stay := fs.Bool("stay", false, "stay attached until interrupted, or until the holder has gone (which is a failure)")
@@ -94,16 +100,17 @@ the name that it is held under; it may be left out if there is only one.`,
 		if err := export.check(nil); err != nil {
 			return err
 		}
-		var model string
+		o := hold.AttachOptions{Socket: *socket, Open: openShared, Waiting: waiting(notices(cmd)), Stall: *stall}
+		if o.Rank, o.World, err = attachRank(*number, *world, os.Getenv); err != nil {
+			return err
+		}
 		if len(args) > 0 {
-			model = args[0]
+			o.Model = args[0]
 		}
 		if err := checkOutputs(nil, plannedOutput{flag: "--readback", path: *export.to}); err != nil {
 			return err
 		}
-		w, err := hold.Attach(ctx, hold.AttachOptions{
-			Socket: *socket, Model: model, Open: openShared, Waiting: waiting(notices(cmd)), Stall: *stall,
-		})
+		w, err := hold.Attach(ctx, o)
 		if err != nil {
 			return err
 		}
@@ -118,6 +125,9 @@ the name that it is held under; it may be left out if there is only one.`,
 				return err
 			}
 			r.Verified, r.VerifiedN = true, result.Tensors
+		}
+		if s := w.Plan().Spec.Shard; s.By != plan.ShardNone {
+			*export.to = (&shardFlags{shard: s}).expand(*export.to)
 		}
 		err = export.write(ctx, w.Model, func() (map[string][]plan.HFTensor, error) { return w.Info.HF, w.Info.HFError })
 		if err != nil {
@@ -134,6 +144,24 @@ the name that it is held under; it may be left out if there is only one.`,
 		return err
 	}
 	return cmd
+}
+
+// attachRank returns for which rank of how many this process attaches, by --rank and --world, negative if they were not
+// given, or by the environment. Nil: nothing says so. A world of 0 is unknown.
+func attachRank(number, world int, getenv func(string) string) (*int, int, error) {
+	switch {
+	case number < 0 && world < 0:
+		r, err := rank.Detect(getenv)
+		if err != nil { // what is not divided needs no rank; else the holder says which there are
+			return nil, 0, nil
+		}
+		return &r.Rank, r.World, nil
+	case number < 0:
+		return nil, 0, usageErrorf("--world is given without --rank")
+	case world == 0, world > 0 && number >= world:
+		return nil, 0, usageErrorf("--rank is %d, but --world is %d: ranks are counted from 0", number, world)
+	}
+	return &number, max(world, 0), nil
 }
 
 // openShared opens the software devices of a holder.

@@ -88,8 +88,7 @@ func (f *exportFlags) writeRank(ctx context.Context, s *loaded, spec plan.Spec) 
 	}
 	var files []readback.IndexedFile
 	for rank := range spec.Shard.World {
-		of := *s.shard
-		of.shard.Rank = rank
+		of := s.shard.of(rank)
 		part := spec
 		part.Shard, part.Split = of.shard, plan.Split{}
 		p, err := plan.New(s.file, part, []uint64{0})

@@ -9,7 +9,6 @@ import (
 	"math"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,12 +19,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
-	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 	"github.com/gguf2gpu/gguf2gpu/loader/hold"
 	"github.com/gguf2gpu/gguf2gpu/loader/measure"
-	"github.com/gguf2gpu/gguf2gpu/loader/plan"
-	"github.com/gguf2gpu/gguf2gpu/loader/readback"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote/models"
 	"github.com/gguf2gpu/gguf2gpu/loader/trace"
 )
@@ -49,6 +45,7 @@ type holdFlags struct {
 	scrub      *time.Duration
 	export     *exportFlags
 	trace      *string
+	parts      []holdPart // after prepare
 }
 
 func newHoldCommand() *cobra.Command {
@@ -64,6 +61,10 @@ A model that nobody uses sleeps when another needs its device memory: in page-lo
 else in its file. It is back when a process attaches. With --keep, or systemd's store of descriptors, models in device
 memory outlive this process, and the next one takes them over.
 
+With --shard and one --rank it holds that rank's part of each model. With several, such as --rank 0-3, it holds their
+parts, each on one of as many devices, in this order, or all on one. Each part is a model of its own, NAME@RANK, and
+NAME stands for all of them. Processes that a launcher has started attach to NAME and get the part of their rank.
+
 With --add, --drop, --sleep, --wake, --pin, --unpin or --list it talks to the process that holds models already instead
 of becoming one. --add gives it a model with --name, --dtype, --dtype-for and --tensors; all else is as that process was
 started.`,
@@ -72,6 +73,7 @@ started.`,
   gguf2gpu hold --add other.gguf --dtype raw
   gguf2gpu hold a.gguf b.gguf --vram 20GiB --ram 40GiB
   gguf2gpu hold model.gguf --scrub 10s
+  gguf2gpu hold model.gguf --shard tensor --rank 0-3 --world 4 --device hip:0,1,2,3
   gguf2gpu hold --sleep assistant`,
 		Args: cobra.ArbitraryArgs,
 	}
@@ -98,8 +100,7 @@ started.`,
 	}
 	_ = fs.MarkHidden("sync") // it is there, and refused
 	f.load.hashes, f.load.split = addHashFlags(cmd, f.load.json), addSplitFlags(fs)
-	f.load.shard = addShardFlags(fs)
-	f.load.hashes.shard = f.load.shard
+	f.load.shard = addShardFlags(fs, true)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		order, err := f.orders.check(cmd, args)
 		switch {
@@ -168,8 +169,13 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	if len(paths) > 0 {
 		first = paths[0] // --hash and --expect are for one
 	}
-	err = errors.Join(f.load.hashes.prepare(first), f.load.split.check(*f.load.device.device), f.load.shard.resolve(),
-		f.checkOutputs(paths), f.load.config(log).Check())
+	err = errors.Join(f.load.split.check(*f.load.device.device), f.load.shard.resolve(), f.load.config(log).Check())
+	if err == nil {
+		err = f.prepare(first)
+	}
+	if err == nil {
+		err = f.checkOutputs(paths)
+	}
 	if err != nil {
 		return err
 	}
@@ -192,6 +198,10 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 		return err
 	}
 	defer func() { err = errors.Join(err, rt.Close()) }()
+	if n := len(f.load.shard.ranks); n > 1 && len(devs) != 1 && len(devs) != n {
+		return usageErrorf("--rank names %d ranks, --device %d devices: name a device for each rank, in the same order, or one for all",
+			n, len(devs))
+	}
 	var bar atomic.Pointer[progress]
 	update := func(done, total int64) {
 		if b := bar.Load(); b != nil {
@@ -205,7 +215,7 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	o := hold.Options{
 		Spec: f.load.spec(), Config: f.load.config(log), Request: f.load.request(update, tr), AllowGroup: *f.allowGroup,
 		Logger: log, VRAM: *f.vram, RAM: int64(min(*f.ram, math.MaxInt64)), Share: *f.share,
-		Scrub: *f.scrub,
+		Scrub: *f.scrub, Ranks: f.load.shard.ranks,
 	}
 	if *f.keep != "" {
 		o.Keep = hold.KeeperClient{Socket: f.load.shard.expand(*f.keep)}
@@ -272,7 +282,7 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	err = f.loadAll(ctx, h, paths, serve, &bar, notices(cmd), stderr)
 	serve()
 	if err == nil && tr != nil {
-		err = writeFile(*f.trace, func(out *outputFile) error { _, err := tr.WriteTo(out); return err })
+		err = writeFile(f.load.shard.expand(*f.trace), func(out *outputFile) error { _, err := tr.WriteTo(out); return err })
 	}
 	if err == nil {
 		err = f.announce(cmd, h, l.Addr().String(), devs, ready, status)
@@ -294,98 +304,6 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 	err = errors.Join(err, <-served)
 	doing(ctx, waitFree, whyFree)
 	return err
-}
-
-// openForOutputs opens the file that outputs must not overwrite; nil for "", of what is no file.
-func openForOutputs(path string) (*gguf.File, error) {
-	if path == "" {
-		return nil, nil
-	}
-	return gguf.Open(path)
-}
-
-// checkOutputs finds out whether what the flags name can be written.
-func (f *holdFlags) checkOutputs(names []string) error {
-	outputs := append(f.load.hashes.outputs(), plannedOutput{flag: "--readback", path: *f.export.to},
-		plannedOutput{flag: "--trace", path: *f.trace})
-	if !slices.ContainsFunc(outputs, func(o plannedOutput) bool { return o.path != "" }) {
-		return nil
-	}
-	for _, path := range names {
-		if !models.IsPath(path) {
-			path = ""
-		}
-		m, err := openForOutputs(path)
-		if err != nil {
-			return err
-		}
-		err = checkOutputs(m, outputs...)
-		if m != nil {
-			err = errors.Join(err, m.Close())
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// loadAll loads the models, one after the other: each has the link for itself. It calls serve when there is something
-// to attach to; who comes earlier waits.
-func (f *holdFlags) loadAll(ctx context.Context, h *hold.Holder, paths []string, serve func(),
-	bar *atomic.Pointer[progress],
-	notices, stderr io.Writer) error {
-	for _, path := range paths {
-		if err := f.load.sayUselessFor(notices, f.flags, path); err != nil {
-			return err
-		}
-		doing(ctx, waitCopies, whyCopies)
-		b := newProgress(*f.load.progress, stderr, "loading "+filepath.Base(path))
-		bar.Store(b)
-		err := f.loadOne(ctx, h, path, serve)
-		if err != nil {
-			b.Abort()
-			return err
-		}
-		b.Finish()
-	}
-	bar.Store(nil)
-	return nil
-}
-
-// loadOne loads a model and does with it what the flags say.
-func (f *holdFlags) loadOne(ctx context.Context, h *hold.Holder, path string, serve func()) error {
-	name, err := h.Add(ctx, *f.name, path)
-	if err != nil {
-		return err
-	}
-	serve()
-	if err := h.Wait(ctx, name); err != nil {
-		return err
-	}
-	w, err := h.Model(name)
-	if err != nil {
-		return err
-	}
-	compares := f.load.hashes.given() || *f.export.to != ""
-	if !*f.verify && !compares {
-		return nil
-	}
-	return f.load.remote.withModel(ctx, path, func(file *gguf.File) error {
-		if *f.verify {
-			if _, err := readback.Verify(ctx, w, file); err != nil {
-				return err
-			}
-		}
-		if !compares {
-			return nil
-		}
-		hf := func() (map[string][]plan.HFTensor, error) { return plan.HFTensors(file) }
-		if err := f.export.write(ctx, w, hf); err != nil {
-			return err
-		}
-		return f.load.hashes.finish(&loaded{path: path, file: file, weights: w})
-	})
 }
 
 // announce tells everybody that the models are loaded: whoever reads stdout, systemd, and who waits at the other end of

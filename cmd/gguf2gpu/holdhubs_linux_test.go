@@ -1,11 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // TestHoldFromElsewhere holds models of a hub, a registry, a bucket and a server. Whoever attaches compares them with
@@ -52,4 +58,51 @@ func TestHoldFromElsewhere(t *testing.T) {
 	r.start(t, "hold", "s3://models/m/other-Q8_0.gguf", "--expect", wrong, "--device", "soft", "--progress", "none").exits(
 		t, exitMismatch, "wrong digest")
 	r.start(t, "hold", "ollama:"+env["REGISTRY"]+"/library/liar", "--device", "soft", "--progress", "none").exits(t, exitMismatch, "wrong digest")
+}
+
+// TestHoldFetchesOnce counts what a server sends: with --ram, too, it is the file once, and what opening it takes.
+func TestHoldFetchesOnce(t *testing.T) {
+	r := newRig(t, "soft")
+	path := filepath.Join(r.dir, "small.gguf")
+	synth := r.command(t, "synth")
+	synth.Args = []string{"gguf2gpu", "synth", "-o", path, "--preset", "small", "--progress", "none"}
+	synth.run(t)
+	synth.exits(t, exitOK, "")
+	var sent atomic.Int64
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"one"`)
+		http.ServeContent(countingWriter{w, &sent}, r, "small.gguf", time.Unix(1, 0), bytes.NewReader(b))
+	}))
+	defer server.Close()
+	h := r.hold(t, server.URL+"/small.gguf", "--ram", "200MiB", "--dtype", "raw").isReady(t)
+	until(t, "it is in page-locked memory", func() bool { return r.list(t)[0].Tiers.RAM > 0 })
+	once := sent.Load()
+	if ratio := float64(once) / float64(len(b)); ratio < 0.99 || ratio > 1.2 {
+		t.Errorf("%d bytes were sent of a file of %d: %.2f times", once, len(b), ratio)
+	}
+	r.list(t, "--sleep", "small")
+	r.list(t, "--wake", "small")
+	if n := sent.Load(); n != once {
+		t.Errorf("waking brought %d bytes", n-once)
+	}
+	if a := r.attach(t, "--verify", "--file", path); !a.Verified {
+		t.Errorf("%+v", a)
+	}
+	h.ends(t, r)
+}
+
+// countingWriter counts the bytes of bodies.
+type countingWriter struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (w countingWriter) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b)
+	w.n.Add(int64(n))
+	return n, err
 }

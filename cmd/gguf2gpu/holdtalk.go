@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/dustin/go-humanize"
@@ -113,8 +114,19 @@ func printHeld(w io.Writer, models []hold.Model) error {
 		return err
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "NAME\tDTYPE\tTENSORS\tVRAM\tRAM\tSTATE\tATTACHED\tPATH")
+	parts := slices.ContainsFunc(models, func(m hold.Model) bool { return m.Shard != nil })
+	head, of := "NAME\t", "" // with a column for ranks where there are some
+	if parts {
+		head += "RANK\t"
+	}
+	fmt.Fprintln(tw, head+"DTYPE\tTENSORS\tVRAM\tRAM\tSTATE\tATTACHED\tPATH")
 	for _, m := range models {
+		switch {
+		case m.Shard != nil:
+			of = fmt.Sprintf("%d of %d\t", m.Shard.Rank, m.Shard.World)
+		case parts:
+			of = "all\t"
+		}
 		state := m.State
 		if m.Pinned {
 			state += ", pinned"
@@ -125,7 +137,7 @@ func printHeld(w io.Writer, models []hold.Model) error {
 		if m.Error != "" {
 			state += ": " + term.Safe(firstLine(m.Error))
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%s\t%s\t%s\t%d\t%s\n", term.Safe(m.Name), m.Policy, m.Tensors, humanize.Bytes(m.Tiers.VRAM),
+		fmt.Fprintf(tw, "%s\t%s%s\t%d\t%s\t%s\t%s\t%d\t%s\n", term.Safe(m.Name), of, m.Policy, m.Tensors, humanize.Bytes(m.Tiers.VRAM),
 			humanize.Bytes(m.Tiers.RAM), state, m.Attached, term.Safe(m.Path))
 	}
 	return tw.Flush()

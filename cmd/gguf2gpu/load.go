@@ -388,7 +388,7 @@ HTTPS_PROXY. --verify fetches it a second time.`,
 		Args: cobra.ExactArgs(1),
 	}
 	f := addLoadFlags(cmd)
-	f.hashes, f.shard = addHashFlags(cmd, f.json), addShardFlags(cmd.Flags())
+	f.hashes, f.shard = addHashFlags(cmd, f.json), addShardFlags(cmd.Flags(), false)
 	f.hashes.shard, f.split = f.shard, addSplitFlags(cmd.Flags())
 	planOnly := cmd.Flags().Bool("plan", false, "print what would go where, with bytes per device and per rank, and stop")
 	verify := cmd.Flags().Bool("verify", false, "read device memory back afterwards and compare it with the file")

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,20 +18,31 @@ import (
 // shardFlags are the flags that say which part of a model this process loads. A nil *shardFlags is that of a command
 // that has none.
 type shardFlags struct {
-	by          *plan.ShardBy
-	rules       []plan.ShardRule
-	rank, world *int
-	local       int // the number among the ranks of this host, -1 if unknown; after resolve
-	shard       plan.Shard
+	by      *plan.ShardBy
+	rules   []plan.ShardRule
+	numbers *rankList // of --rank; nil: it was not given
+	world   *int
+	several bool // the command can have the parts of several ranks
+
+	// After resolve.
+
+	local int // the number among the ranks of this host, -1 if unknown
+	shard plan.Shard
+	ranks []int // all that were named, of which shard has the first; nil: it is one
 }
 
-func addShardFlags(fs *pflag.FlagSet) *shardFlags {
+func addShardFlags(fs *pflag.FlagSet, several bool) *shardFlags {
+	which := "with --shard, which of the ranks this is, from 0 on"
+	if several {
+		which += ", or whose parts to hold: 0,1 or 0-3"
+	}
 	f := &shardFlags{
 		by: textFlag(fs, "shard", plan.ShardNone, "HOW",
 			"load one rank's part only: layer (a run of whole layers), tensor (a slice of each matrix)"),
-		rank:  intFlag(fs, "rank", -1, 0, "with --shard, which of the ranks this is, from 0 on (default from the environment of torchrun, mpirun, srun, ...)"),
-		world: intFlag(fs, "world", -1, 1, "with --shard, how many ranks there are (default likewise)"),
-		local: -1,
+		numbers: parsedFlag(fs, "rank", rankList(nil), "N", which+" (default from the environment of torchrun, mpirun, srun, ...)",
+			parseRanks),
+		world:   intFlag(fs, "world", -1, 1, "with --shard, how many ranks there are (default likewise)"),
+		several: several, local: -1,
 	}
 	fs.Lookup("rank").DefValue, fs.Lookup("world").DefValue = "", ""
 	fs.Var(rulesFlag[plan.ShardRule]{&f.rules, "REGEXP=HOW", parseText[plan.ShardRule]}, "shard-rule",
@@ -37,33 +50,107 @@ func addShardFlags(fs *pflag.FlagSet) *shardFlags {
 	return f
 }
 
+// rankList is the value of --rank. It prints as the flag takes it.
+type rankList []int
+
+func (l rankList) String() string {
+	words := make([]string, len(l))
+	for i, n := range l {
+		words[i] = strconv.Itoa(n)
+	}
+	return strings.Join(words, ",")
+}
+
+// maxRanks bounds the ranks that --rank names: more than a host has devices for.
+const maxRanks = 1024
+
+// parseRanks reads numbers and ranges, separated by commas.
+func parseRanks(s string) (rankList, error) {
+	bad := errors.New("allowed are numbers from 0 on, and ranges such as 0-3, separated by commas")
+	var all rankList
+	for word := range strings.SplitSeq(s, ",") {
+		from, to, isRange := strings.Cut(word, "-")
+		first, err := strconv.ParseUint(from, 10, 31)
+		last := first
+		if isRange && err == nil {
+			last, err = strconv.ParseUint(to, 10, 31)
+		}
+		if err != nil || last < first {
+			return nil, bad
+		}
+		if last-first >= maxRanks || len(all)+int(last-first) >= maxRanks {
+			return nil, fmt.Errorf("that names more than %d ranks", maxRanks)
+		}
+		for n := first; n <= last; n++ {
+			if slices.Contains(all, int(n)) {
+				return nil, fmt.Errorf("rank %d is named twice", n)
+			}
+			all = append(all, int(n))
+		}
+	}
+	return all, nil
+}
+
 // resolve finds out which part it is.
 func (f *shardFlags) resolve() error {
 	if f == nil {
 		return nil
 	}
-	f.shard = plan.Shard{}
+	f.shard, f.ranks = plan.Shard{}, nil
 	if *f.by == plan.ShardNone {
-		if *f.rank >= 0 || *f.world >= 0 || len(f.rules) > 0 {
+		if len(*f.numbers) > 0 || *f.world >= 0 || len(f.rules) > 0 {
 			return usageErrorf("--rank, --world and --shard-rule say which part to load: --shard layer or --shard tensor must say how to divide")
 		}
 		return nil
 	}
-	r, err := rankOf(*f.rank, *f.world, os.Getenv)
-	if err != nil {
-		return err
+	if len(*f.numbers) > 1 && !f.several {
+		return usageErrorf("--rank %v: this command has the part of one rank; hold can have those of several", *f.numbers)
 	}
-	f.shard, f.local = plan.Shard{Rank: r.Rank, World: r.World, By: *f.by, Rules: f.rules}, r.Local
+	numbers := []int(*f.numbers)
+	if len(numbers) == 0 {
+		numbers = []int{-1}
+	}
+	for i, n := range numbers {
+		r, err := rankOf(n, *f.world, os.Getenv)
+		if err != nil {
+			return err
+		}
+		if i == 0 {
+			f.shard, f.local = plan.Shard{Rank: r.Rank, World: r.World, By: *f.by, Rules: f.rules}, r.Local
+		}
+	}
+	if len(numbers) > 1 { // --device says which they have
+		f.ranks, f.local = numbers, -1
+	}
 	return nil
+}
+
+// of is f for one of the ranks.
+func (f *shardFlags) of(rank int) *shardFlags {
+	one := *f
+	one.shard.Rank, one.ranks = rank, nil
+	return &one
+}
+
+// each is f for each of the ranks.
+func (f *shardFlags) each() []*shardFlags {
+	if f.ranks == nil {
+		return []*shardFlags{f}
+	}
+	var all []*shardFlags
+	for _, rank := range f.ranks {
+		all = append(all, f.of(rank))
+	}
+	return all
 }
 
 // allRanks makes do without a rank, for a plan of all: it reports whether there is a world and no rank, and then
 // chooses the first.
 func (f *shardFlags) allRanks() bool {
-	if *f.by == plan.ShardNone || *f.world < 1 || *f.rank >= 0 {
+	if *f.by == plan.ShardNone || *f.world < 1 || len(*f.numbers) > 0 {
 		return false
 	}
-	*f.rank = 0
+	*f.numbers = rankList{0}
 	return true
 }
 

@@ -17,7 +17,7 @@ make of the file. Any NaN equals any other. Of a MODEL on a server the file is f
 		Args: cobra.ExactArgs(1),
 	}
 	f := addLoadFlags(cmd)
-	f.hashes, f.shard = addHashFlags(cmd, f.json), addShardFlags(cmd.Flags())
+	f.hashes, f.shard = addHashFlags(cmd, f.json), addShardFlags(cmd.Flags(), false)
 	f.hashes.shard, f.split = f.shard, addSplitFlags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		f.twice = "verify"

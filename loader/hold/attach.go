@@ -26,6 +26,11 @@ var ErrGone = errors.New("the process that holds the model is gone")
 type AttachOptions struct {
 	Socket string // the Holder's; "": SocketPath
 	Model  string // the name that it is held under; "": the only one
+	// Rank is whose part to attach to, where a model is held in parts; World is the number of ranks, which has to be
+	// right, 0: unknown. Package loader/rank finds out both. What is held whole is for all ranks. Nil: Model names a part,
+	// or what is not divided.
+	Rank  *int
+	World int
 	// Devices are open already, and the model's are among them. They stay the caller's, and must stay open until the model
 	// is closed. Nil: Attach opens the runtime and the devices, and Close closes them.
 	Devices []*amdhip.Device
@@ -117,8 +122,8 @@ func Attach(ctx context.Context, o AttachOptions) (_ *Attached, err error) {
 			err = errors.Join(err, a.disconnect())
 		}
 	}()
-	r, files, err := ask(ctx, conn, request{Op: "attach", Model: o.Model}, cmp.Or(o.silentTime, silentTime), a.messageTime,
-		o.Waiting)
+	q := request{Op: "attach", Model: o.Model, Rank: o.Rank, World: o.World}
+	r, files, err := ask(ctx, conn, q, cmp.Or(o.silentTime, silentTime), a.messageTime, o.Waiting)
 	if err != nil {
 		return nil, orCause(ctx, err)
 	}

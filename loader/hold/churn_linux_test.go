@@ -118,7 +118,7 @@ func TestChurn(t *testing.T) {
 func (h *testHolder) randomly(ctx context.Context, rng *rand.Rand, dir, name string) (string, error) {
 	switch n := rng.IntN(100); {
 	case n < 70:
-		m, r, err := h.enter(ctx, name)
+		m, r, err := h.enter(ctx, &request{Model: name})
 		if err != nil {
 			return "attach", err
 		}

@@ -90,6 +90,19 @@ func filesOf(control []byte) (files []*os.File, err error) {
 	return files, nil
 }
 
+// memoryFile returns a file in memory that holds b. The caller closes it.
+func memoryFile(name string, b []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // who tells about the process at the other end of a connection, for people who wait for it.
 func who(conn *net.UnixConn) string {
 	raw, err := conn.SyscallConn()

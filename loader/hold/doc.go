@@ -13,7 +13,8 @@
 //	case <-model.Gone(): // somewhere: the holder has ended, so the model's pointers must not be used any more
 //
 // A Holder has one or several devices, one [loader.Loader] for all its loads, and spreads models over its devices as
-// plan.Spec says. A process that attaches must see the same devices; their numbers may differ.
+// plan.Spec says. A process that attaches must see the same devices; their numbers may differ. With [Options.Ranks] it
+// has the parts of several ranks, and who attaches gets that of [AttachOptions.Rank].
 //
 // Models are in three tiers: device memory, page-locked host memory, and their files. One that nobody uses sleeps when
 // another needs its device memory, and comes back when it is attached to; see [Options], [Holder.Sleep] and

@@ -43,6 +43,10 @@ type Options struct {
 	Share  Share  // how others get at device memory
 	Opener Opener // opens models that are not files; nil: all are
 	Keep   Keeper // keeps the memory of models when this process ends; nil: nobody does. It needs descriptors
+	// Ranks are the ranks whose parts of each model are held, where Spec.Shard says how models are divided among how many;
+	// nil: that of Spec.Shard. With several, a model is held in parts: each is a model of its own, named NAME@RANK, and
+	// NAME stands for all of them. As many devices as ranks get a part each, in this order; one device gets all.
+	Ranks []int
 
 	AllowGroup bool         // processes of the same group may list and attach, too; only the same user may change anything
 	Logger     *slog.Logger // nil: silent. Config's logger, unless it has one
@@ -85,8 +89,10 @@ type Holder struct {
 	keepers    sync.WaitGroup // keepOn
 	keeping    sync.Mutex     // held while the Keeper is told something, and for what it has
 	closing    sync.Once
-	outcome    error     // of closing
-	noRAM      sync.Once // says that page-locked memory cannot be had
+	outcome    error         // of closing
+	noRAM      sync.Once     // says that page-locked memory cannot be had
+	look       chan struct{} // closed when there is something to look at at once
+	looking    sync.Once     // closes it
 
 	// mu is held for looking things up and for counting, never while a method of a model is called: that may have to wait
 	// for a device, or for somebody who reads the model.
@@ -126,6 +132,9 @@ func New(devices []*amdhip.Device, o Options) (*Holder, error) {
 	if o.RAM < 0 || o.Scrub < 0 {
 		return nil, fmt.Errorf("%w: RAM is %d bytes, Scrub %v", loader.ErrBadOption, o.RAM, o.Scrub)
 	}
+	if err := o.checkRanks(len(devices)); err != nil {
+		return nil, err
+	}
 	l, err := loader.New(devices, o.Config)
 	if err != nil {
 		return nil, err
@@ -141,7 +150,7 @@ func New(devices []*amdhip.Device, o Options) (*Holder, error) {
 	h := &Holder{
 		devices: slices.Clone(devices), options: o, log: o.Logger, loader: l, models: make(map[string]*held), share: share,
 		filling: make(chan struct{}, 1), claimed: make([]uint64, len(devices)), freeing: make([]uint64, len(devices)),
-		scratch: make([]uint64, len(devices)), changed: make(chan struct{}),
+		scratch: make([]uint64, len(devices)), changed: make(chan struct{}), look: make(chan struct{}),
 	}
 	h.ctx, h.end = context.WithCancel(context.Background())
 	if o.RAM > 0 {
@@ -163,52 +172,10 @@ func New(devices []*amdhip.Device, o Options) (*Holder, error) {
 // as the same type, is taken as it is. What goes wrong until then is an error here: what gguf.Open and the Loader
 // return, and what matches ErrModelExists, ErrBadModel, loader.ErrBadOption (for the name),
 // loader.ErrInsufficientMemory or loader.ErrClosed. Wait tells how the load ends. The memory of a load that fails later
-// is freed once nobody is attached to it, but the model is listed until it is dropped.
+// is freed once nobody is attached to it, but the model is listed until it is dropped. With several Options.Ranks all
+// of that is about the parts, which are all added or none.
 func (h *Holder) Add(ctx context.Context, name, path string) (string, error) {
-	m, err := h.add(ctx, name, path, h.options.Spec, h.options.Request)
-	if err != nil {
-		return "", err
-	}
-	return m.name, nil
-}
-
-func (h *Holder) add(ctx context.Context, name, path string, s plan.Spec, r loader.Request) (_ *held, err error) {
-	m, err := newHeld(name, path, h.options.opens(path))
-	if err != nil {
-		return nil, err
-	}
-	m.spec, m.request = s, r
-	have, err := h.reserve(m)
-	switch {
-	case have != nil && have.adopted && h.isAsWanted(have, m):
-		return have, nil
-	case have != nil && have.adopted: // it is of another time
-		h.log.Info("what was taken over is not what is wanted, so it is dropped", "model", m.name)
-		if err := h.Drop(m.name); err != nil {
-			return nil, err
-		}
-		_, err = h.reserve(m)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer h.adding.Done()
-	defer func() {
-		if err != nil {
-			h.forget(m)
-		}
-		close(m.opened)
-		h.tell()
-	}()
-	m.turn <- struct{}{}
-	defer func() { <-m.turn }()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	if err := h.load(ctx, m); err != nil {
-		return nil, errors.Join(err, h.giveBack(m))
-	}
-	return m, nil
+	return h.add(ctx, name, path, h.options.Spec, h.options.Request)
 }
 
 // reserve enters m, so that its name is taken and Close waits. The caller must call adding.Done. With ErrModelExists it
@@ -247,6 +214,10 @@ func (h *Holder) tell() {
 // Wait blocks until the load of the model that is going on, if there is one, has ended, and returns its error, or the
 // cause of ctx's end.
 func (h *Holder) Wait(ctx context.Context, name string) error {
+	return h.each(name, func(name string) error { return h.waitFor(ctx, name) })
+}
+
+func (h *Holder) waitFor(ctx context.Context, name string) error {
 	m, err := h.await(ctx, name)
 	if err != nil {
 		return err
@@ -269,6 +240,17 @@ func (h *Holder) wait(ctx context.Context, r *residence) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// Parts returns the names of the parts that a model of that name is held in, by rank; of one that is held whole its
+// own.
+func (h *Holder) Parts(name string) ([]string, error) {
+	all, err := h.meant(name)
+	names := make([]string, len(all))
+	for i, m := range all {
+		names[i] = m.name
+	}
+	return names, err
 }
 
 // Model returns the model of that name, "" for the only one, for use in this process, which cannot attach to its own.
@@ -320,29 +302,6 @@ func (h *Holder) await(ctx context.Context, name string) (*held, error) {
 	}
 }
 
-// reserved is find for models that are being opened, too.
-func (h *Holder) reserved(name string) (*held, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return nil, loader.ErrClosed
-	}
-	m := h.models[name]
-	if name == "" && len(h.models) == 1 {
-		for _, m = range h.models { // there is one
-		}
-	}
-	switch {
-	case m != nil && !m.dropping:
-		return m, nil
-	case name == "" && len(h.models) > 1:
-		return nil, fmt.Errorf("hold: several models are held: name one of %s: %w", h.names(), ErrUnknownModel)
-	case len(h.models) == 0:
-		return nil, fmt.Errorf("hold: %q: %w: none is", name, ErrUnknownModel)
-	}
-	return nil, fmt.Errorf("hold: %q: %w; held are %s", name, ErrUnknownModel, h.names())
-}
-
 // names lists the models. h.mu is held.
 func (h *Holder) names() string {
 	var names []string
@@ -355,8 +314,17 @@ func (h *Holder) names() string {
 
 // Drop frees a model's memory, in all tiers. While processes are attached to it the error matches ErrAttached, as the
 // device may be using it. When a device hangs, the memory stays taken until the process ends, and the error is a
-// *loader.LeftError; the model is not held any more in this case, too.
+// *loader.LeftError; the model is not held any more in this case, too. Of a model that is held in parts all go, or
+// none.
 func (h *Holder) Drop(name string) error {
+	if err := h.unused(name); err != nil {
+		return err
+	}
+	return h.each(name, h.drop)
+}
+
+// drop is Drop for one model or part.
+func (h *Holder) drop(name string) error {
 	m, err := h.find(name)
 	if err != nil {
 		return err

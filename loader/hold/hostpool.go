@@ -91,19 +91,30 @@ func (p *hostPool) fits(n int64) bool {
 }
 
 // take returns pieces that have at least n bytes together. The error matches errPoolFull when the budget does not allow
-// it; others say why the memory cannot be had, or are the cause of ctx's end.
-func (p *hostPool) take(ctx context.Context, n int64) (taken []*amdhip.HostMemory, err error) {
+// it; others say why the memory cannot be had, or are the cause of ctx's end. As soon as a piece is there, it is supplied
+// to an Image that waits for it, which is given up on an error; nil: none waits.
+func (p *hostPool) take(ctx context.Context, n int64, to *loader.Image) (taken []*amdhip.HostMemory, err error) {
 	taken, missing, surplus, err := p.claim(n)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
+			if to != nil {
+				to.GiveUp()
+			}
 			p.putSlabs(taken)
 			p.unclaim(missing)
 			taken = nil
 		}
 	}()
+	if to != nil {
+		for _, m := range taken {
+			if err := to.Supply(m); err != nil {
+				return taken, err
+			}
+		}
+	}
 	limit := p.limit()
 	for _, m := range surplus {
 		if err := p.discard(limit, m); err != nil {
@@ -125,6 +136,11 @@ func (p *hostPool) take(ctx context.Context, n int64) (taken []*amdhip.HostMemor
 			p.counted.Store(true)
 		}
 		taken, missing = append(taken, made), missing[1:]
+		if to != nil {
+			if err := to.Supply(made); err != nil {
+				return taken, err
+			}
+		}
 	}
 	slices.SortStableFunc(taken, func(a, b *amdhip.HostMemory) int { return b.Len() - a.Len() })
 	return taken, nil

@@ -90,7 +90,7 @@ func TestHostPoolLimits(t *testing.T) {
 			}
 			p.limit = func() *watch.Limit { return calls.Limit(time.Minute) }
 			p.rest = func() *watch.Limit { return calls.Rest(time.Minute) }
-			slabs, err := p.take(t.Context(), 8<<20)
+			slabs, err := p.take(t.Context(), 8<<20, nil)
 			if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
 				t.Errorf("error %v, want %q", err, tt.err)
 			}

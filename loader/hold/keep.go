@@ -32,7 +32,7 @@ type Keeper interface {
 type Kept struct {
 	ID          string     // of its stay in device memory: 32 hexadecimal digits
 	Description []byte     // JSON, for Holders
-	Files       []*os.File // descriptors of its device memory
+	Files       []*os.File // descriptors of its device memory, and at last of its fingerprints where they are known
 }
 
 // keepTime is how long a Keeper may take.
@@ -46,11 +46,14 @@ type description struct {
 	Tensors  string    `json:"tensors,omitempty"` // likewise
 	Ratio    []float64 `json:"ratio,omitempty"`   // likewise
 	Shard    []string  `json:"shard,omitempty"`   // its rules, likewise
+	Prints   bool      `json:"prints,omitempty"`  // the last descriptor is of its fingerprints
 }
 
 // Adopt takes over the models that Options.Keep has, and returns their names. Nothing is copied, and processes that are
 // attached to them notice nothing. What does not fit its own description, this Holder's devices or the names that are
-// taken is given up, and the log says so; the error is that of asking the Keeper.
+// taken is given up, and the log says so; the error is that of asking the Keeper. Where fingerprints are kept, too, the
+// models are compared with them in the background, unless Request.Prove is ProveOff: see Model.Proved, and Model.Scrub
+// for what is done about damage.
 func (h *Holder) Adopt(ctx context.Context) (names []string, err error) {
 	if h.options.Keep == nil {
 		return nil, nil
@@ -60,6 +63,7 @@ func (h *Holder) Adopt(ctx context.Context) (names []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("hold: asking the keeper: %w", err)
 	}
+	var adopted []*held
 	for _, k := range all {
 		began := time.Now()
 		m, err := h.adopt(k, by)
@@ -68,9 +72,10 @@ func (h *Holder) Adopt(ctx context.Context) (names []string, err error) {
 			h.log.Warn("a model that was kept cannot be taken over, and is given up", "id", k.ID, "error", err)
 			continue
 		}
-		names = append(names, m.name)
+		names, adopted = append(names, m.name), append(adopted, m)
 		h.log.Info("taken over", "model", m.name, "bytes", m.plan.DeviceBytes(), "seconds", time.Since(began).Seconds())
 	}
+	h.compareAdopted(adopted)
 	h.tell()
 	return names, nil
 }
@@ -96,11 +101,13 @@ func (h *Holder) adopt(k Kept, by string) (_ *held, err error) {
 		return nil, fmt.Errorf("hold: it is shared by %v, this holder shares by %v", man.Share, h.share)
 	case man.Residence != k.ID:
 		return nil, fmt.Errorf("hold: its manifest is of %.40q", man.Residence)
-	case len(files) != len(man.Allocations):
-		return nil, fmt.Errorf("hold: there are %d descriptors for %d allocations", len(files), len(man.Allocations))
 	}
-	if err := h.hasDevices(man.Devices); err != nil {
+	files, prints, err := splitKept(files, d.Prints, len(man.Allocations))
+	if err != nil {
 		return nil, err
+	}
+	if prints != nil {
+		defer prints.Close()
 	}
 	path := cmp.Or(man.Files[0].Name, man.Files[0].Path)
 	m, err := newHeld(man.Name, path, man.Files[0].Source != nil)
@@ -108,6 +115,13 @@ func (h *Holder) adopt(k Kept, by string) (_ *held, err error) {
 		return nil, err
 	}
 	if m.spec, err = d.spec(p.Spec); err != nil {
+		return nil, err
+	}
+	among, err := h.among(man.Devices, m.spec.Split)
+	if err != nil {
+		return nil, err
+	}
+	if p, err = widen(p, m.spec, among, len(h.devices)); err != nil {
 		return nil, err
 	}
 	if _, err := h.reserve(m); err != nil {
@@ -123,7 +137,7 @@ func (h *Holder) adopt(k Kept, by string) (_ *held, err error) {
 	mine := files
 	files = nil // mapKept closes those that it does not take over
 	memory, err := watch.Do(h.ctx, h.calls.Limit(h.stall()), "mapping the memory of a model that was kept",
-		func() ([][]loader.Mapping, error) { return h.mapKept(man, r.memory, mine) },
+		func() ([][]loader.Mapping, error) { return h.mapKept(man, among, r.memory, mine) },
 		func(memory [][]loader.Mapping) { _ = unmap(memory) })
 	if err != nil {
 		h.forget(m)
@@ -133,6 +147,15 @@ func (h *Holder) adopt(k Kept, by string) (_ *held, err error) {
 	var feed *loader.Feed
 	r.model, feed = loader.Adopt(p, h.devices, memory, h.options.Config.Stall, func() error { return nil })
 	feed.Loaded()
+	if prints != nil {
+		err = h.knowPrints(r, feed, prints)
+	}
+	switch {
+	case err != nil:
+		h.log.Warn("what the model has in device memory cannot be compared with what was loaded", "model", m.name, "error", err)
+	case prints == nil && h.options.Request.Prove == loader.ProveOn:
+		h.log.Warn("the model was not proved when it was loaded, so it is taken over as it is", "model", m.name)
+	}
 	r.arrivals.set(arrival{tensors: p.Len(), ended: true})
 	close(r.ended)
 	h.mu.Lock()
@@ -147,32 +170,58 @@ func (h *Holder) adopt(k Kept, by string) (_ *held, err error) {
 	return m, nil
 }
 
-// mapKept maps the memory of a model that was kept.
-func (h *Holder) mapKept(man *manifest, to *sharedMemory, files []*os.File) ([][]loader.Mapping, error) {
+// mapKept maps the memory of a model that was kept. among are the numbers of the manifest's devices here.
+func (h *Holder) mapKept(man *manifest, among []int, to *sharedMemory, files []*os.File) ([][]loader.Mapping, error) {
 	memory := make([][]loader.Mapping, len(h.devices))
 	defer func() { closeAll(files) }()
 	for i, a := range man.Allocations {
-		file := files[0]
+		d, file := among[a.Device], files[0]
 		files = files[1:]
-		x, err := to.adopt(a.Device, len(memory[a.Device]), file, a.Size, amdhip.DevicePtr(a.Address))
+		x, err := to.adopt(d, len(memory[d]), file, a.Size, amdhip.DevicePtr(a.Address))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("hold: its allocation %d: %w", i+1, err), unmap(memory))
 		}
-		memory[a.Device] = append(memory[a.Device], x)
+		memory[d] = append(memory[d], x)
 	}
 	return memory, nil
 }
 
-// hasDevices refuses a model that is on other devices than the Holder's, or on these in another order.
-func (h *Holder) hasDevices(named []manifestDevice) error {
-	same := len(named) == len(h.devices)
+// among returns the numbers of the devices that a model is on by its manifest. It refuses a model that is on others
+// than those of the Holder's that s puts it on, or on these in another order.
+func (h *Holder) among(named []manifestDevice, s plan.Split) ([]int, error) {
+	var among []int
+	same := s.Ratio == nil || len(s.Ratio) == len(h.devices)
+	if same {
+		among = s.Among(len(h.devices))
+		same = len(named) == len(among)
+	}
 	for i := range named {
-		same = same && named[i].among(h.devices) == h.devices[i]
+		same = same && named[i].among(h.devices) == h.devices[among[i]]
 	}
 	if !same {
-		return fmt.Errorf("hold: it is on %d devices, which are not those of this holder: %w", len(named), amdhip.ErrInvalidDevice)
+		return nil, fmt.Errorf("hold: it is on %d devices, which are not those of this holder: %w", len(named), amdhip.ErrInvalidDevice)
 	}
-	return nil
+	return among, nil
+}
+
+// widen makes a plan for some of so many devices one for all of them: the others get nothing.
+func widen(p *plan.Plan, s plan.Spec, among []int, devices int) (*plan.Plan, error) {
+	var groups []plan.Group
+	for _, g := range p.Groups {
+		var on []int
+		for _, d := range g.Devices {
+			on = append(on, among[d])
+		}
+		g.Devices = on
+		groups = append(groups, g)
+	}
+	for d := range devices {
+		if !slices.Contains(among, d) {
+			groups = append(groups, plan.Group{Devices: []int{d}})
+		}
+	}
+	slices.SortFunc(groups, func(a, b plan.Group) int { return a.Devices[0] - b.Devices[0] })
+	return plan.FromGroups(s, groups, devices, p.ModelTensors, p.FileBytes)
 }
 
 // spec is what the model became, with p what its manifest says of that.
@@ -211,7 +260,7 @@ func (h *Holder) refill(m *held) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if SameFile(m.files, file) != nil || h.closed || !h.wantImage(m, file) {
+	if SameFile(m.files, file) != nil || h.closed || !h.wantImage(m, file, nil) {
 		_ = file.Close() // it was only read
 	}
 }
@@ -238,7 +287,8 @@ func (h *Holder) isAsWanted(have, want *held) bool {
 		return all
 	}
 	if a.Policy != b.Policy || a.Split.By != b.Split.By || a.Shard.By != b.Shard.By || a.Shard.Rank != b.Shard.Rank ||
-		max(1, a.Shard.World) != max(1, b.Shard.World) || !slices.Equal(text(a), text(b)) {
+		max(1, a.Shard.World) != max(1, b.Shard.World) || !slices.Equal(text(a), text(b)) ||
+		!slices.Equal(a.Split.Ratio, b.Split.Ratio) {
 		return false
 	}
 	file, err := h.options.open(h.ctx, want.path)

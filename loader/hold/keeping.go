@@ -2,7 +2,6 @@ package hold
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 )
@@ -50,17 +49,14 @@ func (h *Holder) keep(m *held, r *residence) {
 	if m.spec.Tensors != nil {
 		d.Tensors = m.spec.Tensors.String()
 	}
-	b, err := json.Marshal(d)
 	h.keeping.Lock()
 	defer h.keeping.Unlock()
 	if r.unkept {
 		return
 	}
-	if err == nil {
-		ctx, cancel := context.WithTimeout(h.ctx, keepTime)
-		defer cancel()
-		err = h.options.Keep.Keep(ctx, Kept{ID: r.id, Description: b, Files: r.memory.files()})
-	}
+	ctx, cancel := context.WithTimeout(h.ctx, keepTime)
+	defer cancel()
+	err := h.withPrints(ctx, m, r, d)
 	switch {
 	case err == nil:
 		if r.keepFailed {

@@ -3,6 +3,7 @@ package hold
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/gguf2gpu/gguf2gpu/amdhip"
@@ -114,7 +115,8 @@ type manifestSlice struct {
 	Ranges rangeList `json:"ranges"` // of its indices, each from the first to the one behind the last
 }
 
-// describe makes the manifest of a model that is being loaded.
+// describe makes the manifest of a model that is being loaded. It names the devices that may have something of it: who
+// attaches needs no others.
 func describe(h *held, r *residence, model *loader.Model) (*manifest, error) {
 	p := model.Plan()
 	m := &manifest{
@@ -123,7 +125,9 @@ func describe(h *held, r *residence, model *loader.Model) (*manifest, error) {
 		Shard:     manifestShard{By: p.Spec.Shard.By, Rank: p.Spec.Shard.Rank, World: p.Spec.Shard.World},
 		Residence: r.id, Share: ShareIPC,
 	}
-	for _, dev := range model.Devices() {
+	among := p.Spec.Split.Among(p.Devices)
+	for _, d := range among {
+		dev := model.Devices()[d]
 		version, _, err := dev.Runtime().Version()
 		if err != nil {
 			return nil, err
@@ -140,8 +144,19 @@ func describe(h *held, r *residence, model *loader.Model) (*manifest, error) {
 	if err := share(model); err != nil {
 		return nil, err
 	}
+	for i := range m.Allocations {
+		m.Allocations[i].Device = slices.Index(among, m.Allocations[i].Device)
+	}
 	for i := range p.Groups {
-		g := manifestGroup{Devices: p.Groups[i].Devices, Tensors: make([]manifestTensor, 0, len(p.Groups[i].Tensors))}
+		g := manifestGroup{Tensors: make([]manifestTensor, 0, len(p.Groups[i].Tensors))}
+		for _, d := range p.Groups[i].Devices {
+			if at := slices.Index(among, d); at >= 0 {
+				g.Devices = append(g.Devices, at)
+			}
+		}
+		if len(g.Devices) == 0 {
+			continue
+		}
 		for j := range p.Groups[i].Tensors {
 			t, err := describeTensor(&p.Groups[i].Tensors[j])
 			if err != nil {

@@ -41,12 +41,22 @@ type Model struct {
 	WakeTime float64   `json:"wake_seconds"`       // what the last of them took; 0 before
 	Progress float64   `json:"progress,omitempty"` // the share of its tensors that have arrived, while it loads
 
-	Proved      bool   `json:"proved"`       // the last load or waking compared fingerprints, and all were right
+	Proved      bool   `json:"proved"`       // the last load, waking or adopting compared fingerprints, and all were right
 	ProvedBytes uint64 `json:"proved_bytes"` // by it, of all devices
+
+	Shard *Shard `json:"shard,omitempty"` // which rank's part of a model it is; nil: it is whole
 
 	Scrub *Scrub `json:"scrub,omitempty"` // what was found when memory was looked at again; nil: nobody looks
 
 	links int // devices that bytes of it were copied to
+}
+
+// Shard says which part of a model is held.
+type Shard struct {
+	By    plan.ShardBy `json:"by"`
+	Rank  int          `json:"rank"`
+	World int          `json:"world"`
+	Model string       `json:"model"` // the name that stands for all parts; it is Model.Name where there are no others
 }
 
 // TierBytes is what a model takes in each tier, in bytes.
@@ -118,6 +128,7 @@ type residence struct {
 	scratch  []uint64      // what its load takes besides, under the Holder's lock; nil: it has ended
 	file     *gguf.File    // that it is loaded from; nil: from the image, or it was adopted
 	image    *hostImage    // that it is loaded from; nil: from the file
+	tee      *teeing       // what its load fills with what it reads; nil: nothing
 	began    time.Time
 	ended    chan struct{} // closed when the load has ended and is done with its file
 	arrivals arrivals
@@ -138,6 +149,8 @@ type residence struct {
 	proved      bool   // the load compared fingerprints, and all were right
 	provedBytes uint64 // by it
 	damaged     int    // blocks that were found damaged and are so still
+
+	unseen map[int]bool // of a model that was adopted with fingerprints: devices that are not compared with them yet
 }
 
 // partNumber is what the names of the parts of a split model end with.
@@ -152,16 +165,13 @@ func DefaultName(path string) string {
 	return partNumber.ReplaceAllString(strings.TrimSuffix(filepath.Base(path), ".gguf"), "")
 }
 
-// newHeld checks a name, or makes one. elsewhere says that the model is not a file, so that path is not a path.
+// newHeld checks a name. elsewhere says that the model is not a file, so that path is not a path.
 func newHeld(name, path string, elsewhere bool) (*held, error) {
 	if !elsewhere {
 		var err error
 		if path, err = filepath.Abs(path); err != nil {
 			return nil, err
 		}
-	}
-	if name == "" {
-		name = DefaultName(path)
 	}
 	if err := checkName(name); err != nil {
 		return nil, fmt.Errorf("%w: %w", loader.ErrBadOption, err)
@@ -221,6 +231,9 @@ func (m *held) describe(h *Holder) Model {
 		}
 	}
 	slices.Sort(d.Devices)
+	if s := m.plan.Spec.Shard; s.By != plan.ShardNone {
+		d.Shard = &Shard{By: s.By, Rank: s.Rank, World: s.World, Model: m.base()}
+	}
 	if m.loaded {
 		d.Seconds, d.Transfer, d.Uploaded = m.report.Total.Seconds(), m.report.Transfer.Seconds(), m.report.UploadBytes
 		for i := range m.report.Devices {
@@ -244,7 +257,7 @@ func (m *held) describe(h *Holder) Model {
 			d.Progress = float64(r.arrivals.tensors()) / float64(max(1, m.plan.Len()))
 		}
 	}
-	if h.options.Scrub > 0 {
+	if h.options.Scrub > 0 || m.scrub.Bytes > 0 {
 		d.Scrub = m.scrubbed()
 	}
 	d.Tiers.VRAM = d.Bytes

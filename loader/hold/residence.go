@@ -5,15 +5,9 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"math"
-	"os"
-	"slices"
 	"time"
 
-	"github.com/gguf2gpu/gguf2gpu/amdhip"
 	"github.com/gguf2gpu/gguf2gpu/gguf"
-	"github.com/gguf2gpu/gguf2gpu/internal/watch"
 	"github.com/gguf2gpu/gguf2gpu/loader"
 	"github.com/gguf2gpu/gguf2gpu/loader/plan"
 )
@@ -128,7 +122,7 @@ func (h *Holder) need(p *plan.Plan) []uint64 {
 }
 
 // start begins to load m by p, and makes its manifest.
-func (h *Holder) start(ctx context.Context, m *held, r *residence, p *loader.Plan) error {
+func (h *Holder) start(ctx context.Context, m *held, r *residence, p *loader.Plan) (err error) {
 	request := m.request
 	if r.image != nil || m.loaded { // what a request wants to see of a load, it has seen
 		request = loader.Request{Check: m.request.Check && r.image == nil, Prove: m.request.Prove}
@@ -140,6 +134,15 @@ func (h *Holder) start(ctx context.Context, m *held, r *residence, p *loader.Pla
 	if h.share == ShareFD {
 		r.memory = newSharedMemory(h.devices, &m.ranges)
 		request.Allocate = r.memory.allocate
+	}
+	t := h.beginTee(m, r, p)
+	defer func() {
+		if err != nil {
+			h.dropTee(t)
+		}
+	}()
+	if t != nil {
+		request.Keep = t.image
 	}
 	model, err := h.loader.Start(context.WithoutCancel(ctx), p, request) // the model outlives whoever asked for it
 	if err != nil {
@@ -159,7 +162,7 @@ func (h *Holder) start(ctx context.Context, m *held, r *residence, p *loader.Pla
 	if err != nil {
 		return errors.Join(err, model.Close())
 	}
-	r.model, r.manifest = model, man
+	r.model, r.manifest, r.tee = model, man, t
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	m.plan = p.Plan
@@ -186,9 +189,12 @@ func (h *Holder) watch(m *held, r *residence) {
 	}
 	free := err != nil && m.attached == 0
 	dropping := m.dropping || h.closed
-	fill := err == nil && !dropping && r.file != nil && h.wantImage(m, r.file)
+	fill := err == nil && !dropping && r.file != nil && h.wantImage(m, r.file, r.tee)
 	h.notify()
 	h.mu.Unlock()
+	if !fill {
+		h.dropTee(r.tee)
+	}
 	if e, ok := errors.AsType[*loader.ProveError](err); ok && e.Host && r.image != nil {
 		h.log.Warn("the model's copy in host memory is damaged and given up, its file is used the next time", "model", m.name)
 		h.dropImage(m) // nobody else loads the model before r has ended
@@ -266,148 +272,4 @@ func (h *Holder) release(m *held, r *residence) error {
 	}
 	h.notify()
 	return err
-}
-
-// wantImage reports whether m is to get an image, and begins to make it of file, which is closed in the end. h.mu is
-// held.
-func (h *Holder) wantImage(m *held, file *gguf.File) bool {
-	if h.pool == nil || m.image != nil || m.imaging != nil {
-		return false
-	}
-	ctx, cancel := context.WithCancel(h.ctx)
-	m.imaging, m.noImage = make(chan struct{}), cancel
-	files, done := slices.Clone(m.files), m.imaging
-	h.background.Go(func() {
-		im, reading := h.makeImage(ctx, m, file, files)
-		cancel()
-		if reading {
-			h.log.Warn("the model's file stays open, as it may still be read", "model", m.name)
-		} else {
-			h.closeFile(m, file)
-		}
-		h.mu.Lock()
-		m.image, m.imaging, m.noImage = im, nil, nil
-		close(done)
-		h.notify()
-		h.mu.Unlock()
-		h.tell()
-	})
-	return true
-}
-
-// makeImage copies the tensors of m to page-locked memory; nil: there will be no image. With reading, somebody still
-// reads the file.
-func (h *Holder) makeImage(ctx context.Context, m *held, file *gguf.File, files []FileIdentity) (_ *hostImage,
-	reading bool) {
-	select {
-	case h.filling <- struct{}{}:
-		defer func() { <-h.filling }()
-	case <-ctx.Done():
-		return nil, false
-	}
-	began := time.Now()
-	slabs, err := h.hostRoom(ctx, m, loader.ImageBytes(m.plan))
-	if err != nil {
-		switch {
-		case ctx.Err() != nil:
-		case errors.Is(err, errPoolFull):
-			h.log.Info("the model gets no page-locked memory", "model", m.name, "error", err)
-		default:
-			h.noRAM.Do(func() { h.log.Warn("no more page-locked memory can be had: models sleep in their files", "error", err) })
-		}
-		return nil, false
-	}
-	im, err := loader.NewImage(m.plan, slabs)
-	if err == nil { // however long that takes; when it is cancelled, it has to end
-		forever := new(watch.Calls).Limit(math.MaxInt64)
-		err = watch.Call(ctx, forever, "copying the model's file", func() error { return im.Fill(ctx, file, m.plan) })
-	}
-	if watch.Lost(err) {
-		for _, s := range slabs {
-			h.pool.leave(int64(s.Len()))
-		}
-		return nil, true
-	}
-	if err == nil {
-		err = unchanged(file, files)
-	}
-	if err != nil {
-		h.pool.putSlabs(slabs)
-		if ctx.Err() == nil {
-			h.log.Warn("the model gets no page-locked memory", "model", m.name, "error", err)
-		}
-		return nil, false
-	}
-	h.log.Info("in page-locked memory, too", "model", m.name, "seconds", time.Since(began).Seconds())
-	return &hostImage{Image: im, slabs: slabs}, false
-}
-
-// unchanged refuses a file that was written to since it was identified.
-func unchanged(file *gguf.File, was []FileIdentity) error {
-	for i, p := range file.Parts() {
-		info, err := os.Stat(p.Path)
-		if err != nil {
-			return err
-		}
-		if info.Size() != was[i].Size || info.ModTime().UnixNano() != was[i].ModTime {
-			return fmt.Errorf("hold: %s has changed: %w", p.Path, ErrOtherFile)
-		}
-	}
-	return nil
-}
-
-// hostRoom takes n bytes of page-locked memory. Images that are not in use make room, of models that were used less
-// recently than m.
-func (h *Holder) hostRoom(ctx context.Context, m *held, n int64) (slabs []*amdhip.HostMemory, err error) {
-	if !h.pool.fits(n) {
-		return nil, fmt.Errorf("%w: %d bytes are needed, the budget is %d", errPoolFull, n, h.pool.budget)
-	}
-	for {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		slabs, err = h.pool.take(ctx, n)
-		if !errors.Is(err, errPoolFull) {
-			return slabs, err
-		}
-		v := h.idlestImage(m)
-		if v == nil {
-			return nil, err
-		}
-		h.dropImage(v)
-		<-v.turn
-	}
-}
-
-// idlestImage returns the model with an image that was used least recently, and takes its turn; nil: there is none that
-// may go.
-func (h *Holder) idlestImage(m *held) (v *held) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, x := range h.models {
-		busy := x.now != nil && !x.now.finished && x.now.image != nil
-		if x == m || x.image == nil || x.pinned || busy || x.order > m.order || v != nil && v.order < x.order {
-			continue
-		}
-		select {
-		case x.turn <- struct{}{}:
-			if v != nil {
-				<-v.turn
-			}
-			v = x
-		default:
-		}
-	}
-	return v
-}
-
-// dropImage gives back the page-locked memory of m. The caller has m's turn.
-func (h *Holder) dropImage(m *held) {
-	h.mu.Lock()
-	im := m.image
-	m.image = nil
-	h.mu.Unlock()
-	if im != nil {
-		h.pool.put(im)
-	}
 }

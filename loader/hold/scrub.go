@@ -72,22 +72,37 @@ func (h *Holder) beginScrubbing() error {
 	}
 	for d, s := range all {
 		h.background.Go(func() {
-			h.eachInterval((&scrubbing{Holder: h, device: d, scrubber: s}).pass)
-			if err := s.Close(); err != nil {
-				h.log.Error("freeing what it takes to look at memory again failed", "device", h.devices[d].Name(), "error", err)
-			}
+			looking := &scrubbing{Holder: h, device: d, scrubber: s}
+			h.eachInterval(looking.pass, h.look)
+			looking.close()
 		})
 	}
 	if h.pool != nil {
-		h.background.Go(func() { h.eachInterval(h.scrubImages) })
+		h.background.Go(func() { h.eachInterval(h.scrubImages, nil) })
 	}
 	return nil
 }
 
+// close frees what it takes to look.
+func (s *scrubbing) close() {
+	if err := s.scrubber.Close(); err != nil {
+		s.log.Error("freeing what it takes to look at memory again failed", "device", s.devices[s.device].Name(), "error", err)
+	}
+}
+
 // eachInterval calls pass once in each interval, or as often as it gets to it, until it returns false or the Holder is
-// closed.
-func (h *Holder) eachInterval(pass func() bool) {
-	for wait := h.options.Scrub; h.sleep(wait); {
+// closed. When now is closed, it calls pass at once, or once more.
+func (h *Holder) eachInterval(pass func() bool, now <-chan struct{}) {
+	for wait := h.options.Scrub; ; {
+		select {
+		case <-h.ctx.Done():
+		case <-now:
+			now = nil
+		case <-time.After(max(wait, 0)):
+		}
+		if h.ctx.Err() != nil {
+			return
+		}
 		began := time.Now()
 		if !pass() {
 			return
@@ -186,6 +201,9 @@ func (s *scrubbing) model(m *held, r *residence) bool {
 		}
 		s.mu.Lock()
 		m.scrub.Bytes += uint64(n)
+		if r.unseen[s.device] {
+			r.provedBytes += uint64(n)
+		}
 		s.mu.Unlock()
 		for _, e := range damage {
 			s.mend(m, r, w, e)
@@ -200,6 +218,7 @@ func (s *scrubbing) model(m *held, r *residence) bool {
 		m.passes = make([]int, len(s.devices))
 	}
 	m.passes[s.device]++
+	s.seen(m, r, s.device)
 	return true
 }
 

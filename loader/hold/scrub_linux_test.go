@@ -232,12 +232,15 @@ func TestScrubRewakes(t *testing.T) {
 	}
 }
 
-// TestScrubAdopted looks at a model that was taken over from an earlier Holder: the first pass takes the fingerprints.
+// TestScrubAdopted looks at a model that was taken over from an earlier Holder, which had not proved it: the first pass
+// takes the fingerprints.
 func TestScrubAdopted(t *testing.T) {
 	t.Parallel()
 	k := keeping(t)
 	o := Options{Share: ShareFD, Keep: k, Scrub: often}
-	h := hold(t, o, soft.Options{}).with(t, "m", sample)
+	unproved := o
+	unproved.Request.Prove = loader.ProveOff
+	h := hold(t, unproved, soft.Options{}).with(t, "m", sample)
 	wantKept(t, k, 1)
 	a := h.attach(t, "m")
 	h = h.again(t, o)

@@ -227,16 +227,23 @@ func (s *server) patiently(conn *net.UnixConn, model string, f func(context.Cont
 
 // waitsFor says what somebody who wants something of a model waits for.
 func (h *Holder) waitsFor(name string) string {
+	all, err := h.meant(name)
+	if err != nil {
+		return "the holder"
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	m := h.models[name]
-	if name == "" && len(h.models) == 1 {
-		for _, m = range h.models { // there is one
+	for _, m := range all {
+		if what := h.comingOf(m); what != "" {
+			return what
 		}
 	}
+	return fmt.Sprintf("model %q, which somebody else puts to sleep or drops", all[0].name)
+}
+
+// comingOf says what is going on with m; "" if nothing is known. h.mu is held.
+func (h *Holder) comingOf(m *held) string {
 	switch {
-	case m == nil:
-		return "the holder"
 	case !m.isOpen():
 		return fmt.Sprintf("model %q, which is being opened", m.name)
 	case m.coming:
@@ -246,7 +253,7 @@ func (h *Holder) waitsFor(name string) string {
 	case m.imaging != nil:
 		return fmt.Sprintf("model %q, whose file is being copied to page-locked memory", m.name)
 	}
-	return fmt.Sprintf("model %q, which somebody else puts to sleep or drops", m.name)
+	return ""
 }
 
 // addAs does what an add request asks for.
@@ -271,7 +278,7 @@ func (s *server) attach(conn *net.UnixConn, from peer, q *request) error {
 		if q.Residence != "" {
 			m, r, refused = s.rejoin(q.Residence)
 		} else {
-			m, r, refused = s.enter(ctx, q.Model)
+			m, r, refused = s.enter(ctx, q)
 		}
 	})
 	switch {
@@ -352,8 +359,11 @@ func (s *server) report(ctx context.Context, conn *net.UnixConn, m *residence, f
 }
 
 // enter counts a client of a model. One that is being opened is waited for; one that sleeps is woken.
-func (h *Holder) enter(ctx context.Context, name string) (*held, *residence, error) {
-	m, err := h.await(ctx, name)
+func (h *Holder) enter(ctx context.Context, q *request) (*held, *residence, error) {
+	m, err := h.partFor(q.Model, q.Rank, q.World)
+	if err == nil {
+		m, err = h.await(ctx, m.name)
+	}
 	if err != nil {
 		return nil, nil, err
 	}

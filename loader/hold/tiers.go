@@ -20,11 +20,16 @@ import (
 // processes use the model and ErrPinned when it is pinned, or is a *loader.LeftError when a device hangs. Putting a
 // model to sleep that sleeps is no error.
 func (h *Holder) Sleep(ctx context.Context, name string) error {
-	m, err := h.await(ctx, name)
-	if err != nil {
+	if err := h.unused(name); err != nil {
 		return err
 	}
-	return h.putToSleep(ctx, m, false)
+	return h.each(name, func(name string) error {
+		m, err := h.await(ctx, name)
+		if err != nil {
+			return err
+		}
+		return h.putToSleep(ctx, m, false)
+	})
 }
 
 // putToSleep is Sleep, and with evict the making of room. Then a model that is in use by now, or pinned, stays.
@@ -134,6 +139,11 @@ func (h *Holder) takeTurn(ctx context.Context, m *held) error {
 // loader.ErrInsufficientMemory and has the numbers. A model that is proved, and whose copy in host memory is damaged,
 // is loaded from its file.
 func (h *Holder) Wake(ctx context.Context, name string) error {
+	return h.each(name, func(name string) error { return h.wakeOne(ctx, name) })
+}
+
+// wakeOne is Wake for one model or part.
+func (h *Holder) wakeOne(ctx context.Context, name string) error {
 	m, err := h.await(ctx, name)
 	if err != nil {
 		return err
@@ -203,10 +213,14 @@ func (h *Holder) touch(m *held) {
 }
 
 // Pin keeps a model in its tier: it makes no room for others, and Sleep refuses it.
-func (h *Holder) Pin(name string) error { return h.setPinned(name, true) }
+func (h *Holder) Pin(name string) error {
+	return h.each(name, func(name string) error { return h.setPinned(name, true) })
+}
 
 // Unpin undoes Pin.
-func (h *Holder) Unpin(name string) error { return h.setPinned(name, false) }
+func (h *Holder) Unpin(name string) error {
+	return h.each(name, func(name string) error { return h.setPinned(name, false) })
+}
 
 func (h *Holder) setPinned(name string, pinned bool) error {
 	m, err := h.find(name)
@@ -378,10 +392,11 @@ func lacking(err error, devices int) []uint64 {
 	return lack
 }
 
-// mayGo reports whether x could make room for m, now or when it has come to device memory. h.mu is held.
+// mayGo reports whether x could make room for m, now or when it has come to device memory. Parts of one model make no
+// room for each other: they are of use together only. h.mu is held.
 func (x *held) mayGo(m *held) bool {
 	there := x.now != nil && x.now.err == nil || x.claims != nil
-	return x != m && there && x.attached == 0 && !x.pinned && !x.dropping
+	return x.base() != m.base() && there && x.attached == 0 && !x.pinned && !x.dropping
 }
 
 // takes is how many bytes of device d x has, or is about to have. h.mu is held.
@@ -440,8 +455,12 @@ func (h *Holder) budgetError(m *held, r *residence, lack []uint64) error {
 		for _, x := range h.models {
 			if x != m && x.takes(d) > 0 && !x.mayGo(m) {
 				why := "in use"
-				if x.attached == 0 && x.pinned {
+				switch {
+				case x.attached > 0:
+				case x.pinned:
 					why = "pinned"
+				case x.base() == m.base():
+					why = "of the same model"
 				}
 				stay = append(stay, fmt.Sprintf("%q with %s (%s)", x.name, humanize.IBytes(x.takes(d)), why))
 			}

@@ -82,7 +82,11 @@ type request struct {
 	Op      string `json:"op"`              // "list", "add", "drop", "sleep", "wake", "pin", "unpin" or "attach"
 	Model   string `json:"model,omitempty"` // its name; "" is the only one, or with add the file's name without .gguf
 
-	Residence string `json:"residence,omitempty"` // of attach: the manifest's, when the client has the memory already
+	// Of attach.
+
+	Residence string `json:"residence,omitempty"` // the manifest's, when the client has the memory already
+	Rank      *int   `json:"rank,omitempty"`      // whose part is wanted, of a model that is held in parts
+	World     int    `json:"world,omitempty"`     // the number of ranks; 0: unknown
 
 	// Of add. What is missing is as the Holder's own Spec says.
 

@@ -202,6 +202,42 @@ func TestWithoutLayers(t *testing.T) {
 	}
 }
 
+// TestZeroShares: devices without a share get nothing, and the others what they would get without these.
+func TestZeroShares(t *testing.T) {
+	t.Parallel()
+	var all []made
+	for _, name := range []string{"token_embd.weight", "blk.0.x", "blk.1.x", "blk.2.x", "blk.3.x", "output.weight"} {
+		all = append(all, made{name, gguf.F32, []uint64{64, 64}})
+	}
+	f := described(t, nil, all)
+	for _, ratio := range [][]float64{{0, 1}, {1, 0, 0}, {0, 3, 0, 1, 0}} {
+		var without []float64
+		for _, r := range ratio {
+			if r > 0 {
+				without = append(without, r)
+			}
+		}
+		p, err := New(f, Spec{Split: Split{Ratio: ratio}}, make([]uint64, len(ratio)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := New(f, Spec{Split: Split{Ratio: without}}, make([]uint64, len(without)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		among := p.Spec.Split.Among(len(ratio))
+		for d := range p.Groups {
+			i := slices.Index(among, d)
+			switch g := &p.Groups[d]; {
+			case i < 0 && (len(g.Tensors) > 0 || len(g.Arenas) > 0):
+				t.Errorf("%v: device %d has %d tensors", ratio, d, len(g.Tensors))
+			case i >= 0 && (len(g.Tensors) == 0 || len(g.Tensors) != len(want.Groups[i].Tensors)):
+				t.Errorf("%v: device %d has %d tensors, want %d", ratio, d, len(g.Tensors), len(want.Groups[i].Tensors))
+			}
+		}
+	}
+}
+
 // TestEmptyParts: more devices or ranks than layers leave some with nothing, and that is a plan like another.
 func TestEmptyParts(t *testing.T) {
 	t.Parallel()

@@ -146,10 +146,11 @@ func (s *Spec) share(f *gguf.File) ([]Tensor, error) {
 
 // groups gives each device whole layers, in proportion to the ratio or to free memory. Devices may get nothing.
 func (s Split) groups(share []Tensor, free []uint64) ([]Group, error) {
-	weights := s.Ratio
-	if weights == nil {
-		for _, n := range free {
-			weights = append(weights, float64(max(n, 1)))
+	among := s.Among(len(free))
+	weights := make([]float64, len(among))
+	for i, d := range among {
+		if weights[i] = float64(max(free[d], 1)); s.Ratio != nil {
+			weights[i] = s.Ratio[d]
 		}
 	}
 	owners, err := assignLayers(share, weights)
@@ -161,7 +162,8 @@ func (s Split) groups(share []Tensor, free []uint64) ([]Group, error) {
 		groups[i].Devices = []int{i}
 	}
 	for i, owner := range owners {
-		groups[owner].Tensors = append(groups[owner].Tensors, share[i])
+		d := among[owner]
+		groups[d].Tensors = append(groups[d].Tensors, share[i])
 	}
 	return groups, nil
 }

@@ -259,7 +259,7 @@ func TestBadSpecs(t *testing.T) {
 		{Spec{Split: Split{Ratio: []float64{1}}}, 2, "a ratio of 1 numbers for 2 devices"},
 		{Spec{Split: Split{Ratio: []float64{}}}, 2, "a ratio of 0 numbers for 2 devices"},
 		{Spec{Split: Split{By: SplitNone, Ratio: []float64{1, 1}}}, 2, "nothing to share"},
-		{Spec{Split: Split{Ratio: []float64{1, 0}}}, 2, "a share of 0"},
+		{Spec{Split: Split{Ratio: []float64{0, 0}}}, 2, "no device has a share above 0"},
 		{Spec{Split: Split{Ratio: []float64{1, -1}}}, 2, "a share of -1"},
 		{Spec{Split: Split{Ratio: []float64{1, math.NaN()}}}, 2, "a share of NaN"},
 		{Spec{Split: Split{Ratio: []float64{math.Inf(1), 1}}}, 2, "a share of +Inf"},

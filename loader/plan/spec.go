@@ -45,7 +45,7 @@ func (s *SplitBy) UnmarshalText(text []byte) (err error) {
 // Split says how a model is spread over devices. The zero value is by layers, in proportion to free memory.
 type Split struct {
 	By    SplitBy
-	Ratio []float64 // with SplitLayers the devices' shares, each above 0; nil: by free memory
+	Ratio []float64 // with SplitLayers the devices' shares, of which 0 is nothing at all; nil: by free memory
 }
 
 // check refuses a split that n devices cannot have.
@@ -61,11 +61,25 @@ func (s Split) check(n int) error {
 		return fmt.Errorf("%w: a ratio of %d numbers for %d devices", ErrBadOption, len(s.Ratio), n)
 	}
 	for _, r := range s.Ratio {
-		if !(r > 0 && r <= 1e9 && r >= 1e-9) { // NaN is refused, too
-			return fmt.Errorf("%w: a share of %v: use numbers above 0, such as 3,1", ErrBadOption, r)
+		if r != 0 && !(r > 0 && r <= 1e9 && r >= 1e-9) { // NaN is refused, too
+			return fmt.Errorf("%w: a share of %v: use numbers above 0, such as 3,1, or 0 for a device that gets nothing", ErrBadOption, r)
 		}
 	}
+	if s.Ratio != nil && len(s.Among(n)) == 0 {
+		return fmt.Errorf("%w: no device has a share above 0", ErrBadOption)
+	}
 	return nil
+}
+
+// Among returns which of n devices may get something: all but those whose share is 0.
+func (s Split) Among(n int) []int {
+	all := make([]int, 0, n)
+	for i := range n {
+		if s.Ratio == nil || s.Ratio[i] != 0 {
+			all = append(all, i)
+		}
+	}
+	return all
 }
 
 // check returns a copy of s that shares no list with it, with what is left open filled. It refuses what makes no sense

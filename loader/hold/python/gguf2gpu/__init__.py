@@ -60,6 +60,8 @@ def state_dict(
     hf: bool = True,
     framework: str = "torch",
     timeout: Optional[float] = None,
+    rank: Optional[int] = None,
+    world: Optional[int] = None,
 ) -> Dict[str, Any]:
     """Attach to a model, wait until it is loaded and return its tensors by name, as arrays that keep it mapped.
 
@@ -69,8 +71,8 @@ def state_dict(
     added to them (copies on the same device). UnknownNames says for which architectures that is known;
     Model.state_dict(hf=False) gives the names of the GGUF file. Quantized blocks are Unsupported with hf.
 
-    framework is "torch" or "numpy". socket, model, timeout and errors are those of attach, and timeout also bounds how
-    long the model may take to load."""
-    attached = attach(socket, model, timeout)
+    framework is "torch" or "numpy". socket, model, timeout, rank, world and errors are those of attach, and timeout
+    also bounds how long the model may take to load."""
+    attached = attach(socket, model, timeout, rank=rank, world=world)
     attached.wait(timeout)
     return attached.state_dict(hf, framework)

@@ -55,9 +55,9 @@ def _describe(model: Model) -> List[Dict[str, Any]]:
     ]
 
 
-def _attach(socket: Optional[str], name: Optional[str], as_json: bool) -> None:
+def _attach(socket: Optional[str], name: Optional[str], rank: Optional[int], as_json: bool) -> None:
     began = time.monotonic()
-    with attach(socket, name) as model:
+    with attach(socket, name, rank=rank) as model:
         took = time.monotonic() - began
         tensors = _describe(model)
         if as_json:
@@ -95,15 +95,15 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list the models")
-    commands.add_parser("attach", help="attach to a model and show its tensors").add_argument(
-        "model", nargs="?", help="its name (default: the only one)"
-    )
+    attaching = commands.add_parser("attach", help="attach to a model and show its tensors")
+    attaching.add_argument("model", nargs="?", help="its name (default: the only one)")
+    attaching.add_argument("--rank", type=int, help="whose part of it (default: RANK, which torchrun sets)")
     args = parser.parse_args(argv)
     try:
         if args.command == "list":
             _list(args.socket, args.json)
         else:
-            _attach(args.socket, args.model, args.json)
+            _attach(args.socket, args.model, args.rank, args.json)
     except (Error, OSError) as e:
         print("gguf2gpu: %s" % _safe(e), file=sys.stderr)
         return 1

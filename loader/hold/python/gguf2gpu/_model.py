@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
@@ -310,6 +311,8 @@ def attach(
     model: Optional[str] = None,
     timeout: Optional[float] = None,
     waiting: Optional[Callable[[str], None]] = None,
+    rank: Optional[int] = None,
+    world: Optional[int] = None,
 ) -> Model:
     """Map a model that ``gguf2gpu hold`` keeps in device memory into this process, without a copy.
 
@@ -318,10 +321,18 @@ def attach(
     holder may take to answer, which it does at once unless it is opening that model, or wakes it; None waits as long as
     it takes. waiting is called every two seconds with what the holder waits for.
 
+    Of a model that is held in parts it is the part of a rank, of world ranks if that is given. Without rank it is what
+    RANK and WORLD_SIZE say, which torchrun sets. What is held whole is for all ranks.
+
     Errors are NoHolder, UnknownModel and other HolderErrors, Gone, ProtocolError, DeviceError when this process cannot
     use the model's devices, and TimeoutError. Attach to holders that you trust: what they say is checked, but the
     memory that they name is used."""
-    connection, reply = _wire.ask(socket, {"op": "attach", "model": model or ""}, timeout, waiting)
+    request: Dict[str, Any] = {"op": "attach", "model": model or ""}
+    if rank is None and world is None:
+        rank, world = _launched()
+    if rank is not None:
+        request.update(rank=rank, world=world or 0)
+    connection, reply = _wire.ask(socket, request, timeout, waiting)
     attachment = None
     try:
         manifest = _manifest.parse(reply.get("manifest"))
@@ -341,3 +352,12 @@ def attach(
             attachment.end()
         raise
     return Model(manifest, attachment)
+
+
+def _launched() -> Tuple[Optional[int], Optional[int]]:
+    """Return which rank of how many torchrun has made of this process, if it has."""
+    try:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return None, None
+    return (rank, world) if 0 <= rank < world else (None, None)

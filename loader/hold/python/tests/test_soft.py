@@ -55,6 +55,22 @@ class TestTensors(Case):
             self.assertEqual(kinds, {"float32", "uint8"})
             self.assertEqual(model.nbytes, sum(t["bytes"] for t in shown.values()))
 
+    def test_ranks(self) -> None:
+        """Of a model that is held in parts it is the part of a rank, which torchrun may have said."""
+        shard = ("--shard", "layer", "--world", "3")
+        holder = self.hold(SAMPLE, *shard, "--rank", "0,2")
+        want = {rank: self.export(SAMPLE, *shard, "--rank", str(rank))[1] for rank in (0, 2)}
+        for rank, tensors in want.items():
+            with gguf2gpu.attach(holder.socket, "tiny-llama", rank=rank, world=3) as model:
+                self.assertEqual(model.name, "tiny-llama@%d" % rank)
+                self.assertEqual({n: t.tobytes() for n, t in model.items()}, tensors)
+            code = "import gguf2gpu, sys; print(gguf2gpu.attach(sys.argv[1]).name)"
+            ran = support.python(code, holder.socket, env={"RANK": str(rank), "WORLD_SIZE": "3"})
+            self.assertEqual((ran.returncode, ran.stdout.decode()), (0, "tiny-llama@%d\n" % rank), ran.stderr)
+        for bad in ({}, {"rank": 1}, {"rank": 0, "world": 2}):
+            with self.subTest(bad), self.assertRaises(gguf2gpu.UnknownModel):
+                gguf2gpu.attach(holder.socket, **bad)
+
     @needs_numpy
     def test_numpy(self) -> None:
         """Arrays are the shared memory itself, read-only, with the right values."""
