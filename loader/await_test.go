@@ -34,8 +34,8 @@ func slabsFor(t *testing.T, dev *amdhip.Device, p *plan.Plan) (slabs []*amdhip.H
 	return slabs, sizes
 }
 
-// TestAwaitImage fills an Image on the way, whatever becomes of the bytes, with slabs that come while the load runs. What
-// is loaded from it is what is loaded from the file.
+// TestAwaitImage fills an Image on the way, whatever becomes of the bytes, with slabs that come while the load runs.
+// What is loaded from it is what is loaded from the file.
 func TestAwaitImage(t *testing.T) {
 	t.Parallel()
 	columns := plan.Shard{By: plan.ShardTensors, World: 2, Rank: 1, Rules: mustShardRules(t, "^type=columns")}
@@ -106,8 +106,8 @@ func TestAwaitImage(t *testing.T) {
 	}
 }
 
-// TestAwaitImageGivenUp: a load goes on without an Image that is given up, also when it waits for it, and ends when it is
-// cancelled meanwhile. Nobody writes to slabs after that.
+// TestAwaitImageGivenUp: a load goes on without an Image that is given up, also when it waits for it, and ends when it
+// is cancelled meanwhile. Nobody writes to slabs after that.
 func TestAwaitImageGivenUp(t *testing.T) {
 	t.Parallel()
 	f := openModel(t, sample)

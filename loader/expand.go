@@ -162,9 +162,9 @@ func (l *Loader) wantsExpanded(p *Plan, i int) (tensors []bool, keys []gpu.Key) 
 }
 
 // ScratchBytes is how much device memory a load by the plan takes at most, on each device of the Loader, beside the
-// model: places for blocks that the devices convert. It is the Loader's, which keeps it for later loads; see
-// Loader.ScratchBytes.
-func (p *Plan) ScratchBytes() ([]uint64, error) {
+// model: places for blocks that the devices convert, and the sums of a load that is proved, which by says. It is the
+// Loader's, which keeps it for later loads; see Loader.ScratchBytes.
+func (p *Plan) ScratchBytes(by Prove) ([]uint64, error) {
 	l := p.loader
 	expand, sum := make([][]bool, len(p.Groups)), make([]uint64, len(l.devices))
 	for i := range p.Groups {
@@ -176,9 +176,14 @@ func (p *Plan) ScratchBytes() ([]uint64, error) {
 	if err != nil {
 		return nil, err
 	}
+	proved := by == ProveOn || by == ProveAuto && (l.unfree(p) == nil || l.config.autoProve)
 	for i := range p.Groups {
+		n := all[i].scratchBytes()
+		if proved && len(p.Groups[i].Tensors) > 0 {
+			n += summerBytes(sumBytes(&p.Groups[i], expand[i]))
+		}
 		for _, d := range p.Groups[i].Devices {
-			sum[d] += all[i].scratchBytes()
+			sum[d] += n
 		}
 	}
 	return sum, nil

@@ -32,6 +32,7 @@ type Loader struct {
 	stages  []*stage
 	closing []*stage  // that are being freed
 	summers []*summer // that no load uses
+	trimmed []*summer // that are being freed
 	left    LeftError // what devices that hang may use for ever, and was not freed
 }
 

@@ -129,7 +129,7 @@ func (l *Loader) readyFingerprints(ctx context.Context, limit *watch.Limit, p *P
 	made := &prover{proves: true, kernels: make([]*gpu.Set, len(l.devices))}
 	for i := range p.Groups {
 		g := &p.Groups[i]
-		more := all[i].scratchBytes() + sumBytes(g, x.of(i))
+		more := all[i].scratchBytes() + summerBytes(sumBytes(g, x.of(i)))
 		for _, d := range g.Devices {
 			if err := l.fits(p, d, free[d], more); err != nil {
 				return nil, err

@@ -64,6 +64,9 @@ func (l *Loader) NewScrubber(ctx context.Context, d int) (_ *Scrubber, err error
 	return s, err
 }
 
+// DeviceBytes is how much memory of the device the Scrubber has.
+func (s *Scrubber) DeviceBytes() uint64 { return s.summer.mem.Size() }
+
 // Close frees what the Scrubber has. What a device that hangs may still use is left; the Loader's Close says so.
 func (s *Scrubber) Close() error {
 	if s.closed {

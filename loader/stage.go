@@ -106,8 +106,8 @@ func (l *Loader) closeIdle(limit *watch.Limit, devices []*amdhip.Device, unstage
 	return errors.Join(errs...)
 }
 
-// ScratchBytes is how much device memory the Loader has on each device for blocks that devices convert, and no load
-// uses at present. Trim frees it.
+// ScratchBytes is how much device memory the Loader has on each device for blocks that devices convert, and for sums of
+// loads that are proved, and no load uses at present. Trim frees it.
 func (l *Loader) ScratchBytes() []uint64 {
 	all := make([]uint64, len(l.devices))
 	l.mu.Lock()
@@ -119,16 +119,30 @@ func (l *Loader) ScratchBytes() []uint64 {
 			}
 		}
 	}
+	for _, s := range slices.Concat(l.summers, l.trimmed) {
+		if d := slices.Index(l.devices, s.device); s.mem != nil {
+			all[d] += s.mem.Size()
+		}
+	}
 	return all
 }
 
 // Trim frees what the Loader has made for loads and none uses at present: staging memory, streams, and memory for
-// blocks that devices convert. The next load makes them again. Kernels stay. It waits for
-// other calls of it, and for loads that are making these things.
+// blocks that devices convert and for sums. The next load makes them again. Kernels stay. It waits for other calls of
+// it, and for loads that are making these things.
 func (l *Loader) Trim() error {
 	l.making <- struct{}{} // whoever has it gives it back within the limit of its own
 	defer func() { <-l.making }()
-	return l.closeIdle(l.rest(), nil, false)
+	limit := l.rest()
+	l.mu.Lock()
+	all := l.summers
+	l.summers, l.trimmed = nil, all
+	l.mu.Unlock()
+	err := l.freeSummers(limit, all)
+	l.mu.Lock()
+	l.trimmed = nil
+	l.mu.Unlock()
+	return errors.Join(err, l.closeIdle(limit, nil, false))
 }
 
 // gone notes that a stage is freed, or never will be.

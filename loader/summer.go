@@ -29,6 +29,15 @@ type summer struct {
 // sumSize is the size of a fingerprint in bytes.
 const sumSize = 8
 
+// summerBytes is how much memory there is for so many bytes of sums: there are few sizes, so that it serves other
+// loads.
+func summerBytes(n uint64) uint64 {
+	if n == 0 {
+		return 0
+	}
+	return sumSize << bits.Len64((n-1)/sumSize)
+}
+
 // takeSummer returns a summer for so many slots.
 func (l *Loader) takeSummer(ctx context.Context, limit *watch.Limit, dev *amdhip.Device, slots int) (*summer, error) {
 	l.mu.Lock()
@@ -41,7 +50,7 @@ func (l *Loader) takeSummer(ctx context.Context, limit *watch.Limit, dev *amdhip
 	}
 	l.mu.Unlock()
 	s := &summer{device: dev}
-	if err := s.open(ctx, limit, sumSize<<bits.Len(uint(slots-1))); err != nil { // so that there are few sizes
+	if err := s.open(ctx, limit, int(summerBytes(uint64(sumSize*slots)))); err != nil {
 		return nil, errors.Join(err, l.freeSummers(limit, []*summer{s}))
 	}
 	return s, nil

@@ -35,7 +35,7 @@ type Options struct {
 	Request loader.Request // for models that Holder.Add loads. Of what other processes add, only Check and Prove apply
 
 	// VRAM is how many bytes of each device the models may take together, with what their loads need where devices
-	// convert (see loader.Plan.ScratchBytes); 0: as much as is free.
+	// convert or prove (see loader.Plan.ScratchBytes); 0: as much as is free.
 	VRAM uint64
 	// RAM is how many bytes of page-locked host memory models may take to sleep in; 0: none, so that models which make
 	// room are loaded from their files again.

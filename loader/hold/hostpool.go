@@ -91,8 +91,8 @@ func (p *hostPool) fits(n int64) bool {
 }
 
 // take returns pieces that have at least n bytes together. The error matches errPoolFull when the budget does not allow
-// it; others say why the memory cannot be had, or are the cause of ctx's end. As soon as a piece is there, it is supplied
-// to an Image that waits for it, which is given up on an error; nil: none waits.
+// it; others say why the memory cannot be had, or are the cause of ctx's end. As soon as a piece is there, it is
+// supplied to an Image that waits for it, which is given up on an error; nil: none waits.
 func (p *hostPool) take(ctx context.Context, n int64, to *loader.Image) (taken []*amdhip.HostMemory, err error) {
 	taken, missing, surplus, err := p.claim(n)
 	if err != nil {

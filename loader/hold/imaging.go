@@ -15,8 +15,8 @@ import (
 	"github.com/gguf2gpu/gguf2gpu/loader"
 )
 
-// wantImage reports whether m is to get an image, and begins to make it: of what its load has kept on the way, or else of
-// file, which is closed in the end. h.mu is held.
+// wantImage reports whether m is to get an image, and begins to make it: of what its load has kept on the way, or else
+// of file, which is closed in the end. h.mu is held.
 func (h *Holder) wantImage(m *held, file *gguf.File, t *teeing) bool {
 	if h.pool == nil || m.image != nil || m.imaging != nil {
 		return false
@@ -42,8 +42,8 @@ func (h *Holder) wantImage(m *held, file *gguf.File, t *teeing) bool {
 	return true
 }
 
-// makeImage brings the tensors of m to page-locked memory; nil: there will be no image. With reading, somebody still reads
-// the file.
+// makeImage brings the tensors of m to page-locked memory; nil: there will be no image. With reading, somebody still
+// reads the file.
 func (h *Holder) makeImage(ctx context.Context, m *held, file *gguf.File, files []FileIdentity, t *teeing) (
 	_ *hostImage, reading bool,
 ) {
@@ -115,9 +115,9 @@ type teeing struct {
 	err   error // why there are none
 }
 
-// beginTee begins to make page-locked memory for m, which its load by p fills on its way, so that a model on a server is
-// fetched once. Files are read again instead, from the page cache mostly: they are read so fast that one more copy of
-// every byte would cost the load more time. Nil: there will be none. The caller has m's turn.
+// beginTee begins to make page-locked memory for m, which its load by p fills on its way, so that a model on a server
+// is fetched once. Files are read again instead, from the page cache mostly: they are read so fast that one more copy
+// of every byte would cost the load more time. Nil: there will be none. The caller has m's turn.
 func (h *Holder) beginTee(m *held, r *residence, p *loader.Plan) *teeing {
 	if h.pool == nil || r.file == nil || !r.file.Remote() {
 		return nil
@@ -178,7 +178,8 @@ func unchanged(file *gguf.File, was []FileIdentity) error {
 
 // hostRoom takes n bytes of page-locked memory, for an Image that waits for it if one does. Images that are not in use
 // make room, of models that were used less recently than m.
-func (h *Holder) hostRoom(ctx context.Context, m *held, n int64, to *loader.Image) (slabs []*amdhip.HostMemory, err error) {
+func (h *Holder) hostRoom(ctx context.Context, m *held, n int64, to *loader.Image) (slabs []*amdhip.HostMemory,
+	err error) {
 	if !h.pool.fits(n) {
 		return nil, fmt.Errorf("%w: %d bytes are needed, the budget is %d", errPoolFull, n, h.pool.budget)
 	}

@@ -57,7 +57,7 @@ func (h *Holder) source(ctx context.Context, m *held) (*loader.Plan, *residence,
 	if r.image != nil {
 		p, err := h.loader.PlanImage(m.plan, r.image.Image)
 		if err == nil {
-			err = h.measure(r, p)
+			err = h.measure(m, r, p)
 		}
 		if err == nil {
 			return p, r, nil
@@ -81,7 +81,7 @@ func (h *Holder) source(ctx context.Context, m *held) (*loader.Plan, *residence,
 		p, err = h.loader.Plan(file, m.spec)
 	}
 	if err == nil {
-		err = h.measure(r, p)
+		err = h.measure(m, r, p)
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, file.Close())
@@ -95,9 +95,9 @@ func (h *Holder) source(ctx context.Context, m *held) (*loader.Plan, *residence,
 }
 
 // measure notes how much device memory a load of r by p takes.
-func (h *Holder) measure(r *residence, p *loader.Plan) (err error) {
+func (h *Holder) measure(m *held, r *residence, p *loader.Plan) (err error) {
 	r.claimed = h.need(p.Plan)
-	r.scratch, err = p.ScratchBytes()
+	r.scratch, err = p.ScratchBytes(h.requestOf(m, r).Prove)
 	return err
 }
 
@@ -121,16 +121,22 @@ func (h *Holder) need(p *plan.Plan) []uint64 {
 	return need
 }
 
+// requestOf is what is wanted of a load of m.
+func (h *Holder) requestOf(m *held, r *residence) loader.Request {
+	q := m.request
+	if r.image != nil || m.loaded { // what a request wants to see of a load, it has seen
+		q = loader.Request{Check: m.request.Check && r.image == nil, Prove: m.request.Prove}
+	}
+	if h.options.Scrub > 0 && q.Prove == loader.ProveAuto { // its kernel is there anyway
+		q.Prove = loader.ProveOn
+	}
+	q.Share = true
+	return q
+}
+
 // start begins to load m by p, and makes its manifest.
 func (h *Holder) start(ctx context.Context, m *held, r *residence, p *loader.Plan) (err error) {
-	request := m.request
-	if r.image != nil || m.loaded { // what a request wants to see of a load, it has seen
-		request = loader.Request{Check: m.request.Check && r.image == nil, Prove: m.request.Prove}
-	}
-	if h.options.Scrub > 0 && request.Prove == loader.ProveAuto { // its kernel is there anyway
-		request.Prove = loader.ProveOn
-	}
-	request.Share = true
+	request := h.requestOf(m, r)
 	if h.share == ShareFD {
 		r.memory = newSharedMemory(h.devices, &m.ranges)
 		request.Allocate = r.memory.allocate

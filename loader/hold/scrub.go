@@ -69,6 +69,7 @@ func (h *Holder) beginScrubbing() error {
 			return fmt.Errorf("hold: memory cannot be looked at again: %w", err)
 		}
 		all = append(all, s)
+		h.claimed[d] += s.DeviceBytes() // of the budget, for as long as the Holder is there
 	}
 	for d, s := range all {
 		h.background.Go(func() {

@@ -472,7 +472,8 @@ func (h *Holder) budgetError(m *held, r *residence, lack []uint64) error {
 		}
 		need, beside := r.claimed[d], ""
 		if n := r.scratch[d]; n > 0 {
-			beside = fmt.Sprintf(" and %s for blocks that the device converts, which --dequant cpu spares,", humanize.IBytes(n))
+			beside = fmt.Sprintf(" and %s for blocks that the device converts or sums of what is proved, which --dequant cpu and --prove=off spare,",
+				humanize.IBytes(n))
 		}
 		errs = append(errs, fmt.Errorf("hold: %q needs %s (%d bytes)%s on device %d (%s), the budget is %s (%d bytes); %s: %w", m.name,
 			humanize.IBytes(need), need, beside, h.devices[d].Index(), h.devices[d].Name(), humanize.IBytes(h.options.VRAM),

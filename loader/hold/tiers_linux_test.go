@@ -218,6 +218,15 @@ func TestRoomOnDevice(t *testing.T) {
 // numbers, and nothing moves.
 func TestRoomForScratch(t *testing.T) {
 	t.Parallel()
+	for _, by := range []loader.Prove{loader.ProveOff, loader.ProveOn} {
+		t.Run(by.String(), func(t *testing.T) {
+			t.Parallel()
+			testRoomForScratch(t, loader.Request{Prove: by})
+		})
+	}
+}
+
+func testRoomForScratch(t *testing.T, q loader.Request) {
 	config := tight()
 	config.Dequant = loader.DequantGPU
 	spec := plan.Spec{Policy: plan.F16}
@@ -231,7 +240,7 @@ func TestRoomForScratch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scratch, err := p.ScratchBytes()
+	scratch, err := p.ScratchBytes(q.Prove)
 	if err != nil || scratch[0] == 0 {
 		t.Fatalf("%d bytes of scratch, %v", scratch, err)
 	}
@@ -239,16 +248,18 @@ func TestRoomForScratch(t *testing.T) {
 	for _, n := range p.Groups[0].Arenas {
 		one += sharedSize(n)
 	}
-	if m, err := l.Load(t.Context(), p, loader.Request{}); err != nil {
+	if m, err := l.Load(t.Context(), p, q); err != nil {
 		t.Fatal(err)
-	} else if n := l.ScratchBytes(); n[0] == 0 || n[0] > scratch[0] || m.Report().ScratchBytes != n[0] {
+	} else if n := l.ScratchBytes(); n[0] == 0 || n[0] > scratch[0] ||
+		(m.Report().ScratchBytes == n[0]) != (q.Prove == loader.ProveOff) {
 		t.Errorf("%d bytes of scratch, the plan said %d, the report says %d", n, scratch, m.Report().ScratchBytes)
 	} else if err := errors.Join(l.Trim(), m.Close(), l.Close()); err != nil || l.ScratchBytes()[0] != 0 {
 		t.Errorf("%v, %d bytes of scratch are left", err, l.ScratchBytes())
 	}
 
 	budget := one + scratch[0]
-	h := hold(t, Options{Config: config, VRAM: budget, RAM: 64 << 20, Spec: spec, slabBytes: slab}, soft.Options{})
+	o := Options{Config: config, VRAM: budget, RAM: 64 << 20, Spec: spec, slabBytes: slab, Request: q}
+	h := hold(t, o, soft.Options{})
 	for i, path := range copies(t, 3) {
 		h.with(t, fmt.Sprintf("m%d", i), path)
 	}
@@ -278,7 +289,7 @@ func TestRoomForScratch(t *testing.T) {
 		t.Errorf("%d bytes of device memory at most, the budget is %d", s.PeakDeviceBytes, budget)
 	}
 
-	h = hold(t, Options{Config: config, VRAM: budget - 1, Spec: spec}, soft.Options{})
+	h = hold(t, Options{Config: config, VRAM: budget - 1, Spec: spec, Request: q}, soft.Options{})
 	_, err = h.Add(t.Context(), "m", sample)
 	if !errors.Is(err, loader.ErrInsufficientMemory) || !strings.Contains(err.Error(), "for blocks that the device converts") {
 		t.Errorf("with a byte less: %v", err)
