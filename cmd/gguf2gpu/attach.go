@@ -221,6 +221,9 @@ func verifyAttached(
 	ctx context.Context, far remoteFlags, w *hold.Attached, name string,
 ) (r readback.Result, err error) {
 	first := w.Info.Files[0]
+	if name == "" && first.Once {
+		return r, usageErrorf("%s came as a stream: --file says what to compare it with", w.Info.Name)
+	}
 	err = far.withModel(ctx, cmp.Or(name, first.Name, first.Path), func(file *gguf.File) error {
 		if err := hold.SameFile(w.Info.Files, file); err != nil {
 			return withCode(exitMismatch, err)

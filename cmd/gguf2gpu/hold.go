@@ -9,7 +9,6 @@ import (
 	"math"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,6 +72,7 @@ started.`,
   gguf2gpu hold --add other.gguf --dtype raw
   gguf2gpu hold a.gguf b.gguf --vram 20GiB --ram 40GiB
   gguf2gpu hold model.gguf --scrub 10s
+  curl -s https://example.com/m.gguf | gguf2gpu hold - --name m --ram 8GiB
   gguf2gpu hold model.gguf --shard tensor --rank 0-3 --world 4 --device hip:0,1,2,3
   gguf2gpu hold --sleep assistant`,
 		Args: cobra.ArbitraryArgs,
@@ -113,8 +113,6 @@ started.`,
 			return f.keeper(cmd)
 		case (*f.name != "" || *f.export.to != "" || f.load.hashes.given()) && len(args) != 1:
 			return usageErrorf("--name, --readback, --hash and --expect are for one MODEL")
-		case slices.ContainsFunc(args, models.IsStream):
-			return usageErrorf("hold takes no stream, since a model that is held may have to be loaded again: write it to a file first")
 		case *f.load.sync:
 			return usageErrorf("--sync is not for hold: models are attached to while they are loaded")
 		case order:
@@ -125,7 +123,7 @@ started.`,
 		case *f.keep != "" && *f.share == hold.ShareIPC:
 			return usageErrorf("--keep needs descriptors: --share fd or auto")
 		}
-		if err := checkNames(args); err != nil {
+		if err := f.checkNames(args); err != nil {
 			return err
 		}
 		f.load.sayCombinations(notices(cmd), fs)
@@ -237,7 +235,7 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 		return err
 	}
 	defer opener.Close()
-	held := heldOpener{Opener: opener}
+	held := heldOpener{Opener: opener, streams: paths}
 	if expect := f.load.hashes.expect(); expect != nil { // of this model, and not of those that others add
 		flags := f.load.remote
 		flags.expect = expect

@@ -44,7 +44,6 @@ func TestHoldFromElsewhere(t *testing.T) {
 	}
 	r.start(t, "attach", "added", "--verify", "--file", "hf:org/tiny:Q2_K").exits(t, exitMismatch, "not the file that the model was loaded from")
 	r.start(t, "hold", "--add", "ollama:"+env["REGISTRY"]+"/library/none").exits(t, exitFailed, "no such model")
-	r.start(t, "hold", "--add", "-", "--name", "x").exits(t, exitUsage, "hold takes no stream")
 	h.ends(t, r)
 	b, err := os.ReadFile(samplePath)
 	if err != nil {

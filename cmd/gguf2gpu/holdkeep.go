@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/gguf2gpu/gguf2gpu/loader/hold"
+	"github.com/gguf2gpu/gguf2gpu/loader/remote/models"
 )
 
 // untilHangup is a context that also ends when the terminal is gone (SIGHUP), unless that is to be ignored, as nohup
@@ -51,11 +52,21 @@ func (f *holdFlags) sayKeeper(cmd *cobra.Command) {
 	})
 }
 
-// checkNames refuses models that would be held under the same name, before any of them is loaded.
-func checkNames(paths []string) error {
+// checkNames refuses models that would be held under the same name, and streams that would have none or would have to
+// come twice, before any of them is loaded.
+func (f *holdFlags) checkNames(paths []string) error {
 	seen := map[string]string{}
 	for _, path := range paths {
 		name := hold.DefaultName(path)
+		if models.IsStream(path) {
+			switch {
+			case *f.name == "":
+				return usageErrorf("%s needs --name, under which others ask for it", path)
+			case *f.verify || *f.export.to != "" || f.load.hashes.given():
+				return usageErrorf("--verify, --readback, --hash and --expect read MODEL a second time, and %s comes once: write it to a file first",
+					path)
+			}
+		}
 		if other, twice := seen[name]; twice {
 			return usageErrorf("%q and %q would both be held as %q: hold one of them, and add the other with "+
 				"'gguf2gpu hold --add MODEL --name NAME'", other, path, name)

@@ -26,6 +26,9 @@ type holdPart struct {
 func (f *holdFlags) prepare(name string) error {
 	ranks := f.load.shard.ranks
 	if ranks != nil {
+		if models.IsStream(name) {
+			return usageErrorf("each part of several ranks is read by itself, and %s comes once: write it to a file first", name)
+		}
 		if f.load.split.set("split") || f.load.split.set("split-ratio") {
 			return usageErrorf("--split and --split-ratio are for one rank: each of several has all of its part on one device")
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
 	"github.com/gguf2gpu/gguf2gpu/loader/remote"
@@ -12,13 +13,15 @@ import (
 // heldOpener opens models that are held: those that other processes name, too, whose streams are not this process's.
 type heldOpener struct {
 	*models.Opener
+	streams   []string       // models that this process was told to hold: these may be streams
 	expecting *models.Opener // opens the model elsewhere of which something is expected; nil: there is none
 	expected  string         // its name
 }
 
 // Opens reports whether a name is for it.
 func (o heldOpener) Opens(name string) bool {
-	return o.expecting != nil && name == o.expected || o.Opener.Opens(name) && !models.IsStream(name)
+	return o.expecting != nil && name == o.expected ||
+		o.Opener.Opens(name) && (!models.IsStream(name) || slices.Contains(o.streams, name))
 }
 
 // Open opens a model.

@@ -138,13 +138,20 @@ func (p *process) follow(t *testing.T) {
 // hold starts 'gguf2gpu hold'.
 func (r *rig) hold(t *testing.T, args ...string) *process {
 	t.Helper()
+	p := r.holding(t, args...)
+	p.run(t)
+	return p
+}
+
+// holding is hold without starting it.
+func (r *rig) holding(t *testing.T, args ...string) *process {
+	t.Helper()
 	p := r.command(t, "hold", append(args, "--device", r.device, "--progress", "none", "--ready-fd", "3", "--threads", "2")...)
 	ready, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.ready, p.ExtraFiles = ready, []*os.File{write}
-	p.run(t)
 	return p
 }
 

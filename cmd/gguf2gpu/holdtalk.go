@@ -78,6 +78,9 @@ func (f *holdFlags) talk(cmd *cobra.Command, args []string) error {
 	}
 	switch o.names[0] {
 	case "add":
+		if models.IsStream(args[0]) {
+			return usageErrorf("--add %s: the process that holds models has another one: name a file", args[0])
+		}
 		a := hold.AddRequest{Path: args[0], Name: *f.name, Elsewhere: !models.IsPath(args[0])}
 		if cmd.Flags().Changed("dtype") {
 			a.Policy = f.load.dtype

@@ -88,7 +88,7 @@ func (m *manifest) check() error {
 			return fmt.Errorf("a path of %d bytes and a name of %d, the limit is %d", len(f.Path), len(f.Name), maxText)
 		}
 		hash, err := hex.DecodeString(f.HeaderSHA256)
-		if !filepath.IsAbs(f.Path) && f.Source == nil || err != nil || len(hash) != 32 || f.Size < 0 {
+		if !filepath.IsAbs(f.Path) && f.Source == nil && !f.Once || err != nil || len(hash) != 32 || f.Size < 0 {
 			return fmt.Errorf("file %.300q of %d bytes with the hash %.100q: what is wanted is an absolute path, a size and a SHA-256",
 				f.Path, f.Size, f.HeaderSHA256)
 		}

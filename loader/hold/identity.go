@@ -7,10 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
-	"github.com/gguf2gpu/gguf2gpu/loader"
 )
 
 // ErrOtherFile is matched by the error of SameFile when a file is not what a model was loaded from.
@@ -26,6 +26,8 @@ type FileIdentity struct {
 	// are empty.
 	Name   string         `json:"name,omitempty"`
 	Source *gguf.Identity `json:"source,omitempty"`
+	// Once says that it came as a stream, of which only size and header are known.
+	Once bool `json:"once,omitempty"`
 }
 
 // SameFile reports whether f is the file, of one part or several, that a model was loaded from: files is Info.Files. It
@@ -60,7 +62,7 @@ func identify(f *gguf.File, name string) ([]FileIdentity, error) {
 	for _, p := range f.Parts() {
 		info := p.Info()
 		if info == nil {
-			id, err := identifySource(p, name)
+			id, err := identifySource(p, name, f.Reading().Once)
 			if err != nil {
 				return nil, err
 			}
@@ -70,6 +72,11 @@ func identify(f *gguf.File, name string) ([]FileIdentity, error) {
 		path, err := filepath.Abs(p.Path)
 		if err != nil {
 			return nil, err
+		}
+		if name != "" { // a descriptor: its path is for this process alone
+			if real, err := os.Readlink(path); err == nil {
+				path = real
+			}
 		}
 		id := FileIdentity{Path: path, Size: p.Size, ModTime: info.ModTime().UnixNano()}
 		err = f.Guard(func() error {
@@ -85,13 +92,14 @@ func identify(f *gguf.File, name string) ([]FileIdentity, error) {
 	return files, nil
 }
 
-// identifySource describes a part that is not a file. Its header is read once more.
-func identifySource(p *gguf.Part, name string) (FileIdentity, error) {
-	source, ok := p.Identity()
-	if !ok {
+// identifySource describes a part that is not a file. Its header is read once more; a stream keeps it.
+func identifySource(p *gguf.Part, name string, once bool) (FileIdentity, error) {
+	id := FileIdentity{Path: p.Path, Size: p.Size, Name: name, Once: once}
+	if source, ok := p.Identity(); ok {
+		id.Source = &source
+	} else if !once {
 		return FileIdentity{}, fmt.Errorf("hold: there is nothing to tell whether %s has changed: use a file", p.Path)
 	}
-	id := FileIdentity{Path: p.Path, Size: p.Size, Name: name, Source: &source}
 	sum := sha256.New()
 	r := p.Source().Range(context.Background(), 0, min(p.DataOffset, p.Size))
 	_, err := io.Copy(sum, r)
@@ -118,15 +126,7 @@ func (o *Options) open(ctx context.Context, path string) (*gguf.File, error) {
 	if !o.opens(path) {
 		return gguf.Open(path)
 	}
-	f, err := o.Opener.Open(ctx, path)
-	if err == nil && f.Reading().Once {
-		err = errors.Join(fmt.Errorf("%w: %s can be read only once, and a model that is held may have to be loaded again",
-			loader.ErrBadOption, path), f.Close())
-	}
-	if err != nil {
-		return nil, err
-	}
-	return f, nil
+	return o.Opener.Open(ctx, path)
 }
 
 // nameOf is what a model was opened by; "" for a file.

@@ -18,7 +18,7 @@ import (
 // wantImage reports whether m is to get an image, and begins to make it: of what its load has kept on the way, or else
 // of file, which is closed in the end. h.mu is held.
 func (h *Holder) wantImage(m *held, file *gguf.File, t *teeing) bool {
-	if h.pool == nil || m.image != nil || m.imaging != nil {
+	if h.pool == nil || m.image != nil || m.imaging != nil || m.once && t == nil {
 		return false
 	}
 	ctx, cancel := context.WithCancel(h.ctx)
@@ -162,7 +162,7 @@ func (h *Holder) dropTee(t *teeing) {
 // unchanged refuses a file that was written to since it was identified.
 func unchanged(file *gguf.File, was []FileIdentity) error {
 	for i, p := range file.Parts() {
-		if was[i].Source != nil { // each read has found that out
+		if was[i].Source != nil || was[i].Once { // each read has found that out, or nothing can
 			continue
 		}
 		info, err := os.Stat(p.Path)
@@ -207,7 +207,9 @@ func (h *Holder) idlestImage(m *held) (v *held) {
 	defer h.mu.Unlock()
 	for _, x := range h.models {
 		busy := x.now != nil && !x.now.finished && x.now.image != nil
-		if x.base() == m.base() || x.image == nil || x.pinned || busy || x.order > m.order || v != nil && v.order < x.order {
+		last := x.once && x.now == nil // this is all that there is of it
+		if x.base() == m.base() || x.image == nil || x.pinned || last || busy || x.order > m.order ||
+			v != nil && v.order < x.order {
 			continue
 		}
 		select {

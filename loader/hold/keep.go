@@ -110,7 +110,7 @@ func (h *Holder) adopt(k Kept, by string) (_ *held, err error) {
 		defer prints.Close()
 	}
 	path := cmp.Or(man.Files[0].Name, man.Files[0].Path)
-	m, err := newHeld(man.Name, path, man.Files[0].Source != nil)
+	m, err := newHeld(man.Name, path, man.Files[0].Source != nil || man.Files[0].Once)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func (h *Holder) adopt(k Kept, by string) (_ *held, err error) {
 		return nil, err
 	}
 	defer h.adding.Done()
-	m.adopted, m.files, m.arch = true, man.Files, man.Architecture
+	m.adopted, m.files, m.arch, m.once = true, man.Files, man.Architecture, man.Files[0].Once
 	r := &residence{
 		id: k.ID, manifest: man, memory: newSharedMemory(h.devices, &m.ranges), claimed: h.need(p), began: time.Now(),
 		ended: make(chan struct{}), finished: true, keptBy: by,
@@ -250,7 +250,7 @@ func (d *description) spec(p plan.Spec) (plan.Spec, error) {
 
 // refill makes an image of a model that has none, if its file is still there and the same.
 func (h *Holder) refill(m *held) {
-	if h.pool == nil {
+	if h.pool == nil || m.once {
 		return
 	}
 	file, err := h.options.open(h.ctx, m.path)

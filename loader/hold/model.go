@@ -107,6 +107,7 @@ type held struct {
 	noImage  func() // ends imaging; nil: it is not going on
 	attached int
 	pinned   bool
+	once     bool // it came as a stream, and cannot be loaded again
 	dropping bool
 	loaded   bool // it was in device memory once
 	used     time.Time

@@ -91,6 +91,9 @@ func (h *Holder) source(ctx context.Context, m *held) (*loader.Plan, *residence,
 		m.hf, m.hfError = plan.HFTensors(file)
 	}
 	m.files, r.file = files, file
+	h.mu.Lock()
+	m.once = files[0].Once
+	h.mu.Unlock()
 	return p, r, nil
 }
 

@@ -47,7 +47,7 @@ func (h *Holder) putToSleep(ctx context.Context, m *held, evict bool) error {
 		case r == nil:
 			h.mu.Unlock()
 			return nil
-		case m.attached > 0 || m.pinned || m.dropping:
+		case m.attached > 0 || m.pinned || m.dropping || m.mustStay():
 			err := h.staysAwake(m)
 			h.mu.Unlock()
 			if evict {
@@ -107,8 +107,15 @@ func (h *Holder) staysAwake(m *held) error {
 	case m.attached > 0:
 		return fmt.Errorf("hold: %q: %w, %d of them", m.name, ErrAttached, m.attached)
 	}
+	if m.mustStay() {
+		return fmt.Errorf("hold: %q: %w: it came as a stream, and could not be loaded again; with --ram it can sleep in host memory",
+			m.name, ErrPinned)
+	}
 	return fmt.Errorf("hold: %q: %w: unpin it first", m.name, ErrPinned)
 }
+
+// mustStay reports whether device memory is the only place where m is. h.mu is held.
+func (m *held) mustStay() bool { return m.once && m.image == nil && m.imaging == nil }
 
 // promise notes that the memory of r will soon be free, or that it is no longer on its way to that. h.mu is held.
 func (h *Holder) promise(r *residence, begins bool) {
@@ -396,7 +403,7 @@ func lacking(err error, devices int) []uint64 {
 // room for each other: they are of use together only. h.mu is held.
 func (x *held) mayGo(m *held) bool {
 	there := x.now != nil && x.now.err == nil || x.claims != nil
-	return x.base() != m.base() && there && x.attached == 0 && !x.pinned && !x.dropping
+	return x.base() != m.base() && there && x.attached == 0 && !x.pinned && !x.dropping && !x.mustStay()
 }
 
 // takes is how many bytes of device d x has, or is about to have. h.mu is held.
@@ -461,6 +468,8 @@ func (h *Holder) budgetError(m *held, r *residence, lack []uint64) error {
 					why = "pinned"
 				case x.base() == m.base():
 					why = "of the same model"
+				case x.mustStay():
+					why = "from a stream"
 				}
 				stay = append(stay, fmt.Sprintf("%q with %s (%s)", x.name, humanize.IBytes(x.takes(d)), why))
 			}

@@ -198,12 +198,16 @@ func (o *Opener) bucketStore(n s3.Name) (*s3.Store, error) {
 
 // openStdin opens what comes on standard input.
 func (o *Opener) openStdin(ctx context.Context) (*gguf.File, error) {
+	f, isFile := o.o.Stdin.(*os.File)
+	if isFile && startsRegular(f) {
+		return o.openFile(ctx, f, "-")
+	}
 	var r io.Reader
 	o.stdin.Do(func() { r = o.o.Stdin })
-	if r == nil {
+	switch {
+	case r == nil:
 		return nil, fmt.Errorf("%w -: standard input can be read once, and by one who has it", remote.ErrAddress)
-	}
-	if f, ok := r.(*os.File); ok {
+	case isFile:
 		return o.openFile(ctx, f, "-")
 	}
 	return o.openStream(ctx, r, "-")
@@ -229,14 +233,23 @@ func (o *Opener) openFile(ctx context.Context, f *os.File, name string) (*gguf.F
 	if err != nil {
 		return nil, fmt.Errorf("%w %s: there is no such descriptor: %w", remote.ErrAddress, name, err)
 	}
-	at, seekable := f.Seek(0, io.SeekCurrent)
 	switch {
 	case info.IsDir():
 		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("is a directory")}
-	case info.Mode().IsRegular() && at == 0 && seekable == nil:
+	case startsRegular(f):
 		return o.openRegular(ctx, f, name)
 	}
 	return o.openStream(ctx, f, name)
+}
+
+// startsRegular reports whether f is a regular file at its beginning, which can be opened any number of times.
+func startsRegular(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return false
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	return err == nil && at == 0
 }
 
 // openStream opens what comes once. It is compared with what is expected of it while it comes.

@@ -176,7 +176,7 @@ func TestExpect(t *testing.T) {
 	}
 }
 
-// TestStandardInput: it is read as a file where it is one, and else as a stream, once.
+// TestStandardInput: it is read as a file where it is one, any number of times, and else as a stream, once.
 func TestStandardInput(t *testing.T) {
 	t.Parallel()
 	model := fake.Model(1, 2<<20)
@@ -214,8 +214,14 @@ func TestStandardInput(t *testing.T) {
 			t.Errorf("%s comes once: %t", what, f.Reading().Once)
 		}
 		wantTensor(t, f, model)
-		if _, err := o.Open(t.Context(), "-"); !errors.Is(err, remote.ErrAddress) {
+		switch again, err := o.Open(t.Context(), "-"); {
+		case tt.once && !errors.Is(err, remote.ErrAddress), !tt.once && err != nil:
 			t.Errorf("%s, again: %v", what, err)
+		case err == nil:
+			wantTensor(t, again, model)
+			if err := again.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 		if err := f.Close(); err != nil {
 			t.Error(err)
