@@ -174,6 +174,37 @@ func TestStoppedHolder(t *testing.T) {
 	h.ends(t, r)
 }
 
+// TestStoppedKeeper: a keeper that is stopped does not hold up a model that goes to sleep. It is said for whom the
+// memory waits, and all is well when the keeper goes on.
+func TestStoppedKeeper(t *testing.T) {
+	r := newRig(t, "soft")
+	keeper, socket := r.keeper(t)
+	h := r.hold(t, samplePath, "--share", "fd", "--keep", socket).isReady(t)
+	until(t, "it is kept", func() bool { return strings.Contains(keeper.stderr.String(), "keeping id=") })
+	if err := keeper.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if m := r.list(t, "--sleep", "tiny-llama"); m[0].State != "stored" || m[0].Tiers.VRAM != 0 {
+		t.Errorf("%+v", m)
+	}
+	want := fmt.Sprintf("the keeper, process %d, which is stopped", keeper.Process.Pid)
+	if !strings.Contains(h.stderr.String(), want) {
+		t.Errorf("no %q in %s", want, h.stderr)
+	}
+	if strings.Contains(keeper.stderr.String(), "gave up") {
+		t.Error("the keeper was not stopped")
+	}
+	if err := keeper.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is given up", func() bool { return strings.Contains(keeper.stderr.String(), "gave up") })
+	if a := r.attach(t, "--verify"); !a.Verified {
+		t.Errorf("%+v", a)
+	}
+	h.ends(t, r)
+	keeper.ends(t, r)
+}
+
 // TestHealth asks a holder whether it is ready.
 func TestHealth(t *testing.T) {
 	r := newRig(t, "soft")

@@ -109,6 +109,7 @@ type Holder struct {
 	uses      uint64
 	claimed   []uint64      // bytes of device memory that are promised to models, by device
 	freeing   []uint64      // of these, bytes that are being freed
+	awaited   string        // the Keeper that somebody waited for in vain, in words; it may have answered since
 	scratch   []uint64      // bytes that loads which are going on may take besides
 	changed   chan struct{} // closed when there may be room that was not there before
 }
@@ -360,11 +361,16 @@ func (h *Holder) dissolve(m *held, forget bool) (err error) {
 		noImage()
 	}
 	if r != nil {
+		var forgotten <-chan struct{}
 		if forget {
-			h.unkeep(m, r)
+			h.mu.Lock()
+			h.promise(r)
+			h.mu.Unlock()
+			forgotten = h.unkeep(m, r)
 		}
 		err = h.release(m, r)
 		<-r.ended
+		h.awaitUnkept(m, forgotten)
 	}
 	if imaging != nil {
 		<-imaging

@@ -266,6 +266,16 @@ func (c KeeperClient) Instance(ctx context.Context) (string, error) {
 	return fmt.Sprint(p.pid, " ", info.ModTime().UnixNano()), nil
 }
 
+// who tells which process it is, for people who wait for it.
+func (c KeeperClient) who(ctx context.Context) string {
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return "the keeper"
+	}
+	defer conn.Close()
+	return "the keeper, " + who(conn)
+}
+
 func (c KeeperClient) dial(ctx context.Context) (*net.UnixConn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", c.Socket)
@@ -307,6 +317,9 @@ func (c KeeperClient) ask(ctx context.Context, q keeperRequest, files []*os.File
 		got, err := readKeeper(conn, &r)
 		switch {
 		case err != nil:
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				err = fmt.Errorf("%s: %w", who(conn), err)
+			}
 			return all, orCause(ctx, fmt.Errorf("hold: the keeper: %w", err))
 		case r.Error != "":
 			closeAll(got)

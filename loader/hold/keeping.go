@@ -3,6 +3,7 @@ package hold
 import (
 	"context"
 	"errors"
+	"os"
 	"time"
 )
 
@@ -69,17 +70,90 @@ func (h *Holder) keep(m *held, r *residence) {
 	}
 }
 
-// unkeep makes the Keeper give up r.
-func (h *Holder) unkeep(m *held, r *residence) {
+// keepSoon is keep, but does not wait for long: whoever loads a model is not to wait for a keeper that is stopped.
+func (h *Holder) keepSoon(m *held, r *residence) {
 	if h.options.Keep == nil || r.memory == nil {
 		return
 	}
+	done := make(chan struct{})
+	h.background.Go(func() { defer close(done); h.keep(m, r) })
+	if !h.within(done, waitingTime) {
+		h.log.Warn("the model is loaded, and its keeper does not answer yet", "model", m.name, "keeper", h.keeperWho())
+	}
+}
+
+// within waits until done is closed, but for so long at most, and not after the Holder's end.
+func (h *Holder) within(done <-chan struct{}, d time.Duration) bool {
+	select {
+	case <-done:
+		return true
+	case <-time.After(d):
+	case <-h.ctx.Done():
+	}
+	return false
+}
+
+// keeperWho tells about the Keeper, for people who wait for it.
+func (h *Holder) keeperWho() string {
+	k, ok := h.options.Keep.(interface{ who(context.Context) string })
+	if !ok {
+		return "the keeper"
+	}
+	return k.who(h.ctx)
+}
+
+// unkeep makes the Keeper give up r. What r has claimed stays claimed until it has: the memory is not free before. The
+// result is closed then; nil: nobody keeps it.
+func (h *Holder) unkeep(m *held, r *residence) <-chan struct{} {
+	if h.options.Keep == nil || r.memory == nil {
+		return nil
+	}
+	h.mu.Lock()
+	r.withKeeper = true
+	h.mu.Unlock()
+	done := make(chan struct{})
+	h.background.Go(func() {
+		defer close(done)
+		for again := true; again; {
+			again = h.tryUnkeep(m, r)
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		r.withKeeper = false
+		h.settle(r)
+	})
+	return done
+}
+
+// tryUnkeep is one attempt of unkeep. It reports whether another one makes sense: a keeper that does not answer has the
+// memory.
+func (h *Holder) tryUnkeep(m *held, r *residence) (again bool) {
 	h.keeping.Lock()
 	defer h.keeping.Unlock()
 	r.unkept = true
-	if err := h.forgetKept(r.id); err != nil && !r.keepFailed {
+	ctx, cancel := context.WithTimeout(h.ctx, keepTime)
+	defer cancel()
+	err := h.options.Keep.Forget(ctx, r.id)
+	switch {
+	case err == nil || h.ctx.Err() != nil:
+	case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded):
+		return true
+	case !r.keepFailed:
 		h.log.Warn("the keeper goes on keeping the model's memory", "model", m.name, "error", err)
 	}
+	return false
+}
+
+// awaitUnkept waits for the Keeper, but not for long: one that is stopped is to hold up nothing but its memory.
+func (h *Holder) awaitUnkept(m *held, forgotten <-chan struct{}) {
+	if forgotten == nil || h.within(forgotten, waitingTime) || h.ctx.Err() != nil {
+		return
+	}
+	who := h.keeperWho()
+	h.mu.Lock()
+	h.awaited = who
+	h.mu.Unlock()
+	h.log.Warn("device memory is not free before the keeper has given it up", "model", m.name, "keeper", who)
 }
 
 func (h *Holder) forgetKept(id string) error {

@@ -145,11 +145,15 @@ type residence struct {
 	finished bool   // the load has ended
 	err      error  // why it failed; once finished
 	freed    bool   // the model is closed
+	promised bool   // that its memory will be free soon
+	settled  bool   // what it claimed is given back, or never will be
 	left     uint64 // bytes that closing it could not free
 
 	proved      bool   // the load compared fingerprints, and all were right
 	provedBytes uint64 // by it
 	damaged     int    // blocks that were found damaged and are so still
+
+	withKeeper bool // a Keeper has been asked to give it up, and may have it still
 
 	unseen map[int]bool // of a model that was adopted with fingerprints: devices that are not compared with them yet
 }

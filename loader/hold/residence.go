@@ -219,7 +219,7 @@ func (h *Holder) watch(m *held, r *residence) {
 		h.log.Error("the load failed", "model", m.name, "error", err)
 	}
 	if err == nil {
-		h.keep(m, r)
+		h.keepSoon(m, r)
 	}
 	switch {
 	case fill: // it closes the file
@@ -262,7 +262,8 @@ func (h *Holder) free(m *held, r *residence) {
 	}
 }
 
-// release closes a residence's model, and notes what that could not free. What it did free, others may have.
+// release closes a residence's model, and notes what that could not free. What it did free, others may have, once no
+// Keeper has it.
 func (h *Holder) release(m *held, r *residence) error {
 	err := r.model.Close()
 	h.mu.Lock()
@@ -274,11 +275,24 @@ func (h *Holder) release(m *held, r *residence) error {
 	if e, ok := errors.AsType[*loader.LeftError](err); ok {
 		r.left = e.DeviceBytes
 		h.log.Error("device memory stays taken until this process ends", "model", m.name, "bytes", r.left)
-	} else {
-		for d, n := range r.claimed {
+	}
+	h.settle(r)
+	return err
+}
+
+// settle gives back what r has claimed, and fulfils what was promised of it, once its memory is free. h.mu is held.
+func (h *Holder) settle(r *residence) {
+	if !r.freed || r.withKeeper {
+		return
+	}
+	for d, n := range r.claimed {
+		if r.left == 0 && !r.settled {
 			h.claimed[d] -= n
 		}
+		if r.promised {
+			h.freeing[d] -= n
+		}
 	}
+	r.settled, r.promised = true, false
 	h.notify()
-	return err
 }

@@ -307,7 +307,7 @@ func (h *Holder) rewake(m *held, r *residence) bool {
 		return false
 	}
 	m.now = nil
-	h.promise(r, true)
+	h.promise(r)
 	h.mu.Unlock()
 	err := h.vacate(m, r)
 	if err == nil {

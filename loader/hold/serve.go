@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -244,6 +245,8 @@ func (h *Holder) waitsFor(name string) string {
 // comingOf says what is going on with m; "" if nothing is known. h.mu is held.
 func (h *Holder) comingOf(m *held) string {
 	switch {
+	case m.coming && h.awaited != "" && slices.ContainsFunc(h.freeing, func(n uint64) bool { return n > 0 }):
+		return fmt.Sprintf("model %q, for which memory has to be given up by %s", m.name, h.awaited)
 	case !m.isOpen():
 		return fmt.Sprintf("model %q, which is being opened", m.name)
 	case m.coming:

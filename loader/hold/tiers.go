@@ -60,7 +60,7 @@ func (h *Holder) putToSleep(ctx context.Context, m *held, evict bool) error {
 			wait = m.imaging
 		default:
 			m.now = nil // nobody attaches to it any more
-			h.promise(r, true)
+			h.promise(r)
 		}
 		h.mu.Unlock()
 		if wait == nil {
@@ -90,12 +90,12 @@ func (h *Holder) putToSleep(ctx context.Context, m *held, evict bool) error {
 // vacate gives back the device memory of r, which is promised already: m has it no more. The caller has m's turn.
 func (h *Holder) vacate(m *held, r *residence) error {
 	<-r.ended
-	h.unkeep(m, r)
+	forgotten := h.unkeep(m, r)
 	err := h.release(m, r)
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.promise(r, false)
 	h.left += r.left
+	h.mu.Unlock()
+	h.awaitUnkept(m, forgotten)
 	return err
 }
 
@@ -117,14 +117,14 @@ func (h *Holder) staysAwake(m *held) error {
 // mustStay reports whether device memory is the only place where m is. h.mu is held.
 func (m *held) mustStay() bool { return m.once && m.image == nil && m.imaging == nil }
 
-// promise notes that the memory of r will soon be free, or that it is no longer on its way to that. h.mu is held.
-func (h *Holder) promise(r *residence, begins bool) {
+// promise notes that the memory of r will soon be free; see settle. h.mu is held.
+func (h *Holder) promise(r *residence) {
+	if r.promised || r.settled {
+		return
+	}
+	r.promised = true
 	for d, n := range r.claimed {
-		if begins {
-			h.freeing[d] += n
-		} else {
-			h.freeing[d] -= n
-		}
+		h.freeing[d] += n
 	}
 	h.notify()
 }
