@@ -88,7 +88,7 @@ func FuzzDescription(f *testing.F) {
 	for devices, s := range specs() {
 		m, _ := manifestOf(f, s, devices)
 		b, err := json.Marshal(description{Version: wireVersion, Manifest: m, Rules: []string{"attn=f32"}, Tensors: "^blk",
-			Ratio: []float64{1, 2}})
+			Ratio: []float64{1, 0, 2, 0, 3}[:2*devices-1], Prints: true})
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -104,8 +104,15 @@ func FuzzDescription(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if s, err := d.spec(p.Spec); err == nil && len(s.Rules) != len(d.Rules) {
+		s, err := d.spec(p.Spec)
+		if err == nil && len(s.Rules) != len(d.Rules) {
 			t.Errorf("%d rules of %d", len(s.Rules), len(d.Rules))
+		}
+		if n := len(s.Split.Ratio); err == nil && n > 0 && len(s.Split.Among(n)) == p.Devices {
+			wide, err := widen(p, s, s.Split.Among(n), n)
+			if err == nil && (wide.Devices != n || wide.Len() != p.Len() || wide.DeviceBytes() != p.DeviceBytes()) {
+				t.Errorf("%d tensors on %d devices became %d on %d, want %d", p.Len(), p.Devices, wide.Len(), wide.Devices, n)
+			}
 		}
 		seen := make(map[string]bool)
 		for i := range p.Groups {

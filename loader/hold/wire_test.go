@@ -226,6 +226,7 @@ func FuzzRequest(f *testing.F) {
 	for _, s := range []string{
 		``, `{}`, `{"version":3,"op":"attach","model":"m"}`, `{"version":3,"op":"list","later":[1]}`,
 		`{"version":3,"op":"add","path":"/m-00001-of-00002.gguf","policy":"raw","rules":["norm=f32","(=f16"],"tensors":"^blk"}`,
+		`{"version":3,"op":"attach","rank":1,"world":4}`, `{"version":3,"op":"attach","rank":-1,"world":-1}`,
 		`{"version":3,"op":"attach","residence":"0f"}`, `{"version":3,"op":"sleep","model":"m"}`,
 		`{"op":"add","model":"\u0000","tensors":"((a{1000}){1000}){1000}"}`, `{"rules":["","",""]}`,
 	} {
