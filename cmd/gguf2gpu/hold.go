@@ -72,7 +72,7 @@ started.`,
   gguf2gpu hold --add other.gguf --dtype raw
   gguf2gpu hold a.gguf b.gguf --vram 20GiB --ram 40GiB
   gguf2gpu hold model.gguf --scrub 10s
-  curl -s https://example.com/m.gguf | gguf2gpu hold - --name m --ram 8GiB
+  gguf2gpu hold - --name piped --ram 8GiB
   gguf2gpu hold model.gguf --shard tensor --rank 0-3 --world 4 --device hip:0,1,2,3
   gguf2gpu hold --sleep assistant`,
 		Args: cobra.ArbitraryArgs,
