@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -73,8 +74,8 @@ func TestAwaitImage(t *testing.T) {
 				if _, err := l.PlanImage(p.Plan, im); !errors.Is(err, ErrBadOption) {
 					t.Errorf("before it is filled: %v", err)
 				}
-				for i := len(slabs) - 1; i >= 0; i-- { // the odd one first
-					if err := im.Supply(slabs[i]); err != nil {
+				for _, slab := range slices.Backward(slabs) { // the odd one first
+					if err := im.Supply(slab); err != nil {
 						t.Fatal(err)
 					}
 				}

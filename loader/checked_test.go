@@ -134,7 +134,8 @@ func TestCheckIsCancelled(t *testing.T) {
 func TestCheckOfAShare(t *testing.T) {
 	t.Parallel()
 	for _, o := range []options{
-		{Tensors: regexp.MustCompile("norm")}, {Shard: plan.Shard{By: plan.ShardLayers, Rank: 0, World: 2}},
+		{Tensors: regexp.MustCompile("norm")},
+		{Shard: plan.Shard{By: plan.ShardLayers, Rank: 0, World: 2}},
 		{Shard: plan.Shard{By: plan.ShardTensors, World: 1}},
 	} {
 		asked := false
@@ -159,8 +160,12 @@ func TestCheckOfAShare(t *testing.T) {
 func TestReadOnce(t *testing.T) {
 	t.Parallel()
 	for _, o := range []options{
-		{}, {Policy: plan.Raw, Connections: 16}, rawTight(), {Shard: plan.Shard{By: plan.ShardTensors, World: 1}},
-		{Hash: true}, {Split: plan.Split{By: plan.SplitNone}},
+		{},
+		{Policy: plan.Raw, Connections: 16},
+		rawTight(),
+		{Shard: plan.Shard{By: plan.ShardTensors, World: 1}},
+		{Hash: true},
+		{Split: plan.Split{By: plan.SplitNone}},
 	} {
 		for name, load := range map[string]loadFunc{"Load": load, "LoadSync": loadSync} {
 			for n := 1; n <= 3; n++ {

@@ -45,11 +45,28 @@ func TestBadOptions(t *testing.T) {
 	m := openModel(t, sample)
 	dev, sw := openDevice(t, soft.Options{})
 	for _, o := range []options{
-		{Streams: -1}, {Streams: 257}, {Threads: -1}, {Threads: 1 << 20}, {Connections: -1}, {Connections: 257},
-		{Chunk: 1}, {Chunk: 1 << 31}, {Staging: 1}, {Staging: -1}, {Staging: 1 << 20, Chunk: 2 << 20}, {Stall: -1},
-		{IO: 3}, {IO: 255}, {Dequant: 3}, {Dequant: 77},
-		{Policy: 4}, {Policy: 99}, {Rules: []plan.Rule{{}}}, {Rules: []plan.Rule{{Name: regexp.MustCompile("x"), Policy: 9}}},
-		{Split: plan.Split{By: 2}}, {Shard: plan.Shard{By: 3}},
+		{Streams: -1},
+		{Streams: 257},
+		{Threads: -1},
+		{Threads: 1 << 20},
+		{Connections: -1},
+		{Connections: 257},
+		{Chunk: 1},
+		{Chunk: 1 << 31},
+		{Staging: 1},
+		{Staging: -1},
+		{Staging: 1 << 20, Chunk: 2 << 20},
+		{Stall: -1},
+		{IO: 3},
+		{IO: 255},
+		{Dequant: 3},
+		{Dequant: 77},
+		{Policy: 4},
+		{Policy: 99},
+		{Rules: []plan.Rule{{}}},
+		{Rules: []plan.Rule{{Name: regexp.MustCompile("x"), Policy: 9}}},
+		{Split: plan.Split{By: 2}},
+		{Shard: plan.Shard{By: 3}},
 		{Shard: plan.Shard{By: plan.ShardTensors, World: 2, Rules: []plan.ShardRule{{}}}},
 	} {
 		for name, load := range map[string]loadFunc{"Load": load, "LoadSync": loadSync} {

@@ -229,9 +229,17 @@ func TestProofCallsFail(t *testing.T) {
 	f := openModel(t, small)
 	for name, load := range map[string]loadFunc{"Load": load, "LoadSync": loadSync} {
 		for _, fault := range []soft.Fault{
-			{Func: "hipMalloc"}, {Func: "hipHostMalloc"}, {Func: "hipEventCreateWithFlags"}, {Func: "hipStreamCreateWithFlags"},
-			{Func: "hipMemcpyAsync"}, {Func: "hipMemcpyAsync", Async: true}, {Func: "hipEventRecord"}, {Func: "hipEventQuery"},
-			{Func: "hipModuleLaunchKernel"}, {Func: "hipModuleLaunchKernel", Async: true}, {Func: "hipMemGetInfo"},
+			{Func: "hipMalloc"},
+			{Func: "hipHostMalloc"},
+			{Func: "hipEventCreateWithFlags"},
+			{Func: "hipStreamCreateWithFlags"},
+			{Func: "hipMemcpyAsync"},
+			{Func: "hipMemcpyAsync", Async: true},
+			{Func: "hipEventRecord"},
+			{Func: "hipEventQuery"},
+			{Func: "hipModuleLaunchKernel"},
+			{Func: "hipModuleLaunchKernel", Async: true},
+			{Func: "hipMemGetInfo"},
 		} {
 			t.Run(fmt.Sprintf("%s/%s %v", name, fault.Func, fault.Async), func(t *testing.T) {
 				t.Parallel()

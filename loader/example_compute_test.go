@@ -40,6 +40,7 @@ extern "C" __global__ void rms_norm(float *y, const float *x, const float *w, in
 type floats32 []byte
 
 func (f floats32) at(i int) float32 { return math.Float32frombits(binary.LittleEndian.Uint32(f[4*i:])) }
+
 func (f floats32) set(i int, v float32) {
 	binary.LittleEndian.PutUint32(f[4*i:], math.Float32bits(v))
 }

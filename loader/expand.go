@@ -124,7 +124,8 @@ func (l *Loader) expand(ctx context.Context, limit *watch.Limit, p *Plan, by Deq
 
 // expandGroup decides for one group. Devices with the same bytes all convert, or none does.
 func (l *Loader) expandGroup(ctx context.Context, limit *watch.Limit, p *Plan, i int, ready []kernelSet) ([]bool,
-	error) {
+	error,
+) {
 	tensors, keys := l.wantsExpanded(p, i)
 	if len(keys) == 0 {
 		return nil, nil

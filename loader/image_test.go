@@ -152,9 +152,17 @@ func TestImageFaults(t *testing.T) {
 			base := mustPlan(t, prepare, f, o)
 			im := imageOf(t, dev, f, base.Plan, 300_000)
 			for _, fault := range []soft.Fault{
-				{Func: "hipMalloc"}, {Func: "hipMemGetInfo"}, {Func: "hipStreamCreateWithFlags"}, {Func: "hipEventCreateWithFlags"},
-				{Func: "hipMemcpyAsync"}, {Func: "hipMemcpyAsync", Async: true}, {Func: "hipEventRecord"}, {Func: "hipEventQuery"},
-				{Func: "hipModuleLoadData"}, {Func: "hipModuleLaunchKernel"}, {Func: "hipModuleLaunchKernel", Async: true},
+				{Func: "hipMalloc"},
+				{Func: "hipMemGetInfo"},
+				{Func: "hipStreamCreateWithFlags"},
+				{Func: "hipEventCreateWithFlags"},
+				{Func: "hipMemcpyAsync"},
+				{Func: "hipMemcpyAsync", Async: true},
+				{Func: "hipEventRecord"},
+				{Func: "hipEventQuery"},
+				{Func: "hipModuleLoadData"},
+				{Func: "hipModuleLaunchKernel"},
+				{Func: "hipModuleLaunchKernel", Async: true},
 			} {
 				for n := 1; n <= 4; n++ {
 					if fault.N, fault.Code = n, amdhip.ErrUnknown; fault.Async { // a code that ends a stream's work for good

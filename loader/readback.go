@@ -201,7 +201,8 @@ func (r *readBack) piece(s *plan.Segment, buf []byte) Piece {
 
 // copy copies c's bytes from the device into buf. rest is whether the copy is known to be over.
 func (r *readBack) copy(ctx context.Context, c *plan.Chunk, stream *amdhip.Stream, buf *pinned.Buffer) (rest bool,
-	err error) {
+	err error,
+) {
 	left := r.limit.Left()
 	deadline := time.Now().Add(left - left/8)
 	from := r.part.ptr(r.n, c.Arena, c.Offset)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -81,9 +82,7 @@ func (s *fileServer) wantNoConnections(t *testing.T) {
 func breakOff(w http.ResponseWriter, r *http.Request, dir string, n int) {
 	rec := httptest.NewRecorder()
 	http.FileServer(http.Dir(dir)).ServeHTTP(rec, r)
-	for k, v := range rec.Header() {
-		w.Header()[k] = v
-	}
+	maps.Copy(w.Header(), rec.Header())
 	w.WriteHeader(rec.Code)
 	w.Write(rec.Body.Bytes()[:min(n, rec.Body.Len())])
 	panic(http.ErrAbortHandler)
@@ -176,8 +175,10 @@ func TestRemoteSplit(t *testing.T) {
 	if len(far.Parts()) != 3 {
 		t.Fatalf("%d parts", len(far.Parts()))
 	}
-	for _, o := range []options{{Policy: plan.F32}, {Policy: plan.Raw}, {Policy: plan.F16,
-		Tensors: regexp.MustCompile(`^b`)}, tight} {
+	for _, o := range []options{{Policy: plan.F32}, {Policy: plan.Raw}, {
+		Policy:  plan.F16,
+		Tensors: regexp.MustCompile(`^b`),
+	}, tight} {
 		w, err := load(t.Context(), far, o, dev)
 		if err != nil {
 			t.Fatal(err)

@@ -138,8 +138,10 @@ func TestRemoteMemory(t *testing.T) {
 	dev, _ := openDevice(t, soft.Options{})
 	_, m := newStub(t, 8, 8<<20)
 	for _, o := range []options{
-		{Policy: plan.Raw}, {Policy: plan.F32}, {Policy: plan.F32, Staging: 16 << 20, Connections: 64}, {Policy: plan.F32,
-			Hash: true},
+		{Policy: plan.Raw}, {Policy: plan.F32}, {Policy: plan.F32, Staging: 16 << 20, Connections: 64}, {
+			Policy: plan.F32,
+			Hash:   true,
+		},
 	} {
 		boundedMemory(t, dev, m, o)
 	}

@@ -51,8 +51,16 @@ func TestSizes(t *testing.T) {
 	t.Parallel()
 	m := openModel(t, sparse(t, 16, 64<<20)) // 2 GiB of F16
 	for _, o := range []options{
-		{}, {Threads: 100}, {Threads: 1}, {Streams: 7}, {Chunk: 1 << 28}, {Staging: 1 << 20},
-		{Staging: 4 << 20, Chunk: 64 << 10}, {Staging: 3_000_000}, {Connections: 5}, {Split: plan.Split{By: plan.SplitNone}},
+		{},
+		{Threads: 100},
+		{Threads: 1},
+		{Streams: 7},
+		{Chunk: 1 << 28},
+		{Staging: 1 << 20},
+		{Staging: 4 << 20, Chunk: 64 << 10},
+		{Staging: 3_000_000},
+		{Connections: 5},
+		{Split: plan.Split{By: plan.SplitNone}},
 	} {
 		for _, n := range []int{1, 2, 4} {
 			for _, far := range []bool{false, true} {

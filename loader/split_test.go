@@ -116,8 +116,12 @@ func TestSplitRefused(t *testing.T) {
 		{devs[:2], options{Staging: 64 << 10}, ErrBadOption, "65536 bytes: 32768 for each of 2 devices"},
 		{devs[:2], options{Chunk: 1 << 20, Staging: 1 << 20}, ErrBadOption, "do not hold a chunk of 1048576"},
 		{devs[:2], options{Policy: plan.F32}, ErrInsufficientMemory, "device 1: not enough device memory on"},
-		{devs[:2], options{Policy: plan.F32, Split: plan.Split{By: plan.SplitNone}}, ErrInsufficientMemory,
-			"device 0: not enough device memory on"},
+		{
+			devs[:2],
+			options{Policy: plan.F32, Split: plan.Split{By: plan.SplitNone}},
+			ErrInsufficientMemory,
+			"device 0: not enough device memory on",
+		},
 	} {
 		before := sw.Calls()["hipMalloc"]
 		for name, load := range map[string]loadFunc{"Load": load, "LoadSync": loadSync} {

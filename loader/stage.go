@@ -43,7 +43,8 @@ func (s *stage) serves(devices []*amdhip.Device, z sizes, timing bool) bool {
 
 // takeStage returns a stage for the devices: one that is there, or a new one. The caller must give it back.
 func (l *Loader) takeStage(ctx context.Context, limit *watch.Limit, devices []*amdhip.Device, z sizes,
-	timing bool) (*stage, error) {
+	timing bool,
+) (*stage, error) {
 	// Only one is made at a time, so that loads that begin together share it.
 	began := time.Now()
 	select {
@@ -186,7 +187,8 @@ func atRest(limit *watch.Limit, idle func(deadline time.Time) bool) bool {
 	left := limit.Left()
 	deadline := time.Now().Add(left - left/8) // so that idle answers before it is given up
 	yes, err := watch.Do(context.Background(), limit, "waiting for copies to end", func() (bool,
-		error) {
+		error,
+	) {
 		return idle(deadline), nil
 	},
 		func(bool) {})
@@ -232,7 +234,8 @@ func (l *Loader) leavePool(err error) error {
 
 // newStage makes the pool, the streams, and what it takes to expand on the devices.
 func (l *Loader) newStage(ctx context.Context, limit *watch.Limit, devices []*amdhip.Device, z sizes,
-	timing bool) (*stage, error) {
+	timing bool,
+) (*stage, error) {
 	s := &stage{devices: devices, asked: z, timing: timing}
 	chunk := z.chunk
 	if !z.unstaged {

@@ -144,7 +144,8 @@ func (r *benchReport) caption() bench.Caption {
 // benchModel returns the path of the model to load: the argument, or a synthetic one. The caller must call remove in
 // the end.
 func benchModel(cmd *cobra.Command, args []string, preset synth.Preset, progress string) (path string, remove func(),
-	err error) {
+	err error,
+) {
 	if len(args) == 1 {
 		return args[0], func() {}, nil
 	}

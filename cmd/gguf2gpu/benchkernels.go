@@ -92,7 +92,8 @@ func parseKernelDevice(s string) (deviceSpec, error) {
 
 // measureOnDevice opens the device, compiles the kernels between these types and measures them.
 func measureOnDevice(cmd *cobra.Command, device deviceSpec, cache string, types, dtypes []gguf.Type,
-	runs int, buffer uint64) (_ *bench.KernelsReport, err error) {
+	runs int, buffer uint64,
+) (_ *bench.KernelsReport, err error) {
 	ctx := cmd.Context()
 	keys := bench.DeviceKeys(types, dtypes)
 	if len(keys) == 0 {

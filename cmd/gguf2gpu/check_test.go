@@ -29,8 +29,10 @@ func TestManifest(t *testing.T) {
 	t.Parallel()
 	want := manifest{}
 	var hashes []loader.TensorHash
-	names := []string{"blk.0.attn_q.weight", "", "two  spaces", " ", `back\slash`, `\n`, "line\nbreak", "return\r", `\\`, "ключ",
-		"\x1b[31m\u202e", `\x1b`, "\xff"}
+	names := []string{
+		"blk.0.attn_q.weight", "", "two  spaces", " ", `back\slash`, `\n`, "line\nbreak", "return\r", `\\`, "ключ",
+		"\x1b[31m\u202e", `\x1b`, "\xff",
+	}
 	for _, name := range names {
 		h := loader.TensorHash{Name: name, Sum: sha256.Sum256([]byte(name))}
 		hashes, want[name] = append(hashes, h), h.Sum

@@ -131,7 +131,7 @@ func walkErrors(err error, visit func(error)) {
 		return
 	}
 	visit(err)
-	if all, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // it unwraps by hand
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range all.Unwrap() {
 			walkErrors(e, visit)
 		}

@@ -71,7 +71,8 @@ func parseFlips(s string) (softFlips, error) {
 
 // open opens the device that the flags name, for a command that works with one device. See openAll.
 func (f *deviceFlags) open(ctx context.Context, stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device,
-	error) {
+	error,
+) {
 	if f.device.list != "" {
 		return nil, nil, usageErrorf("--device %v: this command uses one device; load and verify can use several", *f.device)
 	}
@@ -86,7 +87,8 @@ func (f *deviceFlags) open(ctx context.Context, stderr io.Writer, logger *slog.L
 // so in a line on stderr; but a HIP library that the user has named and that cannot be used is an error. The caller
 // must close the runtime.
 func (f *deviceFlags) openAll(ctx context.Context, stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime,
-	[]*amdhip.Device, error) {
+	[]*amdhip.Device, error,
+) {
 	forSoft := *f.softMemory != 0 || *f.softLink != 0 || len(*f.softFlip) > 0
 	if f.device.kind == "hip" && forSoft {
 		return nil, nil, usageErrorf("--soft-memory, --soft-link and --soft-flip are for the software device, not for --device %v",
@@ -136,7 +138,8 @@ func pick(rt *amdhip.Runtime, numbers []int) ([]*amdhip.Device, error) {
 
 // openGPUs opens the GPUs that the flags name. Any failure makes the exit code 4, but a runtime that hangs.
 func (f *deviceFlags) openGPUs(ctx context.Context, stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime,
-	[]*amdhip.Device, error) {
+	[]*amdhip.Device, error,
+) {
 	doing(ctx, waitDevices, whyDevices)
 	limit := f.limit()
 	rt, err := watch.Do(ctx, limit, "opening the HIP library", func() (*amdhip.Runtime, error) {

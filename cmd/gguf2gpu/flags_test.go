@@ -71,10 +71,14 @@ func TestParseRate(t *testing.T) {
 func TestProveFlag(t *testing.T) {
 	t.Parallel()
 	for _, x := range []struct{ args, want string }{
-		{"load m --prove", "load m --prove"}, {"load --prove m", "load --prove m"}, {"load --prove on m", "load --prove=on m"},
-		{"load m --prove OFF --json", "load m --prove=OFF --json"}, {"load --prove=auto on", "load --prove=auto on"},
+		{"load m --prove", "load m --prove"},
+		{"load --prove m", "load --prove m"},
+		{"load --prove on m", "load --prove=on m"},
+		{"load m --prove OFF --json", "load m --prove=OFF --json"},
+		{"load --prove=auto on", "load --prove=auto on"},
 		{"load --prove --prove off -- --prove on", "load --prove --prove=off -- --prove on"},
-		{"load --prove maybe", "load --prove maybe"}, {"", ""},
+		{"load --prove maybe", "load --prove maybe"},
+		{"", ""},
 	} {
 		if got := strings.Join(joinProve(strings.Fields(x.args)), " "); got != x.want {
 			t.Errorf("%q becomes %q, want %q", x.args, got, x.want)

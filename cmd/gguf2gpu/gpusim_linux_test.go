@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,7 +46,7 @@ func newSimulated(t *testing.T) *simulated {
 // with returns a copy of s with more environment variables.
 func (s *simulated) with(env ...string) *simulated {
 	c := *s
-	c.env = append(c.env[:len(c.env):len(c.env)], env...)
+	c.env = append(slices.Clip(c.env), env...)
 	return &c
 }
 
@@ -181,7 +182,8 @@ func TestDequantCannot(t *testing.T) {
 		{"launch", s.with("HIPSIM_FAIL=hipModuleLaunchKernel:0:719"), exitFailed, []string{"hipErrorLaunchFailure"}, load},
 		{"fault", s.with("HIPSIM_FAIL=hipModuleLaunchKernel:5:700:async"), exitFailed, []string{"expand", "hipErrorIllegal"}, load},
 		{
-			"bench kernels without hipRTC", missing, exitNoDevice, []string{"/nowhere/libhiprtc.so"},
+			"bench kernels without hipRTC", missing, exitNoDevice,
+			[]string{"/nowhere/libhiprtc.so"},
 			[]string{"bench", "kernels", "--device", "hip", "--type", "q4_0"},
 		},
 	} {

@@ -307,7 +307,8 @@ func (f *holdFlags) run(ctx context.Context, cmd *cobra.Command, paths []string)
 // announce tells everybody that the models are loaded: whoever reads stdout, systemd, and who waits at the other end of
 // ready, which may be nil.
 func (f *holdFlags) announce(cmd *cobra.Command, h *hold.Holder, socket string, devs []*amdhip.Device,
-	ready *os.File, line *statusLine) error {
+	ready *os.File, line *statusLine,
+) error {
 	models := h.Models()
 	var err error
 	switch {

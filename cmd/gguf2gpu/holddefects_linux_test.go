@@ -29,8 +29,10 @@ func TestRuntimeDefects(t *testing.T) {
 		t.Run(tt.defect, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, "hip")
-			r.env = []string{"GGUF2GPU_HIP_LIBRARY=" + lib, "HIPSIM_VERSION=7", "HIPSIM_DELAY_US=10", "HIPSIM_POISON=0",
-				"HIPSIM_DEFECTS=ipc-aborts," + tt.defect}
+			r.env = []string{
+				"GGUF2GPU_HIP_LIBRARY=" + lib, "HIPSIM_VERSION=7", "HIPSIM_DELAY_US=10", "HIPSIM_POISON=0",
+				"HIPSIM_DEFECTS=ipc-aborts," + tt.defect,
+			}
 			h := r.hold(t, samplePath, "--ram", "64MiB", "--dtype", "raw").isReady(t)
 			until(t, "it is in host memory, too", func() bool { return r.list(t)[0].Tiers.RAM > 0 })
 			for range 2 {
@@ -63,8 +65,10 @@ func TestRuntimeDefectsWithKeeper(t *testing.T) {
 		t.Run(defect, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, "hip")
-			r.env = []string{"GGUF2GPU_HIP_LIBRARY=" + lib, "HIPSIM_DELAY_US=10", "HIPSIM_POISON=0",
-				"HIPSIM_DEFECTS=ipc-aborts," + defect}
+			r.env = []string{
+				"GGUF2GPU_HIP_LIBRARY=" + lib, "HIPSIM_DELAY_US=10", "HIPSIM_POISON=0",
+				"HIPSIM_DEFECTS=ipc-aborts," + defect,
+			}
 			keeper, socket := r.keeper(t)
 			args := []string{samplePath, "--keep", socket, "--dtype", "raw", "--ram", "64MiB"}
 			h := r.hold(t, args...).isReady(t)

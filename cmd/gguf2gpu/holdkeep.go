@@ -139,8 +139,10 @@ type statusLine struct {
 }
 
 func newStatusLine() *statusLine {
-	s := &statusLine{changed: make(chan struct{}, 1), said: make(chan string), quit: make(chan struct{}),
-		ended: make(chan struct{})}
+	s := &statusLine{
+		changed: make(chan struct{}, 1), said: make(chan string), quit: make(chan struct{}),
+		ended: make(chan struct{}),
+	}
 	go func() {
 		defer close(s.ended)
 		var last string

@@ -99,7 +99,8 @@ func (f *holdFlags) checkOutputs(names []string) error {
 // to attach to; who comes earlier waits.
 func (f *holdFlags) loadAll(ctx context.Context, h *hold.Holder, paths []string, serve func(),
 	bar *atomic.Pointer[progress],
-	notices, stderr io.Writer) error {
+	notices, stderr io.Writer,
+) error {
 	for _, path := range paths {
 		if err := f.load.sayUselessFor(notices, f.flags, path); err != nil {
 			return err

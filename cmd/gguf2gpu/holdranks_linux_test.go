@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,15 +17,17 @@ func TestHoldRanks(t *testing.T) {
 	onDevices := func(t *testing.T, r *rig, devices int) {
 		divided := []string{"--shard", "tensor", "--world", "2", "--shard-rule", "(ffn_down|attn_output)=replicate"}
 		keeper, socket := r.keeper(t)
-		holding := append(divided[:len(divided):len(divided)], samplePath, "--rank", "0-1", "--ram", "64MiB", "--share", "fd", "--keep", socket)
-		h := r.hold(t, append(holding[:len(holding):len(holding)], "--verify", "--hash", filepath.Join(r.dir, "held-{rank}"),
+		holding := append(slices.Clip(divided), samplePath, "--rank", "0-1", "--ram", "64MiB", "--share", "fd", "--keep", socket)
+		h := r.hold(t, append(slices.Clip(holding), "--verify", "--hash", filepath.Join(r.dir, "held-{rank}"),
 			"--readback", filepath.Join(r.dir, "held-{rank}-of-{world}.safetensors"))...).isReady(t)
 		for rank := range 2 {
 			number := strconv.Itoa(rank)
 			sums, out := filepath.Join(r.dir, "loaded-"+number), filepath.Join(r.dir, "loaded-"+number+".safetensors")
 			p := r.command(t, "load")
-			p.Args = append([]string{"gguf2gpu", "load", samplePath, "--rank", number, "--device", "soft", "--hash", sums, "--readback", out,
-				"--progress", "none"}, divided...)
+			p.Args = append([]string{
+				"gguf2gpu", "load", samplePath, "--rank", number, "--device", "soft", "--hash", sums, "--readback", out,
+				"--progress", "none",
+			}, divided...)
 			p.run(t)
 			p.exits(t, exitOK, "")
 			wantSameFile(t, filepath.Join(r.dir, "held-"+number), sums)

@@ -77,8 +77,10 @@ func serveMetrics(addr string, h *hold.Holder, ready *atomic.Bool, log *slog.Log
 		}
 		_, _ = w.Write([]byte("ok\n")) // who asked may have gone
 	})
-	server := &http.Server{Handler: mux, ReadTimeout: metricsTime, WriteTimeout: metricsTime, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)} // else it writes past what makes text harmless
+	server := &http.Server{
+		Handler: mux, ReadTimeout: metricsTime, WriteTimeout: metricsTime, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	} // else it writes past what makes text harmless
 	server.SetKeepAlivesEnabled(false) // so that nobody keeps a connection
 	ended := make(chan struct{})
 	go func() {

@@ -74,10 +74,20 @@ func startHubs(t *testing.T, sample string) [][2]string {
 		t.Fatal(err)
 	}
 	return [][2]string{
-		{"SSL_CERT_FILE", ca}, {"HF_ENDPOINT", hub.URL}, {"HF_HOME", dir}, {"HF_TOKEN", ""}, {"PRIVATE_HUB", private.URL},
-		{"AWS_ENDPOINT_URL", bucket}, {"AWS_ACCESS_KEY_ID", "AKIATEST"}, {"AWS_SECRET_ACCESS_KEY", "aws-secret"},
-		{"AWS_REGION", "eu-west-1"}, {"AWS_CONFIG_FILE", filepath.Join(dir, "none")}, {"GS_ENDPOINT_URL", bucket},
+		{"SSL_CERT_FILE", ca},
+		{"HF_ENDPOINT", hub.URL},
+		{"HF_HOME", dir},
+		{"HF_TOKEN", ""},
+		{"PRIVATE_HUB", private.URL},
+		{"AWS_ENDPOINT_URL", bucket},
+		{"AWS_ACCESS_KEY_ID", "AKIATEST"},
+		{"AWS_SECRET_ACCESS_KEY", "aws-secret"},
+		{"AWS_REGION", "eu-west-1"},
+		{"AWS_CONFIG_FILE", filepath.Join(dir, "none")},
+		{"GS_ENDPOINT_URL", bucket},
 		{"AWS_SHARED_CREDENTIALS_FILE", filepath.Join(dir, "none")},
-		{"HUB_TOKEN", hubToken}, {"REGISTRY", strings.TrimPrefix(registry.URL, "https://")}, {"OLLAMA_MODELS", store},
+		{"HUB_TOKEN", hubToken},
+		{"REGISTRY", strings.TrimPrefix(registry.URL, "https://")},
+		{"OLLAMA_MODELS", store},
 	}
 }

@@ -128,9 +128,14 @@ func TestInspectControlCharacters(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{
-		{"load", path, "--device", "soft"}, {"load", path, "--device", "soft", "--plan"}, {"verify", path + control},
-		{"load", path, "--tensors", "none" + control}, {"inspect", path, "--colour" + control}, {"inspect" + control},
-		{"load", path, "--dtype", control}, {"load", path, "--device", "soft", "--readback", "/nowhere" + control + "/x"},
+		{"load", path, "--device", "soft"},
+		{"load", path, "--device", "soft", "--plan"},
+		{"verify", path + control},
+		{"load", path, "--tensors", "none" + control},
+		{"inspect", path, "--colour" + control},
+		{"inspect" + control},
+		{"load", path, "--dtype", control},
+		{"load", path, "--device", "soft", "--readback", "/nowhere" + control + "/x"},
 	} {
 		var stdout, stderr bytes.Buffer
 		Main(t.Context(), args, nil, &stdout, &stderr)
@@ -151,7 +156,10 @@ func TestInspectSummary(t *testing.T) {
 			"template": strings.Repeat("x", 100),
 		},
 		tensors: []modelTensor{
-			{"a", gguf.Q8_0, []uint64{0, 5}}, {"b", 31, []uint64{0}}, {"c", 38, []uint64{32}}, {"d", 99999, nil},
+			{"a", gguf.Q8_0, []uint64{0, 5}},
+			{"b", 31, []uint64{0}},
+			{"c", 38, []uint64{32}},
+			{"d", 99999, nil},
 			{"e", gguf.Q4_0, []uint64{32}},
 		},
 	}.write(t, "m.gguf")

@@ -46,8 +46,10 @@ func TestJSONStream(t *testing.T) {
 		Text string         `json:"text"`
 		List []any          `json:"list"`
 		End  map[string]int `json:"end"`
-	}{1, strings.Repeat("ü\n\"\xff", maxPiece/3), []any{[]int{}, map[string]any{"k": 2.5}, map[string][]int{"x": {1,
-		2}}}, map[string]int{}})
+	}{1, strings.Repeat("ü\n\"\xff", maxPiece/3), []any{[]int{}, map[string]any{"k": 2.5}, map[string][]int{"x": {
+		1,
+		2,
+	}}}, map[string]int{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -200,7 +200,8 @@ func (f *loadFlags) plannedOutputs() []plannedOutput {
 
 // run loads file onto devices, with a loader for this one load.
 func (f *loadFlags) run(ctx context.Context, devices []*amdhip.Device, file *gguf.File, c loader.Config,
-	r loader.Request) (_ *loader.Model, err error) {
+	r loader.Request,
+) (_ *loader.Model, err error) {
 	l, err := loader.New(devices, c)
 	if err != nil {
 		return nil, err

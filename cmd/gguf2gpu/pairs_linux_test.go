@@ -45,7 +45,8 @@ type holder struct {
 
 // hold starts a holder and waits until it is ready or has failed. The end of ctx kills it.
 func (r *pairsRig) hold(ctx context.Context, c combination, dir string, rank int, more ...string) (h *holder,
-	err error) {
+	err error,
+) {
 	h = new(holder)
 	args := append(r.args(c, dir, rank), append(more, "--ready-fd", "3")...)
 	if h.Cmd, h.report, err = r.start(ctx, c, dir, args); err != nil {

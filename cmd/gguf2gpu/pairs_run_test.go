@@ -187,7 +187,8 @@ func (r *pairsRig) tryAccepted(ctx context.Context, c combination, dir string) e
 
 // tryRank loads the part of one rank and compares what can be compared without the others.
 func (r *pairsRig) tryRank(ctx context.Context, c combination, dir string, rank int, ref *reference,
-	parts map[string]*assembly) error {
+	parts map[string]*assembly,
+) error {
 	switch c.value("by") {
 	case "hold":
 		if err := r.holdAndAttach(ctx, c, dir, rank); err != nil {
@@ -364,7 +365,8 @@ func (r *pairsRig) process(ctx context.Context, c combination, dir string, args 
 
 // start returns a process that was not started yet, and where the simulator will write its report.
 func (r *pairsRig) start(ctx context.Context, c combination, dir string, args []string) (cmd *exec.Cmd,
-	report string, err error) {
+	report string, err error,
+) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, "", err

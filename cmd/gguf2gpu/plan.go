@@ -86,8 +86,10 @@ func (f *loadFlags) plan(cmd *cobra.Command, path string) (err error) {
 		}
 	}()
 	f.sayUseless(notices(cmd), cmd.Flags(), path, m)
-	r := planReport{Model: remote.Redact(path), Architecture: m.Architecture(), DType: f.dtype.String(),
-		FileBytes: m.Size(), Devices: []devicePlan{}}
+	r := planReport{
+		Model: remote.Redact(path), Architecture: m.Architecture(), DType: f.dtype.String(),
+		FileBytes: m.Size(), Devices: []devicePlan{},
+	}
 	if err := r.addRanks(m, f.spec()); err != nil {
 		return err
 	}

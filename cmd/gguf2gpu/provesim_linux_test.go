@@ -17,7 +17,11 @@ func TestProveOnGPU(t *testing.T) {
 		copy int // that is damaged; kernels that convert are checked with the first copy to each device
 		args string
 	}{
-		{1, ""}, {1, "--dtype raw"}, {2, "--dequant gpu"}, {1, "--sync"}, {2, "--device hip:0,1 --split none"},
+		{1, ""},
+		{1, "--dtype raw"},
+		{2, "--dequant gpu"},
+		{1, "--sync"},
+		{2, "--device hip:0,1 --split none"},
 		{3, "--device hip:0,1 --dequant gpu --dtype f32"},
 	} {
 		t.Run(x.args, func(t *testing.T) {

@@ -50,7 +50,7 @@ func run(args []string) exitCode {
 // --json, as {"error": ..., "code": N}, the only object on stdout.
 func Main(ctx context.Context, args []string, stdin io.Reader, toStdout, toStderr io.Writer) exitCode {
 	stdout, stderr := newConsole(toStdout), newConsole(toStderr)
-	defer stderr.finish()
+	defer func() { _ = stderr.finish() }() // there is nobody left to tell
 	root := newRootCommand()
 	root.SetArgs(joinProve(args))
 	root.SetIn(stdin)

@@ -143,8 +143,10 @@ func (s *soak) told(t *testing.T, what string, command string, args ...string) {
 	may := func(reason string) bool { return strings.Contains(text, reason) }
 	switch code := exitCode(p.ProcessState.ExitCode()); {
 	case code == exitOK:
-	case (code == exitFailed || code == exitNoMemory) && slices.ContainsFunc([]string{"no such model", "is held already",
-		"in use by processes", "is pinned", "the budget is", "not enough device memory"}, may):
+	case (code == exitFailed || code == exitNoMemory) && slices.ContainsFunc([]string{
+		"no such model", "is held already",
+		"in use by processes", "is pinned", "the budget is", "not enough device memory",
+	}, may):
 		s.counts["refused"]++
 	default:
 		t.Errorf("%v: exit code %d: %s\nthe holder: %s", p.Args, code, text, s.holder.stderr)

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"github.com/gguf2gpu/gguf2gpu/gguf"
@@ -26,16 +27,13 @@ func part(seed byte, size, no, count int) []byte {
 	}
 	var b bytes.Buffer
 	w := gguf.NewWriter(&b, gguf.WriterOptions{})
-	w.Set("general.architecture", "llama")
+	err := w.Set("general.architecture", "llama")
 	if count > 1 {
-		w.Set("split.no", uint16(no))
-		w.Set("split.count", uint16(count))
+		err = errors.Join(err, w.Set("split.no", uint16(no)), w.Set("split.count", uint16(count)))
 	}
 	name := fmt.Sprint("t", no)
-	w.AddTensor(name, gguf.I8, uint64(size))
-	w.WriteHeader()
-	w.WriteTensor(name, data)
-	if err := w.Close(); err != nil {
+	err = errors.Join(err, w.AddTensor(name, gguf.I8, uint64(size)), w.WriteHeader(), w.WriteTensor(name, data), w.Close())
+	if err != nil {
 		panic(err) // a buffer does not fail
 	}
 	return b.Bytes()

@@ -16,7 +16,8 @@ import (
 // The Holder may be silent for so long, and a reply has to come within the given time once it has begun. waiting may be
 // nil.
 func ask(ctx context.Context, conn *net.UnixConn, r request, silent, within time.Duration,
-	waiting func(string)) (*reply, []*os.File, error) {
+	waiting func(string),
+) (*reply, []*os.File, error) {
 	r.Version = wireVersion
 	if err := conn.SetWriteDeadline(time.Now().Add(within)); err != nil {
 		return nil, nil, err

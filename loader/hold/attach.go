@@ -295,7 +295,8 @@ func freeBytes(devices []*amdhip.Device) (sum uint64, err error) {
 // does, and until what it has mapped is unmapped: while the connection is open, the Holder does not free the memory. It
 // closes the files that it does not take over.
 func (a *Attached) mapped(ctx context.Context, limit *watch.Limit, m *manifest, devices []*amdhip.Device,
-	files []*os.File) ([][]loader.Mapping, error) {
+	files []*os.File,
+) ([][]loader.Mapping, error) {
 	over := make(chan struct{}) // nothing is mapped, or ever will be
 	memory, err := watch.Do(ctx, limit, "mapping the model's memory", func() (memory [][]loader.Mapping, err error) {
 		defer func() { closeAll(files) }()

@@ -155,8 +155,10 @@ func New(devices []*amdhip.Device, o Options) (*Holder, error) {
 	}
 	h.ctx, h.end = context.WithCancel(context.Background())
 	if o.RAM > 0 {
-		h.pool = &hostPool{make: devices[0].HostMalloc, budget: o.RAM, slab: o.slabBytes, root: o.root,
-			limit: func() *watch.Limit { return h.calls.Limit(h.stall()) }, rest: h.rest}
+		h.pool = &hostPool{
+			make: devices[0].HostMalloc, budget: o.RAM, slab: o.slabBytes, root: o.root,
+			limit: func() *watch.Limit { return h.calls.Limit(h.stall()) }, rest: h.rest,
+		}
 	}
 	if err := h.beginScrubbing(); err != nil {
 		return nil, errors.Join(err, h.Close())

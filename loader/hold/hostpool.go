@@ -178,7 +178,8 @@ func (l locked) String() string {
 // claim takes pieces for n bytes as far as there are any. missing is what pieces are to be made, which count as used
 // from now on, and surplus those that are to be freed first, of sizes that nobody wants now.
 func (p *hostPool) claim(n int64) (taken []*amdhip.HostMemory, missing []int64, surplus []*amdhip.HostMemory,
-	err error) {
+	err error,
+) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var more int64

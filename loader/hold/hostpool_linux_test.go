@@ -67,8 +67,10 @@ func TestHostPoolLimits(t *testing.T) {
 		{"the host", with(func(k *kernelFiles) { k.available = hostReserve + 7<<20 }), false, 0, "has 519 MiB left"},
 		{"the control group", with(func(k *kernelFiles) { k.group = hostReserve + 7<<20 }), false, 0, "has 519 MiB left"},
 		{"locked memory, just enough", plenty, true, 4, ""},
-		{"locked memory", with(func(k *kernelFiles) { k.locked = 1 << 20 }), true, 1,
-			"6.0 MiB more are needed, 3.0 MiB are locked, and the limit of locked memory is 8.0 MiB"},
+		{
+			"locked memory", with(func(k *kernelFiles) { k.locked = 1 << 20 }), true, 1,
+			"6.0 MiB more are needed, 3.0 MiB are locked, and the limit of locked memory is 8.0 MiB",
+		},
 		{"no limit", with(func(k *kernelFiles) { k.limit, k.locked = "unlimited", 1<<30 }), true, 4, ""},
 		{"root", with(func(k *kernelFiles) { k.capabilities = 1 << 14; k.locked = 1 << 30 }), true, 4, ""},
 	} {

@@ -179,7 +179,8 @@ func unchanged(file *gguf.File, was []FileIdentity) error {
 // hostRoom takes n bytes of page-locked memory, for an Image that waits for it if one does. Images that are not in use
 // make room, of models that were used less recently than m.
 func (h *Holder) hostRoom(ctx context.Context, m *held, n int64, to *loader.Image) (slabs []*amdhip.HostMemory,
-	err error) {
+	err error,
+) {
 	if !h.pool.fits(n) {
 		return nil, fmt.Errorf("%w: %d bytes are needed, the budget is %d", errPoolFull, n, h.pool.budget)
 	}

@@ -87,8 +87,10 @@ func FuzzKeeper(f *testing.F) {
 func FuzzDescription(f *testing.F) {
 	for devices, s := range specs() {
 		m, _ := manifestOf(f, s, devices)
-		b, err := json.Marshal(description{Version: wireVersion, Manifest: m, Rules: []string{"attn=f32"}, Tensors: "^blk",
-			Ratio: []float64{1, 0, 2, 0, 3}[:2*devices-1], Prints: true})
+		b, err := json.Marshal(description{
+			Version: wireVersion, Manifest: m, Rules: []string{"attn=f32"}, Tensors: "^blk",
+			Ratio: []float64{1, 0, 2, 0, 3}[:2*devices-1], Prints: true,
+		})
 		if err != nil {
 			f.Fatal(err)
 		}

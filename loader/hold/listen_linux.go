@@ -47,7 +47,7 @@ func lockDirectory(dir string) (*os.File, error) {
 		if err == nil {
 			return f, nil
 		}
-		if err != unix.EWOULDBLOCK && err != unix.EINTR || time.Now().After(deadline) {
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
 			_ = f.Close()
 			return nil, fmt.Errorf("hold: locking the directory %s: %w", dir, err)
 		}

@@ -400,16 +400,26 @@ func writeScrubMetrics(b *bytes.Buffer, metric func(name, kind, help string), mo
 		value      func(*Scrub) uint64
 	}{
 		{"gguf2gpu_scrubbed_bytes_total", "Bytes of the model that were looked at again.", func(s *Scrub) uint64 { return s.Bytes }},
-		{"gguf2gpu_scrub_passes_total", "Times that all device memory of the model was looked at again.",
-			func(s *Scrub) uint64 { return uint64(s.Passes) }},
-		{"gguf2gpu_scrub_damage_total", "Blocks of 64 KiB of device memory that were found damaged.",
-			func(s *Scrub) uint64 { return uint64(s.Damaged) }},
-		{"gguf2gpu_scrub_rewritten_total", "Damaged blocks that were written again.",
-			func(s *Scrub) uint64 { return uint64(s.Rewritten) }},
-		{"gguf2gpu_scrub_rewoken_total", "Times that the model was loaded again as it was damaged.",
-			func(s *Scrub) uint64 { return uint64(s.Rewoken) }},
-		{"gguf2gpu_scrub_host_damage_total", "Times that the copy in page-locked memory was found damaged.",
-			func(s *Scrub) uint64 { return uint64(s.HostDamaged) }},
+		{
+			"gguf2gpu_scrub_passes_total", "Times that all device memory of the model was looked at again.",
+			func(s *Scrub) uint64 { return uint64(s.Passes) },
+		},
+		{
+			"gguf2gpu_scrub_damage_total", "Blocks of 64 KiB of device memory that were found damaged.",
+			func(s *Scrub) uint64 { return uint64(s.Damaged) },
+		},
+		{
+			"gguf2gpu_scrub_rewritten_total", "Damaged blocks that were written again.",
+			func(s *Scrub) uint64 { return uint64(s.Rewritten) },
+		},
+		{
+			"gguf2gpu_scrub_rewoken_total", "Times that the model was loaded again as it was damaged.",
+			func(s *Scrub) uint64 { return uint64(s.Rewoken) },
+		},
+		{
+			"gguf2gpu_scrub_host_damage_total", "Times that the copy in page-locked memory was found damaged.",
+			func(s *Scrub) uint64 { return uint64(s.HostDamaged) },
+		},
 	} {
 		metric(x.name, "counter", x.help)
 		for i := range models {

@@ -150,8 +150,8 @@ func leftOfProofs(devices []*amdhip.Device) error {
 func proveVirtualMemory(dev *amdhip.Device) (err error) {
 	var closers []interface{ Close() error }
 	defer func() {
-		for i := len(closers) - 1; i >= 0; i-- {
-			err = errors.Join(err, closers[i].Close())
+		for _, c := range slices.Backward(closers) {
+			err = errors.Join(err, c.Close())
 		}
 	}()
 	physical, err := dev.CreatePhysical(sharedAlign, amdhip.PhysicalOptions{Exportable: true})
@@ -335,7 +335,8 @@ func (s *sharedMemory) adopt(device, i int, file *os.File, n uint64, hint amdhip
 
 // mapPiece maps memory at the addresses of its allocation.
 func (s *sharedMemory) mapPiece(k rangeKey, physical *amdhip.PhysicalMemory, file *os.File,
-	hint amdhip.DevicePtr) (_ loader.Mapping, err error) {
+	hint amdhip.DevicePtr,
+) (_ loader.Mapping, err error) {
 	p := &sharedPiece{device: s.devices[k.device], physical: physical, file: file}
 	p.lose = func() error { return s.ranges.lose(k) }
 	defer func() {

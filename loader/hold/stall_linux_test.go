@@ -144,8 +144,10 @@ func holdBlocked(t *testing.T, share Share, faults ...soft.Fault) (calls map[str
 	c.Staging *= 2
 	c.Stall = stall
 	h, err := New(devices, Options{
-		Config: c, Share: share, RAM: 64 << 20, slabBytes: 1 << 20, Spec: plan.Spec{Policy: plan.Raw,
-			Split: plan.Split{By: plan.SplitLayers}},
+		Config: c, Share: share, RAM: 64 << 20, slabBytes: 1 << 20, Spec: plan.Spec{
+			Policy: plan.Raw,
+			Split:  plan.Split{By: plan.SplitLayers},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -382,7 +382,7 @@ func lacking(err error, devices int) []uint64 {
 	lack := make([]uint64, devices)
 	var walk func(err error)
 	walk = func(err error) {
-		switch e := err.(type) {
+		switch e := err.(type) { //nolint:errorlint // it unwraps by hand
 		case *plan.MemoryError:
 			if e.Device < devices {
 				lack[e.Device] = e.Needed - e.Free
@@ -399,20 +399,20 @@ func lacking(err error, devices int) []uint64 {
 	return lack
 }
 
-// mayGo reports whether x could make room for m, now or when it has come to device memory. Parts of one model make no
-// room for each other: they are of use together only. h.mu is held.
-func (x *held) mayGo(m *held) bool {
-	there := x.now != nil && x.now.err == nil || x.claims != nil
-	return x.base() != m.base() && there && x.attached == 0 && !x.pinned && !x.dropping && !x.mustStay()
+// mayGo reports whether m could make room for other, now or when it has come to device memory. Parts of one model make
+// no room for each other: they are of use together only. h.mu is held.
+func (m *held) mayGo(other *held) bool {
+	there := m.now != nil && m.now.err == nil || m.claims != nil
+	return m.base() != other.base() && there && m.attached == 0 && !m.pinned && !m.dropping && !m.mustStay()
 }
 
-// takes is how many bytes of device d x has, or is about to have. h.mu is held.
-func (x *held) takes(d int) uint64 {
+// takes is how many bytes of device d m has, or is about to have. h.mu is held.
+func (m *held) takes(d int) uint64 {
 	switch {
-	case x.now != nil:
-		return x.now.claimed[d]
-	case x.claims != nil:
-		return x.claims.claimed[d]
+	case m.now != nil:
+		return m.now.claimed[d]
+	case m.claims != nil:
+		return m.claims.claimed[d]
 	}
 	return 0
 }

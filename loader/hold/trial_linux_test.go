@@ -17,7 +17,8 @@ import (
 func TestTrialFails(t *testing.T) {
 	t.Parallel()
 	for _, f := range []soft.Fault{
-		{Func: "hipMemMap", N: 1, Code: amdhip.ErrUnknown, Async: true}, {Func: "hipMemSetAccess", N: 2, Code: amdhip.ErrUnknown},
+		{Func: "hipMemMap", N: 1, Code: amdhip.ErrUnknown, Async: true},
+		{Func: "hipMemSetAccess", N: 2, Code: amdhip.ErrUnknown},
 		{Func: "hipMemExportToShareableHandle", N: 1, Code: amdhip.ErrUnknown},
 		{Func: "hipMemImportFromShareableHandle", N: 1, Code: amdhip.ErrUnknown},
 	} {
@@ -25,8 +26,10 @@ func TestTrialFails(t *testing.T) {
 			log := new(lines)
 			rt, devices := openSoft(t, soft.Options{})
 			soft.Of(rt).Inject(f)
-			h, err := New(devices, Options{Config: tight(), Share: share, Logger: log.logger(),
-				Spec: plan.Spec{Policy: plan.Raw}})
+			h, err := New(devices, Options{
+				Config: tight(), Share: share, Logger: log.logger(),
+				Spec: plan.Spec{Policy: plan.Raw},
+			})
 			soft.Of(rt).ClearFaults()
 			if share == ShareFD {
 				if err == nil {

@@ -84,8 +84,13 @@ func TestTiedAndLeftOut(t *testing.T) {
 func TestUnknownNames(t *testing.T) {
 	t.Parallel()
 	for _, x := range [][2]string{
-		{"mamba", "token_embd.weight"}, {"llama", "blk.0.ssm_a.weight"}, {"llama", "blk.0.attn_q.scale"}, {"llama", "x"},
-		{"llama", "v.blk.0.attn_q.weight"}, {"qwen2", "blk.0.ffn_gate.1.weight"}, {"gemma", "blk.0.post_ffw_norm.weight"},
+		{"mamba", "token_embd.weight"},
+		{"llama", "blk.0.ssm_a.weight"},
+		{"llama", "blk.0.attn_q.scale"},
+		{"llama", "x"},
+		{"llama", "v.blk.0.attn_q.weight"},
+		{"qwen2", "blk.0.ffn_gate.1.weight"},
+		{"gemma", "blk.0.post_ffw_norm.weight"},
 	} {
 		if n, err := namesOf(t, x[0], x[1]); !errors.Is(err, ErrUnknownNames) {
 			t.Errorf("%s of %s: %v, %v", x[1], x[0], n, err)

@@ -123,7 +123,8 @@ func TestOverflow(t *testing.T) {
 	for _, f := range []*gguf.File{alone, together} {
 		for _, free := range [][]uint64{{1}, {1, 1, 1}} {
 			for _, s := range []Spec{
-				{Policy: F32}, {Policy: F32, Split: Split{By: SplitNone}},
+				{Policy: F32},
+				{Policy: F32, Split: Split{By: SplitNone}},
 				{Policy: F32, Shard: Shard{World: 2, By: ShardLayers}},
 			} {
 				if _, err := New(f, s, free); err == nil || !strings.Contains(err.Error(), "overflow") {
@@ -178,13 +179,20 @@ func TestForeignTypes(t *testing.T) {
 func TestShapes(t *testing.T) {
 	t.Parallel()
 	f := described(t, map[string]any{"general.architecture": "x", "x.attention.head_count": uint32(2)}, []made{
-		{"token_embd.weight", gguf.F32, nil}, {"output.weight", gguf.I8, []uint64{0}},
-		{"blk.0.ffn_down.weight", gguf.F16, nil}, {"blk.0.ffn_up.weight", gguf.F16, []uint64{6, 4}},
-		{"blk.0.attn_q.weight", gguf.F16, nil}, {"blk.0.ffn_gate_exps.weight", gguf.F16, nil},
-		{"blk.1.attn_qkv.bias", gguf.F16, []uint64{8, 0}}, {"blk.1.x", gguf.BF16, []uint64{2, 2, 2, 2, 2, 2, 2, 2}},
+		{"token_embd.weight", gguf.F32, nil},
+		{"output.weight", gguf.I8, []uint64{0}},
+		{"blk.0.ffn_down.weight", gguf.F16, nil},
+		{"blk.0.ffn_up.weight", gguf.F16, []uint64{6, 4}},
+		{"blk.0.attn_q.weight", gguf.F16, nil},
+		{"blk.0.ffn_gate_exps.weight", gguf.F16, nil},
+		{"blk.1.attn_qkv.bias", gguf.F16, []uint64{8, 0}},
+		{"blk.1.x", gguf.BF16, []uint64{2, 2, 2, 2, 2, 2, 2, 2}},
 	})
 	for _, shard := range []Shard{
-		{}, {By: ShardLayers, World: 2}, {By: ShardTensors, World: 2}, {By: ShardTensors, World: 2, Rank: 1},
+		{},
+		{By: ShardLayers, World: 2},
+		{By: ShardTensors, World: 2},
+		{By: ShardTensors, World: 2, Rank: 1},
 		{By: ShardTensors, World: 2, Rules: []ShardRule{{regexp.MustCompile(`embd|x`), DivideExperts}}},
 		{By: ShardTensors, World: 2, Rules: []ShardRule{{regexp.MustCompile(`embd|x`), DivideRows}}},
 		{By: ShardTensors, World: 2, Rules: []ShardRule{{regexp.MustCompile(`embd|x`), DivideColumns}}},

@@ -93,8 +93,11 @@ func TestShardRefused(t *testing.T) {
 			`in a row; for this model, worlds of 1 work`},
 		{odd, 2, byRows, ""},
 		{vague, 2, nil, `"blk.0.attn_q.weight" cannot be divided among ranks: the metadata says 0 heads`},
-		{vague, 2, []ShardRule{shardRule(t, `attn_q\.=rows`)},
-			`"blk.0.attn_qkv.weight" cannot be divided among ranks: its 64 rows are q, k and v in one`},
+		{
+			vague, 2,
+			[]ShardRule{shardRule(t, `attn_q\.=rows`)},
+			`"blk.0.attn_qkv.weight" cannot be divided among ranks: its 64 rows are q, k and v in one`,
+		},
 	} {
 		s := Shard{World: x.world, By: ShardTensors, Rules: x.rules}
 		_, err := New(x.f, Spec{Shard: s}, []uint64{1})

@@ -152,22 +152,34 @@ func TestDetectRefuses(t *testing.T) {
 		{"local rank as high as size", "RANK=0 WORLD_SIZE=2 LOCAL_RANK=2", "LOCAL_RANK WORLD_SIZE"},
 		{"a size of none", "RANK=0 WORLD_SIZE=0", "WORLD_SIZE 0"},
 
-		{"two launchers", "RANK=1 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4",
-			"RANK=1 WORLD_SIZE=2 torchrun OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4 Open MPI"},
-		{"two launchers, other ranks", "PMI_RANK=1 PMI_SIZE=4 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4",
-			"PMI_RANK=1 OMPI_COMM_WORLD_RANK=0"},
-		{"two launchers, other local ranks", mpirunRank + "RANK=5 WORLD_SIZE=8 LOCAL_RANK=5",
-			"LOCAL_RANK=5 OMPI_COMM_WORLD_LOCAL_RANK=1"},
+		{
+			"two launchers", "RANK=1 WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4",
+			"RANK=1 WORLD_SIZE=2 torchrun OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4 Open MPI",
+		},
+		{
+			"two launchers, other ranks", "PMI_RANK=1 PMI_SIZE=4 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4",
+			"PMI_RANK=1 OMPI_COMM_WORLD_RANK=0",
+		},
+		{
+			"two launchers, other local ranks", mpirunRank + "RANK=5 WORLD_SIZE=8 LOCAL_RANK=5",
+			"LOCAL_RANK=5 OMPI_COMM_WORLD_LOCAL_RANK=1",
+		},
 		{"half a launcher against a whole one", mpirunRank + "WORLD_SIZE=4", "WORLD_SIZE=4 OMPI_COMM_WORLD_SIZE=8"},
 		{"half a launcher against Slurm", slurmTask + "WORLD_SIZE=8", "WORLD_SIZE=8 SLURM_NTASKS=4"},
 		{"half a launcher in a batch script", batchScript + "RANK=2", "SLURM_NTASKS srun"},
-		{"torchrun's names without torchrun against Slurm", slurmTask + "RANK=0 WORLD_SIZE=1",
-			"RANK=0 WORLD_SIZE=1 SLURM_PROCID=3 SLURM_NTASKS=4"},
-		{"torchrun's names without torchrun against a pod's", "LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2 RANK=0 WORLD_SIZE=2",
-			"RANK=0 WORLD_SIZE=2 LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2"},
+		{
+			"torchrun's names without torchrun against Slurm", slurmTask + "RANK=0 WORLD_SIZE=1",
+			"RANK=0 WORLD_SIZE=1 SLURM_PROCID=3 SLURM_NTASKS=4",
+		},
+		{
+			"torchrun's names without torchrun against a pod's", "LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2 RANK=0 WORLD_SIZE=2",
+			"RANK=0 WORLD_SIZE=2 LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2",
+		},
 		{"torchrun against mpirun", torchrunRank + mpirunRank, "RANK=29 OMPI_COMM_WORLD_RANK=5"},
-		{"two schedulers", slurmTask + "LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2",
-			"SLURM_PROCID=3 SLURM_NTASKS=4 LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2"},
+		{
+			"two schedulers", slurmTask + "LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2",
+			"SLURM_PROCID=3 SLURM_NTASKS=4 LWS_WORKER_INDEX=1 LWS_GROUP_SIZE=2",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -96,12 +96,15 @@ func TestExportsOfParts(t *testing.T) {
 		want map[string]string // name: shape
 		also func(t *testing.T, d file, f *gguf.File)
 	}{
-		{"phi2", []made{{"blk.0.attn_qkv.bias", gguf.F32, []uint64{8}, nil}, {"blk.0.attn_qkv.weight", gguf.F32, []uint64{4, 8}, nil}},
+		{
+			"phi2",
+			[]made{{"blk.0.attn_qkv.bias", gguf.F32, []uint64{8}, nil}, {"blk.0.attn_qkv.weight", gguf.F32, []uint64{4, 8}, nil}},
 			map[string]string{
 				"model.layers.0.self_attn.q_proj.weight": "[4 4]", "model.layers.0.self_attn.k_proj.weight": "[2 4]",
 				"model.layers.0.self_attn.v_proj.weight": "[2 4]", "model.layers.0.self_attn.q_proj.bias": "[4]",
 				"model.layers.0.self_attn.k_proj.bias": "[2]", "model.layers.0.self_attn.v_proj.bias": "[2]",
-			}, func(t *testing.T, d file, f *gguf.File) {
+			},
+			func(t *testing.T, d file, f *gguf.File) {
 				all := d.bytes("model.layers.0.self_attn.q_proj.weight")
 				all = append(slices.Clone(all), d.bytes("model.layers.0.self_attn.k_proj.weight")...)
 				all = append(all, d.bytes("model.layers.0.self_attn.v_proj.weight")...)
@@ -109,10 +112,13 @@ func TestExportsOfParts(t *testing.T) {
 				if !bytes.Equal(all, f.Data(whole)) {
 					t.Error("q, k and v together are not the fused tensor")
 				}
-			}},
+			},
+		},
 		{"llama", []made{
-			{"blk.3.ffn_gate_exps.weight", gguf.F32, []uint64{4, 3, 2}, nil}, {"blk.3.attn_k.bias", gguf.F32, []uint64{4}, floats(1, 2, 3, 4)},
-			{"rope_freqs.weight", gguf.F32, []uint64{2}, nil}, {"blk.4.ffn_down.1.weight", gguf.F32, []uint64{2, 2}, nil},
+			{"blk.3.ffn_gate_exps.weight", gguf.F32, []uint64{4, 3, 2}, nil},
+			{"blk.3.attn_k.bias", gguf.F32, []uint64{4}, floats(1, 2, 3, 4)},
+			{"rope_freqs.weight", gguf.F32, []uint64{2}, nil},
+			{"blk.4.ffn_down.1.weight", gguf.F32, []uint64{2, 2}, nil},
 		}, map[string]string{
 			"model.layers.3.block_sparse_moe.experts.0.w1.weight": "[3 4]", "model.layers.3.block_sparse_moe.experts.1.w1.weight": "[3 4]",
 			"model.layers.3.self_attn.k_proj.bias": "[4]", "model.layers.4.block_sparse_moe.experts.1.w2.weight": "[2 2]",
@@ -121,7 +127,9 @@ func TestExportsOfParts(t *testing.T) {
 				t.Errorf("the bias of k is % x", got)
 			}
 		}},
-		{"gemma", []made{{"output_norm.weight", gguf.F32, []uint64{4}, norm}, {"token_embd.weight", gguf.F32, []uint64{4, 5}, nil}},
+		{
+			"gemma",
+			[]made{{"output_norm.weight", gguf.F32, []uint64{4}, norm}, {"token_embd.weight", gguf.F32, []uint64{4, 5}, nil}},
 			map[string]string{"model.norm.weight": "[4]", "model.embed_tokens.weight": "[5 4]"},
 			func(t *testing.T, d file, _ *gguf.File) {
 				for i, want := range []float32{0, 2, 0.5, -0.75} {
@@ -129,7 +137,8 @@ func TestExportsOfParts(t *testing.T) {
 						t.Errorf("element %d of the norm is %v, want %v", i, got, want)
 					}
 				}
-			}},
+			},
+		},
 	} {
 		heads := map[string]any{
 			"general.architecture": x.arch, x.arch + ".attention.head_count": uint32(2), x.arch + ".attention.head_count_kv": uint32(1),

@@ -144,7 +144,8 @@ func TestFlippedBits(t *testing.T) {
 	t.Parallel()
 	f := open(t, sample)
 	for _, spec := range []plan.Spec{
-		{Policy: plan.Raw}, {Policy: plan.F16, Split: plan.Split{By: plan.SplitNone}},
+		{Policy: plan.Raw},
+		{Policy: plan.F16, Split: plan.Split{By: plan.SplitNone}},
 		{Policy: plan.F32, Tensors: regexp.MustCompile("norm")},
 	} {
 		devs := devices(t, 3)

@@ -58,8 +58,10 @@ func TestRefusedAddresses(t *testing.T) {
 			t.Errorf("%s: got %v, want an error with %q", s, err, want)
 		}
 	}
-	for _, s := range []string{"http://localhost/", "http://LocalHost:8080/", "http://127.0.0.1/", "http://127.9.9.9:1/",
-		"http://[::1]:80/", "https://h/"} {
+	for _, s := range []string{
+		"http://localhost/", "http://LocalHost:8080/", "http://127.0.0.1/", "http://127.9.9.9:1/",
+		"http://[::1]:80/", "https://h/",
+	} {
 		if _, err := newClient(t, Options{}).parse(s); err != nil {
 			t.Errorf("%s: %v", s, err)
 		}
@@ -82,18 +84,30 @@ func TestNames(t *testing.T) {
 	t.Parallel()
 	c := newClient(t, Options{})
 	for s, want := range map[string][2]string{
-		"https://h/a/m-00001-of-00003.gguf": {"m-00001-of-00003.gguf",
-			"https://h/a/m-00002-of-00003.gguf"},
-		"https://h/m-00001-of-00003.gguf?download=true#frag": {"m-00001-of-00003.gguf",
-			"https://h/m-00002-of-00003.gguf?download=true"},
-		"https://h/g%2Fp/raw/a%20b-00001-of-00003.gguf": {"a b-00001-of-00003.gguf",
-			"https://h/g%2Fp/raw/a%20b-00002-of-00003.gguf"},
-		"https://h/..%2F-00001-of-00003.gguf": {"../-00001-of-00003.gguf",
-			"https://h/..%2F-00002-of-00003.gguf"},
-		"https://h/x:y-00001-of-00003.gguf": {"x:y-00001-of-00003.gguf",
-			"https://h/x:y-00002-of-00003.gguf"},
-		"https://h:1/a//b/-00001-of-00003.gguf?q=m.gguf&r=%2F": {"-00001-of-00003.gguf",
-			"https://h:1/a//b/-00002-of-00003.gguf?q=m.gguf&r=%2F"},
+		"https://h/a/m-00001-of-00003.gguf": {
+			"m-00001-of-00003.gguf",
+			"https://h/a/m-00002-of-00003.gguf",
+		},
+		"https://h/m-00001-of-00003.gguf?download=true#frag": {
+			"m-00001-of-00003.gguf",
+			"https://h/m-00002-of-00003.gguf?download=true",
+		},
+		"https://h/g%2Fp/raw/a%20b-00001-of-00003.gguf": {
+			"a b-00001-of-00003.gguf",
+			"https://h/g%2Fp/raw/a%20b-00002-of-00003.gguf",
+		},
+		"https://h/..%2F-00001-of-00003.gguf": {
+			"../-00001-of-00003.gguf",
+			"https://h/..%2F-00002-of-00003.gguf",
+		},
+		"https://h/x:y-00001-of-00003.gguf": {
+			"x:y-00001-of-00003.gguf",
+			"https://h/x:y-00002-of-00003.gguf",
+		},
+		"https://h:1/a//b/-00001-of-00003.gguf?q=m.gguf&r=%2F": {
+			"-00001-of-00003.gguf",
+			"https://h:1/a//b/-00002-of-00003.gguf?q=m.gguf&r=%2F",
+		},
 	} {
 		a, err := c.parse(s)
 		if err != nil {

@@ -22,8 +22,10 @@ func FuzzReply(f *testing.F) {
 			return
 		}
 		resp := &http.Response{StatusCode: code, Header: http.Header{}, ContentLength: -1}
-		for k, v := range map[string]string{"Content-Range": contentRange, "ETag": tag, "Content-Encoding": encoding,
-			"Retry-After": length} {
+		for k, v := range map[string]string{
+			"Content-Range": contentRange, "ETag": tag, "Content-Encoding": encoding,
+			"Retry-After": length,
+		} {
 			if v != "" {
 				resp.Header.Set(k, v)
 			}
@@ -39,10 +41,12 @@ func FuzzReply(f *testing.F) {
 				t.Errorf("a file of %+v", fresh.id)
 			}
 		}
-		known := &file{c: client, a: &address{}, id: &identity{size: 1 << 40, digests: map[string]string{},
+		known := &file{c: client, a: &address{}, id: &identity{
+			size: 1 << 40, digests: map[string]string{},
 			seen: map[string]validator{
 				"https://h/m": {etag: `"a"`},
-			}}}
+			},
+		}}
 		if reached, err := known.check(resp, here, off, end); err == nil {
 			from, to, size, err := parseRange(resp.Header.Values("Content-Range"))
 			if err != nil || code != 206 || from != off || to > end || to != reached || size != 1<<40 ||

@@ -18,15 +18,19 @@ func TestRanges(t *testing.T) {
 		t.Errorf("%d bytes at %s", f.Size(), f.Path())
 	}
 	wantRange(t, f, data, 0, firstBytes)
-	for _, r := range [][2]int64{{0, 1}, {0, firstBytes}, {12345, 1 << 20}, {int64(len(data)) - 1, 1}, {1,
-		int64(len(data)) - 1}, {0, int64(len(data))}} {
+	for _, r := range [][2]int64{{0, 1}, {0, firstBytes}, {12345, 1 << 20}, {int64(len(data)) - 1, 1}, {
+		1,
+		int64(len(data)) - 1,
+	}, {0, int64(len(data))}} {
 		wantRange(t, f, data, r[0], r[1])
 	}
 	if n := s.conns.Load(); n != 1 {
 		t.Errorf("%d connections for ranges one after the other, want 1", n)
 	}
-	if got, want := c.Stats(), (Stats{Requests: 7,
-		Bytes: firstBytes + 1 + firstBytes + 1<<20 + 1 + 2*int64(len(data)) - 1}); got != want {
+	if got, want := c.Stats(), (Stats{
+		Requests: 7,
+		Bytes:    firstBytes + 1 + firstBytes + 1<<20 + 1 + 2*int64(len(data)) - 1,
+	}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if r := f.Range(t.Context(), 5, 0); true {

@@ -68,7 +68,7 @@ func (r *reader) Read(b []byte) (int, error) {
 			err = slow
 		}
 		if err != nil {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = fmt.Errorf("its body ended early: %w", io.ErrUnexpectedEOF)
 			}
 			r.drop()
@@ -141,7 +141,7 @@ func (r *reader) connect() error {
 func (r *reader) body(b []byte) (int, error) {
 	r.watch.Reset(r.f.c.o.Stall)
 	n, err := r.resp.Body.Read(b)
-	if !r.watch.Stop() && err != nil && err != io.EOF {
+	if !r.watch.Stop() && err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("%w for %v", ErrStalled, r.f.c.o.Stall)
 	}
 	return n, err

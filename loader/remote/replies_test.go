@@ -36,7 +36,8 @@ func TestWrongReplies(t *testing.T) {
 		reply func(w http.ResponseWriter, r *http.Request, from, to int64)
 	}{
 		{"no ranges", ErrNoRanges, "does not support ranges", func(w http.ResponseWriter, r *http.Request, _,
-			_ int64) {
+			_ int64,
+		) {
 			whole(w, r)
 		}},
 		{"a page", ErrPage, "a web page", func(w http.ResponseWriter, _ *http.Request, _, _ int64) {
@@ -45,7 +46,8 @@ func TestWrongReplies(t *testing.T) {
 			io.WriteString(w, "<html>please log in</html>")
 		}},
 		{"no content", ErrReply, "", func(w http.ResponseWriter, _ *http.Request, _,
-			_ int64) {
+			_ int64,
+		) {
 			w.WriteHeader(http.StatusPartialContent)
 		}},
 		{"no size", ErrReply, "Content-Range", func(w http.ResponseWriter, _ *http.Request, from, to int64) {
@@ -109,16 +111,19 @@ func TestWrongReplies(t *testing.T) {
 		}},
 		{"nothing at all", nil, "", func(w http.ResponseWriter, _ *http.Request, _, _ int64) { hijack(w, "", nil, true) }},
 		{"not found", fs.ErrNotExist, "404 Not Found", func(w http.ResponseWriter, _ *http.Request, _,
-			_ int64) {
+			_ int64,
+		) {
 			w.WriteHeader(404)
 		}},
 		{"gone", fs.ErrNotExist, "410 Gone", func(w http.ResponseWriter, _ *http.Request, _, _ int64) { w.WriteHeader(410) }},
 		{"not allowed", fs.ErrPermission, "no token is known for this host", func(w http.ResponseWriter, _ *http.Request, _,
-			_ int64) {
+			_ int64,
+		) {
 			w.WriteHeader(401)
 		}},
 		{"forbidden", fs.ErrPermission, "403 Forbidden", func(w http.ResponseWriter, _ *http.Request, _,
-			_ int64) {
+			_ int64,
+		) {
 			w.WriteHeader(403)
 		}},
 		{"teapot", nil, "418", func(w http.ResponseWriter, _ *http.Request, _, _ int64) { w.WriteHeader(418) }},
@@ -127,7 +132,8 @@ func TestWrongReplies(t *testing.T) {
 			w.WriteHeader(416)
 		}},
 		{"broken", nil, "500 Internal Server Error (after 4 attempts)", func(w http.ResponseWriter, _ *http.Request, _,
-			_ int64) {
+			_ int64,
+		) {
 			w.WriteHeader(500)
 		}},
 		{"busy", nil, "in 1h0m0s", func(w http.ResponseWriter, _ *http.Request, _, _ int64) {

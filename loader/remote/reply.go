@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"mime"
 	"net/http"
 	"net/url"
@@ -143,9 +144,7 @@ func (f *file) learn(id identity) {
 		f.id.seen[where] = v
 	}
 	f.id.linked = cmp.Or(f.id.linked, id.linked)
-	for name, d := range id.digests {
-		f.id.digests[name] = d
-	}
+	maps.Copy(f.id.digests, id.digests)
 }
 
 // onlySize reports whether two servers say nothing of a file but its size that can be compared.
@@ -229,7 +228,7 @@ func (f *file) whole(resp *http.Response, id identity) error {
 // aws-chunked is how the file was sent to the store, the others are character sets and the like.
 func encoded(values []string) bool {
 	for _, list := range values {
-		for _, coding := range strings.Split(list, ",") {
+		for coding := range strings.SplitSeq(list, ",") {
 			switch strings.ToLower(strings.TrimSpace(coding)) {
 			case "", "identity", "none", "aws-chunked", "utf-8", "binary":
 			default:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -17,9 +18,7 @@ func changing(s *site, change func(h http.Header, n int)) func(w http.ResponseWr
 	return func(w http.ResponseWriter, r *http.Request, n int) bool {
 		rec := httptest.NewRecorder()
 		s.serve(rec, r)
-		for k, v := range rec.Header() {
-			w.Header()[k] = v
-		}
+		maps.Copy(w.Header(), rec.Header())
 		change(w.Header(), n)
 		w.WriteHeader(rec.Code)
 		w.Write(rec.Body.Bytes())
@@ -45,8 +44,10 @@ func TestHeaders(t *testing.T) {
 		{"no encoding", set("Content-Encoding", "", "none"), nil},
 		{"gzip", set("Content-Encoding", "gzip"), ErrReply},
 		{"gzip, sent as aws-chunked", set("Content-Encoding", "gzip,aws-chunked"), ErrReply},
-		{"gzip in a second header", func(h http.Header, _ int) { h["Content-Encoding"] = []string{"aws-chunked", "gzip"} },
-			ErrReply},
+		{
+			"gzip in a second header", func(h http.Header, _ int) { h["Content-Encoding"] = []string{"aws-chunked", "gzip"} },
+			ErrReply,
+		},
 		{"a new encoding", set("Content-Encoding", "x-new"), ErrReply},
 		{"now weak, now strong", set("Etag", `W/"v1"`, `"v1"`), nil},
 		{"another weak ETag", set("Etag", `W/"v1"`, `W/"v2"`), ErrChanged},

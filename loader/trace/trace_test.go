@@ -119,20 +119,38 @@ func TestPlacing(t *testing.T) {
 		adds []add
 		want []string
 	}{
-		{"one behind the other", []add{{"copy", 0, 10}, {"copy", 10, 20}, {"copy", 30, 40}},
-			[]string{"copy 0-10", "copy 10-20", "copy 30-40"}},
-		{"seen late", []add{{"copy", 0, 10}, {"copy", 14, 24}, {"copy", 20, 30}},
-			[]string{"copy 0-10", "copy 10-20", "copy 20-30"}},
-		{"all seen at the same moment", []add{{"copy", 20, 30}, {"copy", 25, 30}, {"copy", 10, 30}},
-			[]string{"copy 0-10", "copy 10-15", "copy 15-35"}}, // time begins at -5
-		{"inside of the next", []add{{"copy", 0, 1}, {"copy", 15, 20}, {"copy", 11, 21}},
-			[]string{"copy 0-1", "copy 6-11", "copy 11-21"}},
+		{
+			"one behind the other",
+			[]add{{"copy", 0, 10}, {"copy", 10, 20}, {"copy", 30, 40}},
+			[]string{"copy 0-10", "copy 10-20", "copy 30-40"},
+		},
+		{
+			"seen late",
+			[]add{{"copy", 0, 10}, {"copy", 14, 24}, {"copy", 20, 30}},
+			[]string{"copy 0-10", "copy 10-20", "copy 20-30"},
+		},
+		{
+			"all seen at the same moment",
+			[]add{{"copy", 20, 30}, {"copy", 25, 30}, {"copy", 10, 30}},
+			[]string{"copy 0-10", "copy 10-15", "copy 15-35"},
+		}, // time begins at -5
+		{
+			"inside of the next",
+			[]add{{"copy", 0, 1}, {"copy", 15, 20}, {"copy", 11, 21}},
+			[]string{"copy 0-1", "copy 6-11", "copy 11-21"},
+		},
 		{"recorded in another order", []add{{"copy", 20, 30}, {"copy", 0, 10}}, []string{"copy 0-10", "copy 20-30"}},
 		{"inside", []add{{"read", 2, 8}, {"convert", 0, 10}}, []string{"convert 0-10", "read 2-8"}},
-		{"a worker", []add{{"wait", 0, 5}, {"read", 5, 9}, {"read", 9, 12}, {"convert", 5, 20}, {"issue", 20, 21}},
-			[]string{"wait 0-5", "convert 5-20", "read 5-9", "read 9-12", "issue 20-21"}},
-		{"others overlap", []add{{"wait", 0, 10}, {"issue", 5, 15}, {"convert", 7, 9}},
-			[]string{"wait 0-10", "convert 7-9", "issue 10-15"}},
+		{
+			"a worker",
+			[]add{{"wait", 0, 5}, {"read", 5, 9}, {"read", 9, 12}, {"convert", 5, 20}, {"issue", 20, 21}},
+			[]string{"wait 0-5", "convert 5-20", "read 5-9", "read 9-12", "issue 20-21"},
+		},
+		{
+			"others overlap",
+			[]add{{"wait", 0, 10}, {"issue", 5, 15}, {"convert", 7, 9}},
+			[]string{"wait 0-10", "convert 7-9", "issue 10-15"},
+		},
 		{"nothing", []add{{"wait", 5, 5}, {"wait", 5, 5}}, []string{"wait 0-0", "wait 0-0"}},
 		{"backwards", []add{{"wait", 0, 1}, {"issue", 9, 3}}, []string{"wait 0-1", "issue 9-9"}},
 	} {

@@ -38,8 +38,12 @@ func TestRefused(t *testing.T) {
 		mode   Mode
 		failIn string
 	}{
-		{near, Mapped, "Put"}, {near, Mapped, "Flush"}, {near, Direct, "Put"}, {near, Direct, "Flush"},
-		{far, Auto, "PutPart"}, {far, Auto, "Flush"},
+		{near, Mapped, "Put"},
+		{near, Mapped, "Flush"},
+		{near, Direct, "Put"},
+		{near, Direct, "Flush"},
+		{far, Auto, "PutPart"},
+		{far, Auto, "Flush"},
 	} {
 		g := group(t, x.f, plan.Spec{Policy: plan.F16})
 		chunks := g.Cut(plan.CutOptions{Bytes: plan.MinChunk})

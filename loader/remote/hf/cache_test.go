@@ -67,7 +67,8 @@ func TestCache(t *testing.T) {
 		{"a revision that the cache does not know", "hf:o/r@v1", fake.Commit, map[string][]byte{"m-Q4_K_M.gguf": q4}, true, true},
 		{"an old commit", "hf:o/r@v1", oldCommit, map[string][]byte{"m-Q4_K_M.gguf": q4}, false, true},
 		{"a part of a split", "hf:o/r:Q8_0", fake.Commit, map[string][]byte{
-			"Q8_0/m-Q8_0-00001-of-00003.gguf": fake.Split("m-Q8_0", 3, 1<<20)["m-Q8_0-00001-of-00003.gguf"]}, false, true},
+			"Q8_0/m-Q8_0-00001-of-00003.gguf": fake.Split("m-Q8_0", 3, 1<<20)["m-Q8_0-00001-of-00003.gguf"],
+		}, false, true},
 		{"a file of another size", "hf:o/r@v1", fake.Commit, map[string][]byte{"m-Q4_K_M.gguf": q4[:3<<20-1]}, false, true},
 		{"a file with another digest", "hf:o/r@v1", fake.Commit, map[string][]byte{"m-Q4_K_M.gguf": fake.Model(9, 3<<20)}, false, true},
 	} {

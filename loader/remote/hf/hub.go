@@ -273,8 +273,10 @@ func (h *Hub) List(ctx context.Context, n Name) (*remote.Listing, error) {
 	l := &remote.Listing{Name: whole.String(), Revision: r.commit}
 	standard, _ := r.choose(whole)
 	for _, m := range r.models() {
-		e := remote.Entry{File: m.path, Quant: remote.Quant(m.path), Files: m.files, Bytes: m.size,
-			Default: m.path == standard}
+		e := remote.Entry{
+			File: m.path, Quant: remote.Quant(m.path), Files: m.files, Bytes: m.size,
+			Default: m.path == standard,
+		}
 		named := whole
 		if named.Quant = e.Quant; e.Quant == "" || r.find(e.Quant) != m.path {
 			named.Quant, named.File = "", m.path

@@ -127,8 +127,11 @@ func newPlaces(t testing.TB, model []byte, rate int) *places {
 	}
 	host := p.registry.URL[len("https://"):]
 	for _, x := range [][2]string{
-		{"https", p.bucket.URL + "/m.gguf"}, {"hf", "hf:o/r"}, {"ollama", "ollama:" + host + "/library/m"},
-		{"oci", "oci://" + host + "/library/m"}, {"s3", "s3://models/m.gguf"},
+		{"https", p.bucket.URL + "/m.gguf"},
+		{"hf", "hf:o/r"},
+		{"ollama", "ollama:" + host + "/library/m"},
+		{"oci", "oci://" + host + "/library/m"},
+		{"s3", "s3://models/m.gguf"},
 	} {
 		p.list = append(p.list, struct{ name, model string }{x[0], x[1]})
 	}

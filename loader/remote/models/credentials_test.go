@@ -123,8 +123,12 @@ func privates(t *testing.T, victim *place) []private {
 		}, []string{"alices-token"}, "", false},
 		{"https with a password", "https://alice:open%20sesame@" + host + "/m.gguf", "", models.Options{}, []string{basic}, "", false},
 		{"hf", "hf:o/r", "hf:o/r", models.Options{HF: &hf.Options{Endpoint: victim.URL, Token: "hf_alice"}}, []string{"hf_alice"}, "", false},
-		{"ollama", "ollama:m", "", models.Options{Ollama: &ollama.Options{Endpoint: victim.URL, Key: keyFile}},
-			[]string{minted, "AAAAC3NzaC1lZDI1NTE5"}, "Bearer ", false},
+		{
+			"ollama", "ollama:m", "",
+			models.Options{Ollama: &ollama.Options{Endpoint: victim.URL, Key: keyFile}},
+			[]string{minted, "AAAAC3NzaC1lZDI1NTE5"},
+			"Bearer ", false,
+		},
 		{"oci with a password", artifact, artifact, models.Options{
 			OCI: credential(oci.Credential{Username: "alice", Password: "open sesame"}),
 		}, []string{basic}, "Basic ", true},

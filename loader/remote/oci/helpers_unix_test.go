@@ -90,18 +90,28 @@ func TestHelpers(t *testing.T) {
 		{"a registry token in the file", auths(entry{Registry: "token-0"}), nil, ""},
 		{"a store", store, map[string]string{"x": answers(host, "alice", "open sesame")}, ""},
 		{"an identity token of a store", store, map[string]string{"x": answers(host, "<token>", "identity")}, ""},
-		{"a helper goes before the store", map[string]any{"credsStore": "x", "credHelpers": map[string]string{host: "y"}},
-			map[string]string{"x": "exit 1", "y": answers(host, "alice", "open sesame")}, ""},
-		{"a helper of another registry", map[string]any{"credHelpers": map[string]string{"h.example.com": "x"}},
-			map[string]string{"x": "exit 1"}, "no token is known for this host"},
+		{
+			"a helper goes before the store",
+			map[string]any{"credsStore": "x", "credHelpers": map[string]string{host: "y"}},
+			map[string]string{"x": "exit 1", "y": answers(host, "alice", "open sesame")},
+			"",
+		},
+		{
+			"a helper of another registry",
+			map[string]any{"credHelpers": map[string]string{"h.example.com": "x"}},
+			map[string]string{"x": "exit 1"},
+			"no token is known for this host",
+		},
 		{"nothing in the store", store, map[string]string{"x": answers("h.example.com", "alice", "open sesame")}, "docker login"},
 		{"a wrong identity token", store, map[string]string{"x": answers(host, "<token>", "secret")}, "401"},
 		{"a helper that says why not", store, map[string]string{"x": "echo 'the keychain is locked'; exit 1"}, "the keychain is locked"},
 		{"a helper that says nothing", store, map[string]string{"x": "exit 3"}, "exit status 3"},
 		{"a helper that is missing", store, nil, `"docker-credential-x": executable file not found`},
 		{"a helper that answers nonsense", store, map[string]string{"x": "echo secret"}, "invalid character"},
-		{"an entry that cannot be decoded", auths(entry{Auth: base64.StdEncoding.EncodeToString([]byte("secret"))}), nil,
-			"its entry in Docker's configuration cannot be read"},
+		{
+			"an entry that cannot be decoded", auths(entry{Auth: base64.StdEncoding.EncodeToString([]byte("secret"))}), nil,
+			"its entry in Docker's configuration cannot be read",
+		},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			docker(t, tt.config, tt.helpers)

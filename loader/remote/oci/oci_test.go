@@ -202,11 +202,20 @@ func TestRealms(t *testing.T) {
 		registry, realm string
 		trusted         bool
 	}{
-		{"registry-1.docker.io", "auth.docker.io", true}, {"ghcr.io", "ghcr.io", true}, {"registry.gitlab.com", "gitlab.com", true},
-		{"h.example.com:5000", "h.example.com", true}, {"h.example.co.uk", "auth.example.co.uk", true},
-		{"h.example.co.uk", "auth.other.co.uk", false}, {"ghcr.io", "github.com", false}, {"a.github.io", "b.github.io", false},
-		{"127.0.0.1:5000", "127.0.0.1", true}, {"127.0.0.1:5000", "127.0.0.2", false}, {"10.0.0.1", "10.0.0.2", false},
-		{"localhost", "evil.localhost", false}, {"h.example.com", "example.com.evil.com", false}, {"ghcr.io", "sso.corp.example", true},
+		{"registry-1.docker.io", "auth.docker.io", true},
+		{"ghcr.io", "ghcr.io", true},
+		{"registry.gitlab.com", "gitlab.com", true},
+		{"h.example.com:5000", "h.example.com", true},
+		{"h.example.co.uk", "auth.example.co.uk", true},
+		{"h.example.co.uk", "auth.other.co.uk", false},
+		{"ghcr.io", "github.com", false},
+		{"a.github.io", "b.github.io", false},
+		{"127.0.0.1:5000", "127.0.0.1", true},
+		{"127.0.0.1:5000", "127.0.0.2", false},
+		{"10.0.0.1", "10.0.0.2", false},
+		{"localhost", "evil.localhost", false},
+		{"h.example.com", "example.com.evil.com", false},
+		{"ghcr.io", "sso.corp.example", true},
 	} {
 		g := &guard{realms: []string{"sso.corp.example"}, host: tt.registry}
 		if got := g.trusts(tt.realm); got != tt.trusted {

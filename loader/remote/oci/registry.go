@@ -117,7 +117,7 @@ func (r *Registry) resolve(ctx context.Context, n Name) (*artifact, error) {
 		}
 		return a, nil
 	}
-	var none error = fmt.Errorf("%w, but an empty index", manifest.ErrNoModel)
+	none := fmt.Errorf("%w, but an empty index", manifest.ErrNoModel)
 	for _, d := range m.Manifests[:min(len(m.Manifests), maxIndex)] {
 		if m, _, err = r.manifest(ctx, n, base, d.Digest); err != nil {
 			return nil, err

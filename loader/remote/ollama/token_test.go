@@ -190,12 +190,18 @@ func TestRealms(t *testing.T) {
 		own, realm string
 		trusted    bool
 	}{
-		{"registry.ollama.ai", "https://ollama.com/token", true}, {"registry.ollama.ai", "https://registry.ollama.ai/token", true},
-		{"registry.ollama.ai", "http://ollama.com/token", false}, {"registry.ollama.ai", "https://ollama.com:444/token", false},
-		{"registry.ollama.ai", "https://ollama.com.evil.com/token", false}, {"h.example.com", "https://ollama.com/token", false},
-		{"h.example.com", "https://h.example.com/token", true}, {"h.example.com", "https://auth.example.com/token", false},
-		{"h.example.com", "https://h.example.com:5000/token", false}, {"h.example.com", "http://h.example.com/token", false},
-		{"h.example.com", "https://me:secret@h.example.com/token", false}, {"h.example.com", "https://h.example.com@evil.com/token", false},
+		{"registry.ollama.ai", "https://ollama.com/token", true},
+		{"registry.ollama.ai", "https://registry.ollama.ai/token", true},
+		{"registry.ollama.ai", "http://ollama.com/token", false},
+		{"registry.ollama.ai", "https://ollama.com:444/token", false},
+		{"registry.ollama.ai", "https://ollama.com.evil.com/token", false},
+		{"h.example.com", "https://ollama.com/token", false},
+		{"h.example.com", "https://h.example.com/token", true},
+		{"h.example.com", "https://auth.example.com/token", false},
+		{"h.example.com", "https://h.example.com:5000/token", false},
+		{"h.example.com", "http://h.example.com/token", false},
+		{"h.example.com", "https://me:secret@h.example.com/token", false},
+		{"h.example.com", "https://h.example.com@evil.com/token", false},
 	} {
 		req, err := http.NewRequest(http.MethodGet, "https://"+tt.own+"/v2/library/m/manifests/latest", nil)
 		if err != nil {

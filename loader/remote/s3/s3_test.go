@@ -137,9 +137,11 @@ func TestRenewed(t *testing.T) {
 	made := 0
 	cache := aws.NewCredentialsCache(aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 		made++
-		return aws.Credentials{AccessKeyID: current.id, SecretAccessKey: current.secret, SessionToken: current.session,
+		return aws.Credentials{
+			AccessKeyID: current.id, SecretAccessKey: current.secret, SessionToken: current.session,
 			CanExpire: true,
-			Expires:   time.Now().Add(time.Hour)}, nil
+			Expires:   time.Now().Add(time.Hour),
+		}, nil
 	}))
 	s := connect(t, Options{Endpoint: server.URL, Region: "us-west-2", Credentials: cache}, remote.Options{})
 	f, err := open(t, s, "s3://models/a/m-Q4_K_M.gguf")
@@ -212,8 +214,10 @@ func TestAWSHosts(t *testing.T) {
 		"eu-west-1": "models.s3.eu-west-1.amazonaws.com", "cn-north-1": "models.s3.cn-north-1.amazonaws.com.cn",
 		"evil.example.com/": "", "a.b": "", "": "", "eu-west-1@evil": "", strings.Repeat("x", 99): "",
 	} {
-		resp := &http.Response{StatusCode: 400, Header: http.Header{"X-Amz-Bucket-Region": {region}},
-			Body: io.NopCloser(strings.NewReader("<Error><Code>AuthorizationHeaderMalformed</Code><Region>" + region + "</Region></Error>"))}
+		resp := &http.Response{
+			StatusCode: 400, Header: http.Header{"X-Amz-Bucket-Region": {region}},
+			Body: io.NopCloser(strings.NewReader("<Error><Code>AuthorizationHeaderMalformed</Code><Region>" + region + "</Region></Error>")),
+		}
 		b.region = "us-east-1"
 		if got := b.renew(resp, "us-east-1"); got != (host != "") {
 			t.Errorf("%q: another attempt %t", region, got)
@@ -410,8 +414,10 @@ func TestEnvironment(t *testing.T) {
 			t.Error("the instance was not asked")
 		}
 	})
-	for name, v := range map[string]string{"GS_ACCESS_KEY_ID": alice.id, "GS_SECRET_ACCESS_KEY": "", "GOOGLE_OAUTH_ACCESS_TOKEN": "t",
-		"GS_USER_PROJECT": "p", "GS_ENDPOINT_URL": ""} {
+	for name, v := range map[string]string{
+		"GS_ACCESS_KEY_ID": alice.id, "GS_SECRET_ACCESS_KEY": "", "GOOGLE_OAUTH_ACCESS_TOKEN": "t",
+		"GS_USER_PROJECT": "p", "GS_ENDPOINT_URL": "",
+	} {
 		t.Setenv(name, v)
 	}
 	if o := GoogleFromEnvironment(); o.Token != "t" || o.Credentials != nil || o.Project != "p" || o.Endpoint != googleEndpoint {

@@ -56,8 +56,10 @@ func newStore(t testing.TB, valid ...keys) *store {
 	if err := backend.CreateBucket(bucketOfTests); err != nil {
 		t.Fatal(err)
 	}
-	files := map[string][]byte{"a/m-Q4_K_M.gguf": fake.Model(4, 3<<20), "top.gguf": fake.Model(1, 1000), "README.md": []byte("x"),
-		"a/b c+d=é&%.gguf": fake.Model(2, 2000)}
+	files := map[string][]byte{
+		"a/m-Q4_K_M.gguf": fake.Model(4, 3<<20), "top.gguf": fake.Model(1, 1000), "README.md": []byte("x"),
+		"a/b c+d=é&%.gguf": fake.Model(2, 2000),
+	}
 	for name, b := range fake.Split("m", 3, 1<<20) {
 		files["split/"+name] = b
 	}
@@ -103,7 +105,7 @@ func (s *store) check(r *http.Request) string {
 		return "AccessDenied"
 	}
 	fields := map[string]string{}
-	for _, f := range strings.Split(auth, ", ") {
+	for f := range strings.SplitSeq(auth, ", ") {
 		k, v, _ := strings.Cut(f, "=")
 		fields[k] = v
 	}

@@ -244,7 +244,7 @@ func (s *source) next(ctx context.Context) error {
 		}
 		select {
 		case b, ok := <-s.full:
-			if s.ended = !ok && s.last == io.EOF; s.ended {
+			if s.ended = !ok && errors.Is(s.last, io.EOF); s.ended {
 				return &gguf.FormatError{Path: s.name, Offset: s.at, Err: fmt.Errorf("%w: the stream has ended", gguf.ErrTruncated)}
 			}
 			if !ok {

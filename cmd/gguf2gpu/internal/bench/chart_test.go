@@ -138,8 +138,10 @@ func parseChart(t *testing.T, svg string) (texts, shapes []box, view box) {
 				x, y := num("x"), num("y")
 				shapes = append(shapes, box{"rect", attr("class"), x, y, x + num("width"), y + num("height")})
 			case "line":
-				shapes = append(shapes, box{"line", attr("class"), min(num("x1"), num("x2")), min(num("y1"), num("y2")),
-					max(num("x1"), num("x2")), max(num("y1"), num("y2"))})
+				shapes = append(shapes, box{
+					"line", attr("class"), min(num("x1"), num("x2")), min(num("y1"), num("y2")),
+					max(num("x1"), num("x2")), max(num("y1"), num("y2")),
+				})
 			case "path":
 				var x, y float64
 				if _, err := fmt.Sscanf(attr("d"), "M%f %f", &x, &y); err != nil {
@@ -289,7 +291,8 @@ func TestChartPlaces(t *testing.T) {
 			what      string
 			got, want float64
 		}{
-			{"bar", bar.x2 - bar.x1, run.GBps * scale}, {"least", whisker.x1 - bar.x1, run.GBps / 1.2 * scale},
+			{"bar", bar.x2 - bar.x1, run.GBps * scale},
+			{"least", whisker.x1 - bar.x1, run.GBps / 1.2 * scale},
 			{"most", whisker.x2 - bar.x1, run.GBps / 0.95 * scale},
 		} {
 			if math.Abs(x.got-x.want) > 0.02 {
@@ -347,10 +350,19 @@ func TestChartOnce(t *testing.T) {
 func TestAxis(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ fastest, top, step float64 }{
-		{0, 1, 0.2}, {math.Inf(1), 1, 0.2}, {math.NaN(), 1, 0.2},
-		{1, 1, 0.2}, {1.2, 1.2, 0.2}, {1.3, 1.5, 0.5}, {3, 3, 0.5}, {3.1, 4, 1}, {6, 6, 1},
-		{6.1, 8, 2}, {9.9, 10, 2},
-		{55, 60, 10}, {0.07, 0.08, 0.02},
+		{0, 1, 0.2},
+		{math.Inf(1), 1, 0.2},
+		{math.NaN(), 1, 0.2},
+		{1, 1, 0.2},
+		{1.2, 1.2, 0.2},
+		{1.3, 1.5, 0.5},
+		{3, 3, 0.5},
+		{3.1, 4, 1},
+		{6, 6, 1},
+		{6.1, 8, 2},
+		{9.9, 10, 2},
+		{55, 60, 10},
+		{0.07, 0.08, 0.02},
 	} {
 		top, step := axis(tt.fastest)
 		if math.Abs(top-tt.top) > 1e-9 || math.Abs(step-tt.step) > 1e-9 {

@@ -24,9 +24,11 @@ func TestWarnOfIPC(t *testing.T) {
 		"without the right":           {runtime: "7.2.4", files: yama, want: []string{"CAP_SYS_PTRACE"}},
 		"without the right, on HIP 5": {runtime: "5.2.21153", files: yama},
 		"with the right": {runtime: "7.2.4", files: map[string]string{
-			"proc/sys/kernel/yama/ptrace_scope": "1\n", "proc/self/status": mayAll}},
+			"proc/sys/kernel/yama/ptrace_scope": "1\n", "proc/self/status": mayAll,
+		}},
 		"where nothing forbids it": {runtime: "7.2.4", files: map[string]string{
-			"proc/sys/kernel/yama/ptrace_scope": "0\n", "proc/self/status": mayNothing}},
+			"proc/sys/kernel/yama/ptrace_scope": "0\n", "proc/self/status": mayNothing,
+		}},
 	} {
 		p := fakeHost(t, tt.files)
 		p.lookup = func(name string) (string, bool) { return tt.env, name == legacyIPC && tt.env != "" }

@@ -19,7 +19,9 @@ func TestReportAdvises(t *testing.T) {
 		{"no library", Report{Host: good}, []string{"install the HIP runtime"}, nil},
 		{"an error after the first GPU", Report{Library: &Library{}, Devices: gpu, Error: "x"}, []string{"/dev/kfd"}, nil},
 		{
-			"no compiler", Report{Library: &Library{CompilerError: "x"}, Devices: gpu, Host: good}, nil,
+			"no compiler",
+			Report{Library: &Library{CompilerError: "x"}, Devices: gpu, Host: good},
+			nil,
 			[]string{"without hipRTC"},
 		},
 		{"no compiler and no GPU", Report{Library: &Library{CompilerError: "x"}, Host: good}, nil, nil},

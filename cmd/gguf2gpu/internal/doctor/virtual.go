@@ -22,27 +22,32 @@ var runtimeDefects = []struct {
 	text         string
 }{
 	{
-		version{6, 4}, version{6, 5},
+		version{6, 4},
+		version{6, 5},
 		"HIP 6.4: hipMemMap was seen not to come back (6.4.3): hold tries virtual memory first, for five seconds at most, and shares " +
 			"models by IPC handles if it does not work",
 	},
 	{
-		version{7, 2}, version{7, 3},
+		version{7, 2},
+		version{7, 3},
 		"HIP 7.2: hipMemMap was seen to answer success although nothing was mapped (7.2.4): hold tries virtual memory first, and " +
 			"shares models by IPC handles if it does not work",
 	},
 	{
-		version{6, 0}, version{7, 15},
+		version{6, 0},
+		version{7, 15},
 		"HIP 6.0 to 7.14: memory whose descriptor was closed is reported to be neither mapped nor exported again: hold exports once " +
 			"and keeps the descriptor open for as long as it uses the memory; other programs that share memory must do so, too",
 	},
 	{
-		version{7, 15}, latest,
+		version{7, 15},
+		latest,
 		"HIP 7.15 and later: the host is reported to get no access to imported virtual memory: gguf2gpu never asks for that, and " +
 			"reads held models back by copies",
 	},
 	{
-		version{6, 0}, latest,
+		version{6, 0},
+		latest,
 		"HIP 6.0 and later: asking for an IPC handle of virtual memory (hipIpcGetMemHandle) is reported to lose the memory until the " +
 			"machine starts again: gguf2gpu never does; a program that passes on memory of a held model must not either",
 	},

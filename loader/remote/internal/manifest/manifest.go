@@ -53,7 +53,7 @@ type Manifest struct {
 	Manifests    []Descriptor `json:"manifests"` // of an index
 }
 
-// ErrNoModel: an artifact has no layer that is a GGUF file.
+// ErrNoModel says that an artifact has no layer that is a GGUF file.
 var ErrNoModel = errors.New("no GGUF file in it")
 
 // maxLayers bounds the layers that are looked at.

@@ -29,27 +29,37 @@ func TestFiles(t *testing.T) {
 	}{
 		{"ollama", []string{
 			layer("application/vnd.ollama.image.model"), layer("application/vnd.ollama.image.template"),
-			layer("application/vnd.ollama.image.params")}, []string{""}, ""},
+			layer("application/vnd.ollama.image.params"),
+		}, []string{""}, ""},
 		{"ollama, with parameters", []string{layer("application/vnd.ollama.image.model; x=y")}, []string{""}, ""},
 		{"ollama's adapters", []string{layer("application/vnd.ollama.image.adapter")}, nil, "image.adapter"},
 		{"Docker", []string{
 			layer("application/vnd.docker.ai.gguf.v3"), layer("application/vnd.docker.ai.license"),
-			layer("application/vnd.docker.ai.gguf.v3.mmproj"), layer("application/vnd.docker.ai.gguf.v3.lora")}, []string{""}, ""},
-		{"ModelPack", []string{
-			layer("application/vnd.cncf.model.weight.v1.raw", "org.cncf.model.filepath=model-00001-of-00002.gguf"),
-			layer("application/vnd.cncf.model.weight.v1.raw", "org.cncf.model.filepath=a/model-00002-of-00002.gguf"),
-			layer("application/vnd.cncf.model.doc.v1.raw", "org.cncf.model.filepath=README.md")},
-			[]string{"model-00001-of-00002.gguf", "a/model-00002-of-00002.gguf"}, ""},
+			layer("application/vnd.docker.ai.gguf.v3.mmproj"), layer("application/vnd.docker.ai.gguf.v3.lora"),
+		}, []string{""}, ""},
+		{
+			"ModelPack",
+			[]string{
+				layer("application/vnd.cncf.model.weight.v1.raw", "org.cncf.model.filepath=model-00001-of-00002.gguf"),
+				layer("application/vnd.cncf.model.weight.v1.raw", "org.cncf.model.filepath=a/model-00002-of-00002.gguf"),
+				layer("application/vnd.cncf.model.doc.v1.raw", "org.cncf.model.filepath=README.md"),
+			},
+			[]string{"model-00001-of-00002.gguf", "a/model-00002-of-00002.gguf"},
+			"",
+		},
 		{"ModelPack's own type", []string{layer("application/vnd.cncf.model.weight.v1.gguf")}, []string{""}, ""},
 		{"ModelPack, before it was one", []string{
-			layer("application/vnd.cnai.model.weight.v1.raw", "org.cnai.model.filepath=m.GGUF")}, []string{"m.GGUF"}, ""},
+			layer("application/vnd.cnai.model.weight.v1.raw", "org.cnai.model.filepath=m.GGUF"),
+		}, []string{"m.GGUF"}, ""},
 		{"other weights", []string{
-			layer("application/vnd.cncf.model.weight.v1.raw", "org.cncf.model.filepath=m.safetensors")}, nil, "weight.v1.raw"},
+			layer("application/vnd.cncf.model.weight.v1.raw", "org.cncf.model.filepath=m.safetensors"),
+		}, nil, "weight.v1.raw"},
 		{"packed", []string{layer("application/vnd.cncf.model.weight.v1.tar", "org.cncf.model.filepath=m.gguf")}, nil, "are packed"},
 		{"compressed", []string{layer("application/vnd.cncf.model.weight.v1.tar+gzip")}, nil, "are packed"},
 		{"a plain file", []string{
 			layer("application/octet-stream", "org.opencontainers.image.title=m.gguf"),
-			layer("text/plain", "org.opencontainers.image.title=LICENSE")}, []string{"m.gguf"}, ""},
+			layer("text/plain", "org.opencontainers.image.title=LICENSE"),
+		}, []string{"m.gguf"}, ""},
 		{"a name that leads out", []string{layer("application/octet-stream", "org.opencontainers.image.title=../m.gguf")}, nil, "octet"},
 		{"an image", []string{layer("application/vnd.oci.image.layer.v1.tar+gzip")}, nil, "layer.v1.tar+gzip"},
 	} {
