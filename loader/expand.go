@@ -123,9 +123,9 @@ func (l *Loader) expand(ctx context.Context, limit *watch.Limit, p *Plan, by Deq
 }
 
 // expandGroup decides for one group. Devices with the same bytes all convert, or none does.
-func (l *Loader) expandGroup(ctx context.Context, limit *watch.Limit, p *Plan, i int, ready []kernelSet) ([]bool,
-	error,
-) {
+func (l *Loader) expandGroup(
+	ctx context.Context, limit *watch.Limit, p *Plan, i int, ready []kernelSet,
+) ([]bool, error) {
 	tensors, keys := l.wantsExpanded(p, i)
 	if len(keys) == 0 {
 		return nil, nil
@@ -224,9 +224,9 @@ func (l *Loader) compiler() *gpu.Compiler {
 }
 
 // readyOn makes kernels ready on device d.
-func (l *Loader) readyOn(ctx context.Context, limit *watch.Limit, d int, c *gpu.Compiler, keys []gpu.Key) (kernelSet,
-	error,
-) {
+func (l *Loader) readyOn(
+	ctx context.Context, limit *watch.Limit, d int, c *gpu.Compiler, keys []gpu.Key,
+) (kernelSet, error) {
 	dev := l.devices[d]
 	ready, err := l.kernels[d].get(watch.With(ctx, limit), dev, c, keys)
 	if errors.Is(err, ErrStalled) {

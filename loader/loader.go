@@ -184,9 +184,9 @@ func LoadSync(ctx context.Context, f *gguf.File, s plan.Spec, devices ...*amdhip
 }
 
 // once makes a Loader for one load.
-func once(f *gguf.File, s plan.Spec, devices []*amdhip.Device, load func(*Loader, *Plan) (*Model, error)) (*Model,
-	error,
-) {
+func once(
+	f *gguf.File, s plan.Spec, devices []*amdhip.Device, load func(*Loader, *Plan) (*Model, error),
+) (*Model, error) {
 	l, err := New(devices, Config{})
 	if err != nil {
 		return nil, err

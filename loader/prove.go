@@ -109,9 +109,9 @@ func (l *Loader) fingerprintsReady() bool {
 var fingerprintKeys = []gpu.Key{{Fingerprint: true}}
 
 // readyFingerprints sees that the devices have memory for the sums, too, and makes their kernels ready.
-func (l *Loader) readyFingerprints(ctx context.Context, limit *watch.Limit, p *Plan, auto bool, x *expansion) (*prover,
-	error,
-) {
+func (l *Loader) readyFingerprints(
+	ctx context.Context, limit *watch.Limit, p *Plan, auto bool, x *expansion,
+) (*prover, error) {
 	all, err := p.sizes(l.config, x.tensors)
 	if err != nil {
 		return nil, err

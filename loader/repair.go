@@ -69,9 +69,9 @@ func (w *Scrub) Repair(ctx context.Context, d *ProveError, im *Image, f *gguf.Fi
 }
 
 // original returns the bytes that a block is to have.
-func (s *Scrubber) original(ctx context.Context, t *plan.Tensor, d *ProveError, im *Image, f *gguf.File) ([]byte,
-	error,
-) {
+func (s *Scrubber) original(
+	ctx context.Context, t *plan.Tensor, d *ProveError, im *Image, f *gguf.File,
+) ([]byte, error) {
 	seg, skip := around(t, d.Offset, d.Bytes)
 	var src, scratch []byte
 	convert := func() ([]byte, error) {

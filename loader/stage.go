@@ -186,12 +186,8 @@ func (l *Loader) giveBack(limit *watch.Limit, s *stage, broken, stuck bool) erro
 func atRest(limit *watch.Limit, idle func(deadline time.Time) bool) bool {
 	left := limit.Left()
 	deadline := time.Now().Add(left - left/8) // so that idle answers before it is given up
-	yes, err := watch.Do(context.Background(), limit, "waiting for copies to end", func() (bool,
-		error,
-	) {
-		return idle(deadline), nil
-	},
-		func(bool) {})
+	yes, err := watch.Do(context.Background(), limit, "waiting for copies to end",
+		func() (bool, error) { return idle(deadline), nil }, func(bool) {})
 	if err == nil && !yes {
 		limit.Use(left)
 	}

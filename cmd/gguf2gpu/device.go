@@ -70,9 +70,9 @@ func parseFlips(s string) (softFlips, error) {
 }
 
 // open opens the device that the flags name, for a command that works with one device. See openAll.
-func (f *deviceFlags) open(ctx context.Context, stderr io.Writer, logger *slog.Logger) (*amdhip.Runtime, *amdhip.Device,
-	error,
-) {
+func (f *deviceFlags) open(
+	ctx context.Context, stderr io.Writer, logger *slog.Logger,
+) (*amdhip.Runtime, *amdhip.Device, error) {
 	if f.device.list != "" {
 		return nil, nil, usageErrorf("--device %v: this command uses one device; load and verify can use several", *f.device)
 	}

@@ -36,11 +36,18 @@ func addShardFlags(fs *pflag.FlagSet, several bool) *shardFlags {
 	if several {
 		which += ", or whose parts to hold: 0,1 or 0-3"
 	}
+	parse := func(s string) (rankList, error) {
+		all, err := parseRanks(s)
+		if errors.Is(err, errNoRanks) && !several {
+			err = errors.New("a whole number from 0 on is wanted")
+		}
+		return all, err
+	}
 	f := &shardFlags{
 		by: textFlag(fs, "shard", plan.ShardNone, "HOW",
 			"load one rank's part only: layer (a run of whole layers), tensor (a slice of each matrix)"),
 		numbers: parsedFlag(fs, "rank", rankList(nil), "N", which+" (default from the environment of torchrun, mpirun, srun, ...)",
-			parseRanks),
+			parse),
 		world:   intFlag(fs, "world", -1, 1, "with --shard, how many ranks there are (default likewise)"),
 		several: several, local: -1,
 	}
@@ -64,9 +71,10 @@ func (l rankList) String() string {
 // maxRanks bounds the ranks that --rank names: more than a host has devices for.
 const maxRanks = 1024
 
+var errNoRanks = errors.New("allowed are numbers from 0 on, and ranges such as 0-3, separated by commas")
+
 // parseRanks reads numbers and ranges, separated by commas.
 func parseRanks(s string) (rankList, error) {
-	bad := errors.New("allowed are numbers from 0 on, and ranges such as 0-3, separated by commas")
 	var all rankList
 	for word := range strings.SplitSeq(s, ",") {
 		from, to, isRange := strings.Cut(word, "-")
@@ -76,7 +84,7 @@ func parseRanks(s string) (rankList, error) {
 			last, err = strconv.ParseUint(to, 10, 31)
 		}
 		if err != nil || last < first {
-			return nil, bad
+			return nil, errNoRanks
 		}
 		if last-first >= maxRanks || len(all)+int(last-first) >= maxRanks {
 			return nil, fmt.Errorf("that names more than %d ranks", maxRanks)

@@ -70,9 +70,9 @@ const inContainers = "containers that share memory by HIP's IPC need one PID, on
 
 // mapDescriptors maps what the descriptors are for, each at the Holder's address if the device allows it. It takes
 // over the files that it has mapped. The result is as that of mapMemory.
-func (a *Attached) mapDescriptors(m *manifest, devices []*amdhip.Device, files *[]*os.File) ([][]loader.Mapping,
-	error,
-) {
+func (a *Attached) mapDescriptors(
+	m *manifest, devices []*amdhip.Device, files *[]*os.File,
+) ([][]loader.Mapping, error) {
 	memory, all := make([][]loader.Mapping, len(devices)), m.Allocations
 	if len(*files) != len(all) {
 		return memory, fmt.Errorf("hold: the holder sent %d descriptors for %d allocations", len(*files), len(all))
