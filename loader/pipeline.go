@@ -134,12 +134,12 @@ func (p *pipeline) open(ctx context.Context) error {
 	case p.plan.remote():
 		p.runs = p.src.Requests(p.chunks)
 	}
-	workers := min(p.sizes.threads, max(1, len(p.chunks)))
+	workers := min(p.sizes.threads, len(p.chunks))
 	switch {
 	case p.team.turns:
 		workers = p.sizes.connections
 	case p.plan.remote():
-		workers = min(p.sizes.connections, max(1, len(p.runs)))
+		workers = min(p.sizes.connections, len(p.runs))
 	}
 	for i := range workers {
 		p.workers = append(p.workers, newWorker(p, i))

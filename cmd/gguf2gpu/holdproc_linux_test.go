@@ -89,8 +89,7 @@ func (r *rig) command(t *testing.T, command string, args ...string) *process {
 	p.report, p.stdout, p.stderr = filepath.Join(dir, "report"), output(filepath.Join(dir, "stdout")), output(filepath.Join(dir, "stderr"))
 	p.Cmd = &exec.Cmd{
 		Path: self, Args: append([]string{"gguf2gpu", command, "--socket", r.socket}, args...),
-		// The race detector would let each process sleep for a second at its end.
-		Env: append(append(os.Environ(), r.env...), "HIPSIM_REPORT="+p.report, "GORACE=atexit_sleep_ms=0"),
+		Env: append(append(os.Environ(), r.env...), "HIPSIM_REPORT="+p.report),
 	}
 	p.Cmd.Stdout, p.Cmd.Stderr = create(t, p.stdout), create(t, p.stderr)
 	return p

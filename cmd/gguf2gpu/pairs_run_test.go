@@ -380,7 +380,7 @@ func (r *pairsRig) start(ctx context.Context, c combination, dir string, args []
 	cmd.Args[0] = "gguf2gpu"
 	// The race detector would let each process sleep for a second at its end.
 	cmd.Env = append(os.Environ(), "GGUF2GPU_HIP_LIBRARY="+r.simulator, "HIPSIM_DEVICES=3", "HIPSIM_MEMORY=67108864",
-		"HIPSIM_DELAY_US=10", "HIPSIM_REPORT="+report, "GORACE=atexit_sleep_ms=0")
+		"HIPSIM_DELAY_US=10", "HIPSIM_REPORT="+report)
 	switch c.value("device") {
 	case "hip5":
 		cmd.Env = append(cmd.Env, "HIPSIM_VERSION=5")

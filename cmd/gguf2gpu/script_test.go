@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -20,6 +21,8 @@ import (
 const reportPeak = "report-peak"
 
 func TestMain(m *testing.M) {
+	// Tests start a thousand processes. The race detector would let each sleep for a second at its end.
+	os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
 	// A command that a test runs in this process starts its own executable, which is this test binary, to compile a
 	// kernel.
 	if len(os.Args) == 2 && os.Args[1] == compileKernel {
@@ -49,6 +52,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("SAMPLE", sample)
 			env.Setenv("SERVER", server)
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			for _, v := range hubs {
 				env.Setenv(v[0], v[1])
 			}
