@@ -100,21 +100,14 @@ func (f *Feed) Loaded() {
 // the model that was loaded has given them. Then those of the adopted Model are these, and a Scrubber finds what has
 // changed since. It is said before anybody else has the Model. The error matches ErrBadOption when some are missing.
 func (f *Feed) Know(all []Fingerprint) error {
-	type key struct {
-		device *amdhip.Device
-		name   string
-	}
-	sums := make(map[key][]uint64, len(all))
-	for i := range all {
-		sums[key{all[i].Device, all[i].Tensor.Name}] = all[i].Sums
-	}
+	sums := sumsOf(all)
 	known := make([][][]fingerprints, len(f.model.parts))
 	for i, p := range f.model.parts {
 		known[i] = make([][]fingerprints, len(p.on))
 		for n, on := range p.on {
 			for j := range p.group.Tensors {
 				t := &p.group.Tensors[j]
-				s := sums[key{on.device, t.Name}]
+				s := sums[tensorOn{on.device, t.Name}]
 				if want := kernels.Fingerprints(int64(t.Bytes)); int64(len(s)) != want {
 					return fmt.Errorf("%w: %d fingerprints of tensor %q, not %d", ErrBadOption, len(s), t.Name, want)
 				}

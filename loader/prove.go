@@ -264,6 +264,21 @@ type Fingerprint struct {
 	Sums []uint64
 }
 
+// tensorOn is a tensor on one of its devices.
+type tensorOn struct {
+	device *amdhip.Device
+	name   string
+}
+
+// sumsOf finds the sums of a tensor on a device.
+func sumsOf(all []Fingerprint) map[tensorOn][]uint64 {
+	sums := make(map[tensorOn][]uint64, len(all))
+	for i := range all {
+		sums[tensorOn{all[i].Device, all[i].Tensor.Name}] = all[i].Sums
+	}
+	return sums
+}
+
 // Fingerprints returns the fingerprints of all tensors on all devices that they are on, once a load that was proved has
 // ended well, or as Feed.Know has said. Of other models there are none. What a tensor's bytes are to be later can be
 // found out by computing them again.

@@ -114,14 +114,7 @@ func (s *Scrubber) Watch(m *Model) (*Scrub, error) {
 	if err != nil {
 		return nil, err
 	}
-	type key struct {
-		device *amdhip.Device
-		name   string
-	}
-	sums := make(map[key][]uint64, len(known))
-	for i := range known {
-		sums[key{known[i].Device, known[i].Tensor.Name}] = known[i].Sums
-	}
+	sums := sumsOf(known)
 	w := &Scrub{scrubber: s, model: m, proved: len(known) > 0}
 	for _, p := range m.parts {
 		for n, on := range p.on {
@@ -135,7 +128,7 @@ func (s *Scrubber) Watch(m *Model) (*Scrub, error) {
 				}
 				w.tensors = append(w.tensors, scrubbed{part: p, Fingerprint: Fingerprint{
 					Device: on.device, Tensor: t, Ptr: p.ptr(n, t.Arena, t.DeviceOffset), Bytes: int64(t.Bytes),
-					Sums: sums[key{on.device, t.Name}],
+					Sums: sums[tensorOn{on.device, t.Name}],
 				}})
 			}
 		}

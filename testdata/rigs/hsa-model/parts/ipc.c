@@ -1,4 +1,4 @@
-/* Memory of other processes. In model mode ROCr's own way ends the process ("Unimplemented KFD ioctl"), so these three
+/* Memory of other processes. In model mode ROCr's own way ends the process, as it needs a kernel driver, so these three
  * functions of ROCr are replaced: with LD_PRELOAD HIP finds the ones here. What HIP does around them stays AMD's. A handle
  * says where the memory is in the file that holds all memory of a model, and whose file it is. To attach it, memory of
  * the same size is allocated, and the pages at its addresses are replaced by those of the other process. */
